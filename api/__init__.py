@@ -1,0 +1,46 @@
+"""Foretile: what a tile kernel computes, how long it takes on a chip you do not have, and why.
+
+>>> import foretile
+>>> foretile.predict("gemm", chip="h20", m=4096, n=7168, k=2048).time_s  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = [
+    "__version__",
+    "list_chips",
+    "list_operators",
+    "load_chip",
+    "predict",
+    "predict_many",
+    "trace_program",
+]
+
+if TYPE_CHECKING:
+    from foretile.hwmodels import list_chips, load_chip
+    from foretile.predict import list_operators, predict, predict_many, trace_program
+
+_HOME = {
+    "list_chips": "foretile.hwmodels",
+    "load_chip": "foretile.hwmodels",
+    "list_operators": "foretile.predict",
+    "predict": "foretile.predict",
+    "predict_many": "foretile.predict",
+    "trace_program": "foretile.predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import foretile` and `foretile --help` cost next to nothing.
+    if name in _HOME:
+        import importlib
+
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'foretile' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

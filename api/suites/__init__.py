@@ -1,0 +1,1 @@
+"""Shape suites: one YAML file a suite."""

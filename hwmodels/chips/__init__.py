@@ -1,0 +1,1 @@
+"""The built-in catalogue: one folder a vendor, one YAML file a chip."""

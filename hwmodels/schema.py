@@ -1,0 +1,270 @@
+"""The schema of a chip file: what a tile program can occupy, every number with its source.
+
+A leaf is ``{value, source, confidence}``. Absent means unknown: nothing is filled in silently.
+Field names carry their unit. *Cycles* are cycles of ``clock.max_hz``; *core* is what runs a block
+(SM, CU, AP, AI core).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Confidence = Literal["measured", "datasheet", "derived", "inferred"]
+Style = Literal["simt", "davinci", "mlu"]
+T = TypeVar("T")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Quantity(_Frozen, Generic[T]):
+    """One number with its source (paper, datasheet, data set) and how far to trust it."""
+
+    value: T
+    source: str = Field(min_length=2)
+    confidence: Confidence
+    note: str | None = None
+
+
+_Pos = Annotated[float, Field(gt=0)]
+_PosInt = Annotated[int, Field(gt=0)]
+_Frac = Annotated[float, Field(gt=0, le=1)]
+_NonNeg = Annotated[float, Field(ge=0)]
+Positive = Quantity[_Pos]
+Count = Quantity[_PosInt]
+Fraction = Quantity[_Frac]
+NonNegative = Quantity[_NonNeg]
+
+
+class Clock(_Frozen):
+    """Clocks of the cores.
+
+    Matrix work draws the most power: under it a chip sinks to ``matrix_burst_hz`` at once and to
+    ``matrix_sustained_hz`` when the load lasts (``settle_s`` is where sinking begins; it ends a
+    hundred times later).
+    """
+
+    max_hz: Positive
+    matrix_burst_hz: Positive | None = None
+    matrix_sustained_hz: Positive | None = None
+    settle_s: Positive | None = None
+
+
+class Matrix(_Frozen):
+    """The matrix engine of one core.
+
+    ``flop_per_cycle`` maps a dtype's short name to dense FLOP (or integer OP) a cycle and core.
+    ``instruction``: ``mma_sync`` (warps feed it from registers and wait), ``wgmma`` (asynchronous,
+    operands in the scratchpad, accumulators in registers), ``tcgen05`` (asynchronous, accumulators in
+    tensor memory), ``mfma`` (wave-wide, from registers), ``cube`` (a core of its own with its own buffers).
+    ``m``/``n`` are the smallest tile one instruction works on at full rate, ``k_bytes`` its depth.
+    ``mainloop_fraction`` is the share of the peak rate a well-written main loop reaches when
+    nothing else limits it (issue gaps, operand fetch, barriers).
+    """
+
+    instruction: Literal["mma_sync", "wgmma", "tcgen05", "mfma", "cube"]
+    flop_per_cycle: dict[str, Positive]
+    m: Count
+    n: Count
+    k_bytes: Count
+    latency_cycles: Positive
+    mainloop_fraction: Fraction
+    operand_bytes_per_cycle: Positive | None = None  # scratchpad → matrix engine, if not the scratchpad's own
+
+
+class Vector(_Frozen):
+    """Per-cycle rates of a core's other arithmetic, in results a cycle.
+
+    ``fp32`` multiply-adds, ``half`` packed 16-bit operations, ``alu`` integer/compare/select/min/max,
+    ``special`` exp2/log2/rsqrt/…, ``convert`` narrowing conversions, ``issue`` instructions × lanes.
+    """
+
+    fp32_per_cycle: Positive
+    alu_per_cycle: Positive
+    special_per_cycle: Positive
+    convert_per_cycle: Positive
+    issue_per_cycle: Positive
+    half_per_cycle: Positive | None = None
+    latency_cycles: Positive | None = None
+
+
+class Scratchpad(_Frozen):
+    """The software-managed memory of a core that ``alloc_shared`` takes from."""
+
+    capacity_bytes: Count
+    max_block_bytes: Count
+    reserved_block_bytes: NonNegative | None = None
+    bandwidth_bytes_per_cycle: Positive
+    latency_cycles: Positive
+
+
+class Registers(_Frozen):
+    """The register file of a core; ``base_per_thread`` is what addressing and loop state take."""
+
+    bytes_per_core: Count
+    max_per_thread: Count
+    base_per_thread: NonNegative
+
+
+class TensorMemory(_Frozen):
+    """A memory of a core that holds matrix accumulators outside the register file."""
+
+    capacity_bytes: Count
+    read_bytes_per_cycle: Positive
+
+
+class L2(_Frozen):
+    """The last on-chip cache. ``reuse_fraction``: share of the capacity that reuse can count on."""
+
+    capacity_bytes: Count
+    bandwidth_bytes_per_cycle: Positive
+    core_bytes_per_cycle: Positive
+    latency_cycles: Positive
+    reuse_fraction: Fraction
+
+
+class Dram(_Frozen):
+    """Off-chip memory; the fractions are of ``bandwidth_bytes_per_s``, by read/write mix."""
+
+    capacity_bytes: Count
+    bandwidth_bytes_per_s: Positive
+    read_fraction: Fraction
+    write_fraction: Fraction
+    copy_fraction: Fraction
+    latency_cycles: Positive
+
+
+class Residency(_Frozen):
+    """How many threads, warps and blocks fit a core at once."""
+
+    warp_size: Count
+    threads_per_core: Count
+    threads_per_block: Count
+    blocks_per_core: Count
+
+
+class Features(_Frozen):
+    """What copies and warps can do.
+
+    ``async_copy``: global → scratchpad past the registers (cp.async). ``bulk_copy``: whole tiles by
+    one instruction (TMA, TME). ``warp_specialisation``: producer warps feed consumers.
+    """
+
+    async_copy: bool
+    bulk_copy: bool
+    warp_specialisation: bool
+    clusters: bool = False
+
+
+class Sync(_Frozen):
+    """Barriers and atomics. A block barrier costs ``barrier_cycles + barrier_cycles_per_warp × warps``."""
+
+    barrier_cycles: NonNegative
+    barrier_cycles_per_warp: NonNegative
+    pipeline_barrier_cycles: NonNegative
+    atomic_bytes_per_cycle: Positive  # coalesced read-modify-write in the L2, whole chip
+
+
+class Launch(_Frozen):
+    """Fixed costs of a kernel: ``kernel_s`` in a graph, ``ramp_s`` until all cores run, dispatch rate."""
+
+    kernel_s: Positive
+    ramp_s: NonNegative
+    blocks_per_cycle: Positive
+
+
+class Davinci(_Frozen):
+    """The separate cube and vector cores of an Ascend AI core, their buffers and copy queues.
+
+    Bandwidths are bytes a cycle and core. ``handoff``: how accumulators reach the vector cores.
+    """
+
+    vector_cores_per_cube: Count
+    l1_bytes: Count
+    l0a_bytes: Count
+    l0b_bytes: Count
+    l0c_bytes: Count
+    ub_bytes: Count
+    l1_to_l0a_bytes_per_cycle: Positive
+    l1_to_l0b_bytes_per_cycle: Positive
+    gm_to_l1_bytes_per_cycle: Positive
+    l0c_to_gm_bytes_per_cycle: Positive
+    gm_to_ub_bytes_per_cycle: Positive
+    ub_to_gm_bytes_per_cycle: Positive
+    vector_bytes_per_cycle: Positive
+    vector_issue_cycles: Positive
+    cube_issue_cycles: Positive
+    handoff: Literal["l2", "direct"]
+    handoff_cycles: Positive
+
+
+class Chip(_Frozen):
+    """One device as a runtime shows it (a die, where a package holds several).
+
+    ``stated_peak_flop_per_s`` is the vendor's figure by dtype, kept to be checked against
+    cores × rate × clock. ``unknown`` and ``conflicts`` are said in reports.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    name: str
+    vendor: str
+    family: str
+    style: Style
+    aliases: tuple[str, ...] = ()
+    summary: str = ""
+    cores: Count
+    clock: Clock
+    matrix: Matrix
+    vector: Vector
+    registers: Registers | None = None
+    scratchpad: Scratchpad | None = None
+    tensor_memory: TensorMemory | None = None
+    davinci: Davinci | None = None
+    l2: L2
+    dram: Dram
+    residency: Residency | None = None
+    features: Features
+    sync: Sync
+    launch: Launch
+    stated_peak_flop_per_s: dict[str, Positive] = Field(default_factory=dict)
+    tdp_w: Positive | None = None
+    unknown: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _style_has_its_parts(self) -> Chip:
+        needed = {
+            "simt": ("registers", "scratchpad", "residency"),
+            "davinci": ("davinci",),
+            "mlu": ("scratchpad",),
+        }[self.style]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"style {self.style} needs {', '.join(missing)}")
+        if self.matrix.instruction == "tcgen05" and self.tensor_memory is None:
+            raise ValueError("matrix.instruction tcgen05 needs tensor_memory")
+        return self
+
+    def quantities(self) -> dict[str, Quantity[float] | Quantity[int]]:
+        """Every number in the file: dotted path → quantity, in file order."""
+        found: dict[str, Quantity[float] | Quantity[int]] = {}
+
+        def visit(path: str, node: object) -> None:
+            if isinstance(node, Quantity):
+                found[path] = node
+            elif isinstance(node, BaseModel):
+                for name in type(node).model_fields:
+                    visit(f"{path}.{name}" if path else name, getattr(node, name))
+            elif isinstance(node, dict):
+                for key, value in node.items():
+                    visit(f"{path}.{key}", value)
+
+        visit("", self)
+        return found
+
+    def inferred(self) -> tuple[str, ...]:
+        """Paths of the numbers that are neither measured nor stated nor derived from such."""
+        return tuple(p for p, q in self.quantities().items() if q.confidence == "inferred")

@@ -1,0 +1,224 @@
+"""Expressions of tile programs: frozen trees compared by structure, evaluated over NumPy arrays.
+
+An expression is an index, an extent, a predicate or an element value. Evaluation broadcasts, so
+one call gives a loop's trip count for a thousand shapes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+class Expr:
+    """Base of all expressions."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Const(Expr):
+    """A literal; ``dtype`` is a canonical name ("int32", "float32", "bool", …)."""
+
+    value: int | float | bool
+    dtype: str = "int32"
+
+
+@dataclass(frozen=True, slots=True)
+class Var(Expr):
+    """A loop index, a block index or a symbolic dimension, known by its (unique) name."""
+
+    name: str
+    dtype: str = "int32"
+
+
+@dataclass(frozen=True, slots=True)
+class Binary(Expr):
+    """``op`` is a key of :data:`BINARY_OPS`."""
+
+    op: str
+    a: Expr
+    b: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Expr):
+    """A unary or n-ary function: a key of :data:`FUNCTIONS` (``exp2``, ``if_then_else``, …)."""
+
+    fn: str
+    args: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cast(Expr):
+    """Conversion of ``a`` to the canonical dtype name ``dtype``."""
+
+    dtype: str
+    a: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Expr):
+    """One element of the buffer called ``buffer``."""
+
+    buffer: str
+    indices: tuple[Expr, ...]
+
+
+BINARY_OPS: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "floordiv": lambda a, b: a // b,
+    "mod": lambda a, b: a % b,
+    "min": np.minimum,
+    "max": np.maximum,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "bitand": lambda a, b: a & b,
+    "bitor": lambda a, b: a | b,
+    "bitxor": lambda a, b: a ^ b,
+    "shl": lambda a, b: a << b,
+    "shr": lambda a, b: a >> b,
+    "pow": lambda a, b: a**b,
+}
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or"})
+
+
+def _erf(x: Any) -> Any:
+    from scipy.special import erf
+
+    return erf(x)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "log": np.log,
+    "log2": np.log2,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1.0 / np.sqrt(x),
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "erf": _erf,
+    "abs": np.abs,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.round,
+    "isnan": np.isnan,
+    "neg": lambda x: -x,
+    "not": np.logical_not,
+    "bitnot": lambda x: ~x,
+    "if_then_else": np.where,
+    "clamp": np.clip,
+}
+
+
+def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
+    """Value of ``e`` with variables (and whole tensors, for :class:`Load`) taken from ``env``.
+
+    Arrays in ``env`` broadcast against each other; integer division and modulo are floored.
+
+    Raises:
+        KeyError: a variable or a tensor is not in ``env``.
+    """
+    if isinstance(e, Const):
+        return e.value
+    if isinstance(e, Var):
+        return env[e.name]
+    if isinstance(e, Binary):
+        return BINARY_OPS[e.op](evaluate(e.a, env), evaluate(e.b, env))
+    if isinstance(e, Call):
+        return FUNCTIONS[e.fn](*(evaluate(a, env) for a in e.args))
+    if isinstance(e, Load):
+        return np.asarray(env[e.buffer])[tuple(evaluate(i, env) for i in e.indices)]
+    if isinstance(e, Cast):
+        value = evaluate(e.a, env)
+        if e.dtype.startswith(("int", "uint")):
+            return value.astype(np.int64) if isinstance(value, np.ndarray) else int(value)
+        return value
+    raise TypeError(f"not an expression: {e!r}")
+
+
+def children(e: Expr) -> tuple[Expr, ...]:
+    """Direct sub-expressions, left to right."""
+    if isinstance(e, Binary):
+        return (e.a, e.b)
+    if isinstance(e, Call):
+        return e.args
+    if isinstance(e, Cast):
+        return (e.a,)
+    if isinstance(e, Load):
+        return e.indices
+    return ()
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """``e`` and everything below it, parents first."""
+    yield e
+    for child in children(e):
+        yield from walk(child)
+
+
+def variables(e: Expr) -> frozenset[str]:
+    """Names of all variables in ``e``."""
+    return frozenset(x.name for x in walk(e) if isinstance(x, Var))
+
+
+def loads(e: Expr) -> tuple[Load, ...]:
+    """All element reads in ``e``, in order of appearance."""
+    return tuple(x for x in walk(e) if isinstance(x, Load))
+
+
+def substitute(e: Expr, values: Mapping[str, Expr]) -> Expr:
+    """``e`` with each variable named in ``values`` replaced, constants folded on the way up."""
+    if isinstance(e, Var):
+        return values.get(e.name, e)
+    if isinstance(e, Binary):
+        return binary(e.op, substitute(e.a, values), substitute(e.b, values))
+    if isinstance(e, Call):
+        return Call(e.fn, tuple(substitute(a, values) for a in e.args))
+    if isinstance(e, Cast):
+        return Cast(e.dtype, substitute(e.a, values))
+    if isinstance(e, Load):
+        return Load(e.buffer, tuple(substitute(i, values) for i in e.indices))
+    return e
+
+
+_FOLDABLE = frozenset({"add", "sub", "mul", "floordiv", "mod", "min", "max"}) | COMPARISONS - {"and", "or"}
+
+
+def binary(op: str, a: Expr, b: Expr) -> Expr:
+    """``Binary(op, a, b)`` with integer constants folded and the neutral elements dropped.
+
+    The simplifications are the few that keep printed programs readable and equal programs equal
+    by structure; this is no algebra system.
+    """
+    if isinstance(a, Const) and isinstance(b, Const) and op in _FOLDABLE:
+        ints = isinstance(a.value, int) and isinstance(b.value, int)
+        if ints and not (op in ("floordiv", "mod") and b.value == 0):
+            value = BINARY_OPS[op](a.value, b.value)
+            return Const(bool(value), "bool") if op in COMPARISONS else Const(int(value), a.dtype)
+    if isinstance(b, Const) and isinstance(b.value, int) and not isinstance(b.value, bool):
+        if op in ("add", "sub") and b.value == 0:
+            return a
+        if op in ("mul", "floordiv") and b.value == 1:
+            return a
+    if isinstance(a, Const) and isinstance(a.value, int) and not isinstance(a.value, bool):
+        if op == "add" and a.value == 0:
+            return b
+        if op == "mul" and a.value == 1:
+            return b
+    return Binary(op, a, b)

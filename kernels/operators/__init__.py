@@ -1,0 +1,1 @@
+"""The operator library: one module an operator, found by being here."""

@@ -1,0 +1,1 @@
+"""How long it takes: lowering, cost model, event engine, memory, explanation."""
