@@ -21,15 +21,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from foretile.hwmodels import list_chips, load_chip
-    from foretile.predict import list_operators, predict, predict_many, trace_program
+    from foretile.frontdoor import list_operators, predict, predict_many, trace_program
 
 _HOME = {
     "list_chips": "foretile.hwmodels",
     "load_chip": "foretile.hwmodels",
-    "list_operators": "foretile.predict",
-    "predict": "foretile.predict",
-    "predict_many": "foretile.predict",
-    "trace_program": "foretile.predict",
+    "list_operators": "foretile.frontdoor",
+    "predict": "foretile.frontdoor",
+    "predict_many": "foretile.frontdoor",
+    "trace_program": "foretile.frontdoor",
 }
 
 

@@ -189,12 +189,25 @@ def substitute(e: Expr, values: Mapping[str, Expr]) -> Expr:
     if isinstance(e, Binary):
         return binary(e.op, substitute(e.a, values), substitute(e.b, values))
     if isinstance(e, Call):
-        return Call(e.fn, tuple(substitute(a, values) for a in e.args))
+        return call(e.fn, tuple(substitute(a, values) for a in e.args))
     if isinstance(e, Cast):
         return Cast(e.dtype, substitute(e.a, values))
     if isinstance(e, Load):
         return Load(e.buffer, tuple(substitute(i, values) for i in e.indices))
     return e
+
+
+def call(fn: str, args: tuple[Expr, ...]) -> Expr:
+    """``Call(fn, args)`` with what constants decide folded: a sign, a negation, a choice."""
+    first = args[0]
+    if isinstance(first, Const):
+        if fn == "neg" and not isinstance(first.value, bool):
+            return Const(-first.value, first.dtype)
+        if fn == "not" and isinstance(first.value, bool):
+            return Const(not first.value, "bool")
+        if fn == "if_then_else" and isinstance(first.value, bool):
+            return args[1] if first.value else args[2]
+    return Call(fn, args)
 
 
 _FOLDABLE = frozenset({"add", "sub", "mul", "floordiv", "mod", "min", "max"}) | COMPARISONS - {"and", "or"}
@@ -211,6 +224,10 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
         if ints and not (op in ("floordiv", "mod") and b.value == 0):
             value = BINARY_OPS[op](a.value, b.value)
             return Const(bool(value), "bool") if op in COMPARISONS else Const(int(value), a.dtype)
+    if op in ("and", "or"):
+        for this, other in ((a, b), (b, a)):
+            if isinstance(this, Const) and isinstance(this.value, bool):
+                return other if this.value == (op == "and") else this
     if isinstance(b, Const) and isinstance(b.value, int) and not isinstance(b.value, bool):
         if op in ("add", "sub") and b.value == 0:
             return a

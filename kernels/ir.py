@@ -138,6 +138,9 @@ class For(Stmt):
     ``persistent``: the nest's points (row-major, last variable fastest, or in groups of
     ``group_size`` rows) are dealt to the blocks round robin: block *b* of *B* takes points
     *b*, *b + B*, …
+
+    ``extents`` are trip counts: a one-variable loop runs ``start + step * i`` for ``i`` from 0 to
+    ``extent - 1`` (``range(2, 10, 3)`` has start 2, step 3 and extent 3; steps may be negative).
     """
 
     vars: tuple[Var, ...]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-
 from foretile.kernels.dtypes import dtype
 from foretile.kernels.ir import TileProgram
 
@@ -35,6 +34,8 @@ class Param:
     ``dynamic`` parameters may be symbolic while a program is traced, so that one trace serves
     every value; the others are constants of the trace (they decide buffer shapes). ``default``
     is a value, or the name of the parameter it copies (``"=heads"``), or ``None`` if required.
+    ``default_map`` replaces values on that copy: ``(("fp8", "bf16"),)`` with ``default="=dtype"``
+    makes an fp8 operator write bf16 unless told otherwise.
     """
 
     name: str
@@ -44,24 +45,27 @@ class Param:
     dynamic: bool = False
     minimum: int = 1
     choices: tuple[str, ...] = ()  # allowed dtypes (canonical short names) for kind "dtype"
+    default_map: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Operator:
     """An operator kernel and everything that is exactly known about it.
 
-    ``program(shape, config)`` traces one tile program; ``configs(shape)`` lists the configuration
-    space (plain dicts, most promising first); ``flops`` and ``min_bytes`` take the resolved shape
-    (values may be NumPy arrays of equal length) and return exact counts: arithmetic operations of
-    the mathematical function, and the bytes that must cross DRAM once. ``inputs(shape, rng)``
-    makes operands, ``reference(shape, **inputs)`` the float64 result. ``check(shape)`` raises
-    :class:`OperatorError` for combinations that make no sense.
+    ``program(shape, config)`` traces one tile program, or a tuple of programs launched one after
+    the other: tensors of equal name are the same tensor, those that are neither an input nor a
+    key of the reference are workspace, zero before the first launch. ``configs(shape)`` lists the
+    configuration space (plain dicts, most promising first); ``flops`` and ``min_bytes`` take the
+    resolved shape (values may be NumPy arrays of equal length) and return exact counts: arithmetic
+    operations of the mathematical function, and the bytes that must cross DRAM once.
+    ``inputs(shape, rng)`` makes operands, ``reference(shape, **inputs)`` the float64 result.
+    ``check(shape)`` raises :class:`OperatorError` for combinations that make no sense.
     """
 
     name: str
     doc: str
     params: tuple[Param, ...]
-    program: Callable[[Shape, Config], TileProgram]
+    program: Callable[[Shape, Config], TileProgram | tuple[TileProgram, ...]]
     configs: Callable[[Shape], Sequence[Config]]
     flops: Callable[[Shape], Any]
     min_bytes: Callable[[Shape], Any]
@@ -101,7 +105,8 @@ class Operator:
         for p in self.params:
             value = resolved[p.name]
             if isinstance(value, str) and value.startswith("="):
-                resolved[p.name] = resolved[value[1:]]
+                copied = resolved[value[1:]]
+                resolved[p.name] = dict(p.default_map).get(copied, copied) if p.default_map else copied
         self.check(resolved)
         return resolved
 
@@ -123,7 +128,9 @@ class Operator:
             raise OperatorError(f"{self.name}: {p.name}={value!r} is not true or false")
         if isinstance(value, np.ndarray):
             if np.any(value < p.minimum):
-                raise OperatorError(f"{self.name}: {p.name} holds {value.min()}; at least {p.minimum} is needed")
+                raise OperatorError(
+                    f"{self.name}: {p.name} holds {value.min()}; at least {p.minimum} is needed"
+                )
             return value
         try:
             number = int(value)
@@ -133,7 +140,9 @@ class Operator:
         if not exact or isinstance(value, bool):
             raise OperatorError(f"{self.name}: {p.name}={value!r} is not a whole number")
         if number < p.minimum:
-            raise OperatorError(f"{self.name}: {p.name}={number} is too small; at least {p.minimum} is needed")
+            raise OperatorError(
+                f"{self.name}: {p.name}={number} is too small; at least {p.minimum} is needed"
+            )
         return number
 
     def config(self, shape: Shape, **given: Any) -> Config:
@@ -152,16 +161,21 @@ class Operator:
             if name not in keys:
                 near = difflib.get_close_matches(name, keys, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                raise OperatorError(f"{self.name} has no configuration key {name!r}; {hint}it takes: {', '.join(keys)}")
+                raise OperatorError(
+                    f"{self.name} has no configuration key {name!r}; {hint}it takes: {', '.join(keys)}"
+                )
             try:
                 converted[name] = (
-                    str(value).lower() in ("1", "true", "yes", "on") if keys[name] is bool else keys[name](value)
+                    str(value).lower() in ("1", "true", "yes", "on")
+                    if keys[name] is bool
+                    else keys[name](value)
                 )
             except (TypeError, ValueError):
                 raise OperatorError(
                     f"{self.name}: configuration {name}={value!r} is not of type {keys[name].__name__}"
                 ) from None
-            if keys[name] is int and converted[name] < (0 if name == "num_stages" else 1):
+            zero_is_off = name == "num_stages" or any(c.get(name) == 0 for c in space)
+            if keys[name] is int and converted[name] < (0 if zero_is_off else 1):
                 raise OperatorError(f"{self.name}: configuration {name}={converted[name]} is too small")
         for candidate in space:
             if all(candidate.get(k) == v for k, v in converted.items()):
@@ -173,9 +187,7 @@ def operator_names() -> tuple[str, ...]:
     """Names of all operators in the library, sorted; imports none of them."""
     import foretile.kernels.operators as package
 
-    return tuple(
-        sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-    )
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")))
 
 
 @cache

@@ -1,0 +1,55 @@
+# make report   predict the DeepSeek-V3 suite on every chip, from a bare Python to report/report.html
+# make test     install for development and run the tests
+# Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=….
+
+.POSIX:
+
+PYTHON = python3
+VENV = .venv
+REPORT = report
+SUITE = deepseek-v3
+PYTEST_ARGS =
+ROOMS = api calibration hwmodels kernels simulator
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: all report test lint bench clean
+
+all: test
+
+# A stamp is newer than what it was made from, so a second run does nothing twice.
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	rm -rf build $(VENV)/.development
+	$(PIP) install .
+	touch $@
+
+$(VENV)/.development: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) install --editable '.[dev]' --constraint constraints.txt
+	touch $@ $(VENV)/.installed
+
+# A report shows what the sources say now: what changed since the last installation is installed again.
+report: $(VENV)/.installed
+	@if [ ! -e $(VENV)/.development ] && [ -n "$$(find $(ROOMS) -type f ! -name '*.pyc' -newer $(VENV)/.installed)" ]; then \
+	  rm -rf build && $(PIP) install --no-deps --force-reinstall . && touch $(VENV)/.installed; fi
+	$(BIN)/foretile compare --suite $(SUITE) --out $(REPORT)
+	@echo "Open $(REPORT)/report.html"
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.development
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) $(REPORT) build dist foretile.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

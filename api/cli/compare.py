@@ -1,0 +1,42 @@
+"""``foretile compare``: a suite of shapes on several chips, as a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from foretile.cli.arguments import JSON, comma_list
+from foretile.cli.errors import reported
+
+_SUITE = typer.Option("deepseek-v3", "--suite", help="A suite's name, or a YAML file.")
+_CHIPS = typer.Option(
+    None, "--chips", "--chip", metavar="A,B,…", help="Chips to compare.  [default: the whole catalogue]"
+)
+_OUT = typer.Option(
+    ..., "--out", "-o", help="Folder for report.html, report.md and predictions.csv.", show_default=False
+)
+
+
+def compare(suite: str = _SUITE, chips: list[str] = _CHIPS, out: Path = _OUT, as_json: bool = JSON) -> None:
+    """Predict a suite of shapes on several chips and write a report."""
+    from foretile.cli import show
+
+    with reported():
+        from foretile.report.output import require_folder
+
+        require_folder(out)  # before minutes of work, not after
+        from foretile.hwmodels import list_chips, load_chip
+        from foretile.report.compare import write_report
+        from foretile.report.suite import load_suite
+
+        loaded = load_suite(suite)
+        machines = [load_chip(name) for name in (comma_list(chips or ()) or list_chips())]
+        report = write_report(loaded, machines, out, progress=show.console(err=True))
+        if as_json:
+            show.emit_json(report.to_json())
+            return
+        for path in report.files:
+            typer.echo(str(path))
+        err = show.console(err=True)
+        for line in report.findings[:3]:
+            err.print(f"· {line}", markup=False)

@@ -1,0 +1,241 @@
+"""``foretile predict | explain | trace``: one operator, how long and why."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+from foretile.cli.arguments import CONFIG, JSON, OPERATOR, SHAPE, ArgumentError, comma_list, pairs
+from foretile.cli.errors import reported
+
+if TYPE_CHECKING:
+    from foretile.simulator.prediction import Explanation, Prediction
+
+_SHAPE_EXAMPLE = "m=4096 n=7168 k=2048"
+_CONFIG_EXAMPLE = "--config block_m=128 num_stages=3"
+
+
+class Model(enum.StrEnum):
+    """How a time is found."""
+
+    ENGINE = "engine"
+    COST_MODEL = "cost-model"
+
+
+_CHIPS = typer.Option(
+    ..., "--chip", metavar="ID", help="A chip's id or a YAML file; repeat to compare.", show_default=False
+)
+_CHIP = typer.Option(..., "--chip", metavar="ID", help="A chip's id or a YAML file.", show_default=False)
+_MODEL = typer.Option(
+    Model.ENGINE,
+    "--model",
+    help="The event engine, or the faster closed-form cost model.",
+    case_sensitive=False,
+)
+_OUT = typer.Option(
+    ..., "--out", "-o", help="Where to write; compressed if it ends in .gz.", show_default=False
+)
+_OPTIONS = {"op", "chip", "config", "model"}  # of predict(): not names a shape parameter can have
+
+
+def _given(shape: list[str], config: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Shape and configuration from their words."""
+    sizes = pairs(shape or (), example=_SHAPE_EXAMPLE)
+    for name in sizes:
+        if name in _OPTIONS:
+            raise ArgumentError(f"{name} is no shape parameter; write --{name} {sizes[name]}")
+    return dict(sizes), pairs(config or (), example=_CONFIG_EXAMPLE)
+
+
+def predict(
+    op: str = OPERATOR,
+    shape: list[str] = SHAPE,
+    chip: list[str] = _CHIPS,
+    config: list[str] = CONFIG,
+    model: Model = _MODEL,
+    as_json: bool = JSON,
+) -> None:
+    """How long an operator takes, with interval, bound and breakdown.
+
+    JSON: one object for one chip, a list of them for several.
+    """
+    from foretile.cli import show
+
+    with reported(op):
+        chips = comma_list(chip)
+        if not chips:
+            raise ArgumentError("--chip needs an id (foretile chips lists them) or a YAML file")
+        sizes, chosen = _given(shape, config)
+        from foretile.frontdoor import predict as run
+
+        kind: Literal["engine", "cost_model"] = "engine" if model is Model.ENGINE else "cost_model"
+        found = [run(op, name, config=chosen or None, model=kind, **sizes) for name in chips]
+        if as_json:
+            objects = [prediction.to_json() for prediction in found]
+            show.emit_json(objects[0] if len(objects) == 1 else objects)
+            return
+        _print_predictions(found, chips)
+
+
+def _shape_words(shape: Mapping[str, Any]) -> str:
+    return " ".join(f"{k}={v}" for k, v in shape.items())
+
+
+def _print_predictions(found: Sequence[Prediction], chips: Sequence[str]) -> None:
+    from foretile.cli import show
+    from foretile.hwmodels import load_chip
+    from foretile.report import units
+    from foretile.report.grounds import achieved
+    from rich.text import Text
+
+    out = show.console()
+    first = found[0]
+    out.print(Text.assemble((first.operator, "bold cyan"), "  ", _shape_words(first.shape)))
+    machines = [load_chip(name) for name in chips]
+    reached = [achieved(p, m) for p, m in zip(found, machines, strict=True)]
+    if len(found) == 1:
+        resource, share = reached[0].of_peak
+        rates = f"{units.flop_rate(reached[0].flop_per_s)}, {units.byte_rate(reached[0].dram_bytes_per_s)}"
+        out.print(
+            Text.assemble(
+                f"{machines[0].name}: ",
+                (units.seconds(first.time_s), "bold green"),
+                f"  [{units.interval(*first.interval_s)}]  ",
+                f"{rates}  ({units.percent(share)} of {resource})",
+            )
+        )
+        out.print(Text.assemble("bound by ", (first.bound, "bold"), _also_busy(first)))
+        out.print(show.breakdown(first.breakdown_s, first.time_s))
+        if first.config:
+            out.print(Text(f"configuration: {_shape_words(first.config)}"))
+        if first.occupancy:
+            out.print(Text(f"occupancy: {_occupancy(first.occupancy)}"))
+    else:
+        made = show.table(
+            "chip", "time", "90 % interval", "slower", "FLOP rate", "DRAM rate", "of peak", "bound", "config",
+            right=("time", "90 % interval", "slower", "FLOP rate", "DRAM rate", "of peak"),
+        )  # fmt: skip
+        best = min(p.time_s for p in found)
+        for p, m, r in sorted(zip(found, machines, reached, strict=True), key=lambda row: row[0].time_s):
+            made.add_row(
+                m.id,
+                Text(units.seconds(p.time_s), style="bold green" if p.time_s == best else "bold"),
+                units.interval(*p.interval_s),
+                units.ratio(p.time_s / best),
+                units.flop_rate(r.flop_per_s),
+                units.byte_rate(r.dram_bytes_per_s),
+                units.percent(r.of_peak[1]),
+                p.bound,
+                Text(_shape_words(p.config)),
+            )
+        out.print(made)
+    _print_warnings(found)
+
+
+def _also_busy(prediction: Prediction) -> str:
+    busy = sorted(prediction.utilisation.items(), key=lambda part: -part[1])[:3]
+    return (
+        "  (busy: " + ", ".join(f"{name} {share * 100:.0f} %" for name, share in busy) + ")" if busy else ""
+    )
+
+
+def _occupancy(occupancy: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in occupancy.items():
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        parts.append(f"{name.replace('_', ' ')} {text}")
+    return ", ".join(parts)
+
+
+def _print_warnings(found: Sequence[Prediction]) -> None:
+    from foretile.cli import show
+    from foretile.report.grounds import standing, warnings
+    from rich.text import Text
+
+    err = show.console(err=True)
+    for p in found:
+        for line in (standing(p.model), *warnings(p.model)):
+            err.print(Text.assemble(("note: ", "yellow"), f"{p.chip}: {line}"))
+
+
+def explain(
+    op: str = OPERATOR,
+    shape: list[str] = SHAPE,
+    chip: str = _CHIP,
+    config: list[str] = CONFIG,
+    as_json: bool = JSON,
+) -> None:
+    """Why an operator takes as long as it does, and what would make it faster."""
+    from foretile.cli import show
+
+    with reported(op):
+        sizes, chosen = _given(shape, config)
+        from foretile.frontdoor import explain as run
+
+        found = run(op, chip, config=chosen or None, **sizes)
+        if as_json:
+            show.emit_json(found.to_json())
+            return
+        _print_explanation(found)
+
+
+def _print_explanation(found: Explanation) -> None:
+    from foretile.cli import show
+    from foretile.report import units
+    from rich.text import Text
+
+    out, p = show.console(), found.prediction
+    out.print(
+        Text.assemble((p.operator, "bold cyan"), "  ", _shape_words(p.shape), "  on ", (p.chip, "bold"))
+    )
+    out.print(Text.assemble((units.seconds(p.time_s), "bold green"), f"  [{units.interval(*p.interval_s)}]"))
+    for sentence in found.sentences:
+        out.print(Text(f"· {sentence}"))
+    out.print(show.breakdown(p.breakdown_s, p.time_s))
+    bounds = show.table("no faster than, by", "time", "of the total", "", right=("time", "of the total"))
+    for name, value in found.bounds_s.items():
+        share = value / p.time_s
+        bounds.add_row(name.replace("_", " "), units.seconds(value), units.percent(share), show.bar(share))
+    out.print(bounds)
+    gains = show.table("10 % more of", "time changes by", right=("time changes by",))
+    for name, change in sorted(found.gains.items(), key=lambda part: part[1]):
+        gains.add_row(name.replace("_", " "), f"{change * 100:+.1f} %".replace("-", "−"))
+    if found.gains:
+        out.print(gains)
+    _print_warnings([p])
+
+
+def trace(
+    op: str = OPERATOR,
+    shape: list[str] = SHAPE,
+    chip: str = _CHIP,
+    out: Path = _OUT,
+    config: list[str] = CONFIG,
+    as_json: bool = JSON,
+) -> None:
+    """Write the simulated timeline as a trace that ui.perfetto.dev opens."""
+    from foretile.cli import show
+
+    with reported(op):
+        sizes, chosen = _given(shape, config)
+        from foretile.report.output import require_file, write_all
+
+        require_file(out)
+        from foretile.frontdoor import trace_events
+
+        events = trace_events(op, chip, config=chosen or None, **sizes)
+        write_all({out: json.dumps(events, default=show.plain, separators=(",", ":"))})
+        count = len(events.get("traceEvents", ()))
+        if as_json:
+            show.emit_json({"file": str(out), "events": count})
+            return
+        typer.echo(str(out))
+        show.console(err=True).print(
+            f"{count:,} events. Open https://ui.perfetto.dev and drop the file onto the page "
+            "(it stays on your machine).",
+            markup=False,
+        )

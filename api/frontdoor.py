@@ -1,0 +1,159 @@
+"""The public API: predict, predict_many, explain, trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from foretile.hwmodels import Chip, load_chip
+from foretile.kernels.ir import TileProgram
+from foretile.kernels.operator import Operator, OperatorError, Shape, load_operator, operator_names
+from foretile.simulator.prediction import Explanation, Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ChipRef = str | Path | Chip
+Op = str | TileProgram | tuple[TileProgram, ...]
+
+
+def list_operators() -> list[str]:
+    """Names of the library's operators."""
+    return list(operator_names())
+
+
+def resolve(op: Op, shape: Mapping[str, Any]) -> tuple[Operator, Shape]:
+    """The operator and its full shape.
+
+    ``op`` is a library name, ``path/to/file.py:function`` (its keyword arguments are the shape) or a
+    traced program.
+
+    Raises:
+        OperatorError, TraceError: a wrong name, parameter or kernel file.
+    """
+    if isinstance(op, str) and ".py" not in op:
+        operator = load_operator(op)
+        return operator, operator.shape(**shape)
+    from foretile.simulator.predictor import as_operator
+
+    if isinstance(op, str):
+        from foretile.kernels.load import load_program
+
+        name = op.rsplit(":", 1)[-1]
+        return as_operator(load_program(op, **shape), name), dict(shape)
+    if shape:
+        raise OperatorError(f"a traced program takes no shape; bind {', '.join(shape)} with TileProgram.bind")
+    return as_operator(op), {}
+
+
+def predict(
+    op: Op,
+    chip: ChipRef,
+    *,
+    config: Mapping[str, Any] | None = None,
+    model: Literal["engine", "cost_model"] = "engine",
+    **shape: Any,
+) -> Prediction:
+    """Predict the time of ``op`` on ``chip``, with interval, bound, breakdown and configuration.
+
+    Without ``config`` the operator's space is searched with the cost model and the finalists are
+    played on the event engine; ``model="cost_model"`` skips the engine.
+
+    Raises:
+        OperatorError, ChipError, TraceError, SimulationError: what is wrong, and what would be right.
+    """
+    from foretile.simulator.predictor import predict as run
+
+    operator, full = resolve(op, shape)
+    return run(operator, full, load_chip(chip), dict(config) if config is not None else None, model)
+
+
+@overload
+def predict_many(
+    op: str, chip: ChipRef, shapes: Any, *, details: Literal[False] = False
+) -> np.ndarray: ...
+
+
+@overload
+def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: Literal[True]) -> pd.DataFrame: ...
+
+
+def predict_many(
+    op: str, chip: ChipRef, shapes: Any, *, details: bool = False
+) -> np.ndarray | pd.DataFrame:
+    """Predict many shapes at once with the vectorised cost model, best configuration per row.
+
+    ``shapes`` is a DataFrame or a mapping of equal-length columns named after the operator's
+    parameters; scalars apply to every row.
+
+    Returns:
+        float64 seconds, one a row; with ``details`` a DataFrame of the columns given plus ``time_s``,
+        ``low_s``, ``high_s``, ``bound`` and ``config``.
+
+    Raises:
+        OperatorError: an unknown column, a bad value (with its row), or columns of unequal length.
+        ChipError, SimulationError: as for :func:`predict`.
+    """
+    from foretile.simulator.batch import predict_rows
+
+    rows = predict_rows(load_operator(op), load_chip(chip), shapes, details=details)
+    if not details:
+        return rows.time_s
+    import pandas as pd
+
+    columns = {name: rows.columns[name] for name in rows.columns}
+    return pd.DataFrame(
+        {
+            **columns,
+            "time_s": rows.time_s,
+            "low_s": rows.low_s,
+            "high_s": rows.high_s,
+            "bound": rows.bound,
+            "config": rows.config,
+        }
+    )
+
+
+def explain(op: Op, chip: ChipRef, *, config: Mapping[str, Any] | None = None, **shape: Any) -> Explanation:
+    """Why ``op`` takes as long as it does on ``chip``: words, bounds, and what more of each resource brings.
+
+    Raises:
+        As :func:`predict`.
+    """
+    from foretile.simulator.explain import explain as run
+
+    operator, full = resolve(op, shape)
+    return run(operator, full, load_chip(chip), dict(config) if config is not None else None)
+
+
+def trace_events(
+    op: Op, chip: ChipRef, *, config: Mapping[str, Any] | None = None, **shape: Any
+) -> dict[str, Any]:
+    """A timeline for Perfetto (Chrome trace format): one track an engine, named slices.
+
+    Raises:
+        As :func:`predict`.
+    """
+    from foretile.simulator.trace import trace
+
+    operator, full = resolve(op, shape)
+    return trace(operator, full, load_chip(chip), dict(config) if config is not None else None)
+
+
+def trace_program(
+    op: str, *, config: Mapping[str, Any] | None = None, **shape: Any
+) -> TileProgram | tuple[TileProgram, ...]:
+    """The tile program of an operator (several where it takes several launches) or of a kernel file.
+
+    Raises:
+        OperatorError, TraceError: a wrong name, parameter, configuration or kernel file.
+    """
+    operator, full = resolve(op, shape)
+    settings = operator.config(full, **(config or {})) if operator.params else {}
+    traced = operator.program(full, settings)
+    if isinstance(traced, tuple) and len(traced) == 1:
+        return traced[0]
+    return traced

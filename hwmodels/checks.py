@@ -1,0 +1,200 @@
+"""Is a chip physically plausible? The schema checks each number, this module checks them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from foretile.hwmodels.schema import Chip
+
+PEAK_TOLERANCE = 0.03
+# Dtype short names a program can ask for, by storage bits; wider types never run faster.
+_BITS = {
+    "fp64": 64,
+    "fp32": 32,
+    "tf32": 32,
+    "fp16": 16,
+    "bf16": 16,
+    "int16": 16,
+    "fp8": 8,
+    "fp8_e5m2": 8,
+    "int8": 8,
+    "fp4": 4,
+    "int4": 4,
+}
+
+
+def peak_flop_per_s(chip: Chip, dtype: str) -> float:
+    """Dense peak at the maximum clock, cores × FLOP a cycle × Hz.
+
+    Raises:
+        KeyError: the chip has no matrix rate for the dtype.
+    """
+    return chip.cores.value * chip.matrix.flop_per_cycle[dtype].value * chip.clock.max_hz.value
+
+
+def ridge_flop_per_byte(chip: Chip) -> float:
+    """16-bit dense peak over DRAM bandwidth: the intensity above which a kernel is compute-bound."""
+    dtype = next((d for d in ("bf16", "fp16") if d in chip.matrix.flop_per_cycle), None)
+    rate = peak_flop_per_s(chip, dtype or next(iter(chip.matrix.flop_per_cycle)))
+    return rate / chip.dram.bandwidth_bytes_per_s.value
+
+
+def check_chip(chip: Chip) -> list[str]:
+    """Warnings about numbers that contradict each other or physics; empty for a plausible chip.
+
+    A stated peak that ``conflicts`` explains (an entry that begins with the field's name) is not repeated.
+    """
+    return [
+        *_peaks(chip),
+        *_clocks(chip),
+        *_matrix(chip),
+        *_memories(chip),
+        *_dram(chip),
+        *_threads(chip),
+        *_overheads(chip),
+    ]
+
+
+def _peak_conflict_stated(chip: Chip, dtype: str) -> bool:
+    """Whether ``conflicts`` speaks of the stated peaks, of all (``field:``) or of this dtype's."""
+    names = ("stated_peak_flop_per_s:", f"stated_peak_flop_per_s.{dtype}:")
+    return any(conflict.startswith(names) for conflict in chip.conflicts)
+
+
+def _peaks(chip: Chip) -> Iterator[str]:
+    for dtype, stated in chip.stated_peak_flop_per_s.items():
+        field = f"stated_peak_flop_per_s.{dtype}"
+        if dtype not in chip.matrix.flop_per_cycle:
+            yield f"{field}: matrix.flop_per_cycle has no {dtype} to compare with"
+            continue
+        computed = peak_flop_per_s(chip, dtype)
+        off = computed / stated.value - 1
+        if abs(off) > PEAK_TOLERANCE and not _peak_conflict_stated(chip, dtype):
+            yield (
+                f"{field}: {stated.value:.4g} is stated, but cores x rate x clock gives {computed:.4g} "
+                f"({off:+.1%}); correct one, or explain it under conflicts"
+            )
+
+
+def _clocks(chip: Chip) -> Iterator[str]:
+    clock = chip.clock
+    top, burst, sustained = clock.max_hz.value, clock.matrix_burst_hz, clock.matrix_sustained_hz
+    if not 2e8 <= top <= 5e9:
+        yield f"clock.max_hz: {top:.4g} Hz is outside 0.2 to 5 GHz; is the unit right?"
+    if burst and burst.value > top:
+        yield f"clock.matrix_burst_hz: {burst.value:.4g} is above max_hz {top:.4g}"
+    if sustained:
+        above, name = (burst.value, "matrix_burst_hz") if burst else (top, "max_hz")
+        if sustained.value > above:
+            yield f"clock.matrix_sustained_hz: {sustained.value:.4g} is above {name} {above:.4g}"
+        if clock.settle_s is None:
+            yield "clock.settle_s: missing; with matrix_sustained_hz it says when the clock begins to sink"
+
+
+def _matrix(chip: Chip) -> Iterator[str]:
+    rates = chip.matrix.flop_per_cycle
+    if not rates:
+        yield "matrix.flop_per_cycle: no dtype; nothing can be computed"
+    for dtype in rates:
+        if dtype not in _BITS:
+            yield f"matrix.flop_per_cycle.{dtype}: unknown dtype; known: {', '.join(_BITS)}"
+    for family in (
+        ("fp64", "fp32", "fp16", "fp8", "fp4"),
+        ("int16", "int8", "int4"),
+        ("tf32", "bf16", "fp8"),
+    ):
+        known = [dtype for dtype in family if dtype in rates]
+        for wide, narrow in pairwise(known):
+            if rates[narrow].value < rates[wide].value:
+                yield (
+                    f"matrix.flop_per_cycle.{narrow}: {rates[narrow].value:g} is below "
+                    f"{wide}'s {rates[wide].value:g}"
+                )
+    if chip.matrix.k_bytes.value > 1024:
+        yield f"matrix.k_bytes: {chip.matrix.k_bytes.value} is no depth of one instruction; is it in bytes?"
+    if chip.matrix.mainloop_fraction.value < 0.5:
+        yield f"matrix.mainloop_fraction: {chip.matrix.mainloop_fraction.value:g} is low for a main loop"
+
+
+def _memories(chip: Chip) -> Iterator[str]:
+    l2, pad = chip.l2, chip.scratchpad
+    l2_rate = l2.bandwidth_bytes_per_cycle.value * chip.clock.max_hz.value
+    if l2_rate < chip.dram.bandwidth_bytes_per_s.value:
+        yield (
+            f"l2.bandwidth_bytes_per_cycle: {l2_rate:.3g} B/s at max_hz is below the DRAM's "
+            f"{chip.dram.bandwidth_bytes_per_s.value:.3g}"
+        )
+    ports = chip.cores.value * l2.core_bytes_per_cycle.value
+    if l2.bandwidth_bytes_per_cycle.value > ports:
+        yield (
+            f"l2.bandwidth_bytes_per_cycle: {l2.bandwidth_bytes_per_cycle.value:g} is more than all cores' "
+            f"ports take, {chip.cores.value} x core_bytes_per_cycle = {ports:g}"
+        )
+    if l2.latency_cycles.value >= chip.dram.latency_cycles.value:
+        yield (
+            f"l2.latency_cycles: {l2.latency_cycles.value:g} is not below the DRAM's "
+            f"{chip.dram.latency_cycles.value:g}"
+        )
+    if l2.capacity_bytes.value >= chip.dram.capacity_bytes.value:
+        yield f"l2.capacity_bytes: {l2.capacity_bytes.value} is not below the DRAM's; is the unit right?"
+    if pad is not None:
+        reserved = pad.reserved_block_bytes.value if pad.reserved_block_bytes else 0.0
+        if pad.max_block_bytes.value + reserved > pad.capacity_bytes.value:
+            yield (
+                f"scratchpad.max_block_bytes: {pad.max_block_bytes.value} and {reserved:g} reserved exceed "
+                f"capacity_bytes {pad.capacity_bytes.value}"
+            )
+        if pad.latency_cycles.value >= l2.latency_cycles.value:
+            yield f"scratchpad.latency_cycles: {pad.latency_cycles.value:g} is not below the L2's"
+        if pad.bandwidth_bytes_per_cycle.value < l2.core_bytes_per_cycle.value:
+            yield "scratchpad.bandwidth_bytes_per_cycle: below l2.core_bytes_per_cycle"
+
+
+def _dram(chip: Chip) -> Iterator[str]:
+    dram = chip.dram
+    fractions = {
+        "read_fraction": dram.read_fraction.value,
+        "write_fraction": dram.write_fraction.value,
+        "copy_fraction": dram.copy_fraction.value,
+    }
+    for name, value in fractions.items():
+        if value < 0.4:
+            yield f"dram.{name}: {value:g} is low for a streaming kernel; was the measurement long enough?"
+    best = max(fractions["read_fraction"], fractions["write_fraction"])
+    if fractions["copy_fraction"] > best:
+        yield f"dram.copy_fraction: {fractions['copy_fraction']:g} is above both read and write"
+    ridge = ridge_flop_per_byte(chip) if chip.matrix.flop_per_cycle else 0.0
+    if ridge and not 5 <= ridge <= 1500:
+        yield (
+            f"dram.bandwidth_bytes_per_s: the ridge point is {ridge:.3g} FLOP a byte, outside 5 to 1500; "
+            "are matrix rate, clock and bandwidth in FLOP/cycle, Hz and B/s?"
+        )
+
+
+def _threads(chip: Chip) -> Iterator[str]:
+    residency, registers = chip.residency, chip.registers
+    if residency is not None:
+        if residency.threads_per_block.value > residency.threads_per_core.value:
+            yield (
+                f"residency.threads_per_block: {residency.threads_per_block.value} is above threads_per_core "
+                f"{residency.threads_per_core.value}"
+            )
+        for name in ("threads_per_block", "threads_per_core"):
+            if getattr(residency, name).value % residency.warp_size.value:
+                yield f"residency.{name}: not a multiple of warp_size {residency.warp_size.value}"
+    if registers is not None and registers.base_per_thread.value >= registers.max_per_thread.value:
+        yield f"registers.base_per_thread: {registers.base_per_thread.value:g} leaves none of max_per_thread"
+    if chip.features.bulk_copy and not chip.features.async_copy:
+        yield "features.async_copy: false, but bulk_copy is asynchronous too"
+
+
+def _overheads(chip: Chip) -> Iterator[str]:
+    launch = chip.launch
+    if not 1e-7 <= launch.kernel_s.value <= 1e-4:
+        yield f"launch.kernel_s: {launch.kernel_s.value:g} s is outside 0.1 to 100 us; is the unit right?"
+    if launch.ramp_s.value > 1e-4:
+        yield f"launch.ramp_s: {launch.ramp_s.value:g} s is above 100 us; is the unit right?"
+    atomics, l2 = chip.sync.atomic_bytes_per_cycle.value, chip.l2.bandwidth_bytes_per_cycle.value
+    if atomics > l2:
+        yield f"sync.atomic_bytes_per_cycle: {atomics:g} is above the L2's {l2:g}"

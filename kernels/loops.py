@@ -1,0 +1,220 @@
+"""Loops of the tile language: what ``for ... in T.Parallel(...)`` iterates over.
+
+A loop's body is traced once, with its indices symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from foretile.kernels.affine import difference, quotient_up
+from foretile.kernels.errors import fail, here
+from foretile.kernels.expr import Binary, Const, Expr, Var
+from foretile.kernels.ir import For, LoopKind
+from foretile.kernels.tracer import current
+from foretile.kernels.values import Index, Value, index_expr, shape_text, text
+
+DEFAULT_NAMES = ("i", "j", "k", "l", "m", "n")
+
+
+class Loop:
+    """A loop nest not yet entered; ``nested`` makes one serial loop a dimension (``T.grid``)."""
+
+    __slots__ = ("call", "extents", "group_size", "kind", "loc", "nested", "num_stages", "start", "step")
+
+    def __init__(
+        self,
+        call: str,
+        kind: LoopKind,
+        extents: tuple[Expr, ...],
+        *,
+        start: Expr | None = None,
+        step: int = 1,
+        num_stages: int = 0,
+        group_size: int = 0,
+        nested: bool = False,
+    ) -> None:
+        self.call = call
+        self.kind: LoopKind = kind
+        self.extents = extents
+        self.start = start
+        self.step = step
+        self.num_stages = num_stages
+        self.group_size = group_size
+        self.nested = nested
+        self.loc = here()
+        for extent in extents:
+            if type(extent) is Const and extent.value < 0:
+                fail(f"{call} with the negative extent {extent.value}")
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.trace(None)
+
+    def trace(self, names: Sequence[str] | None) -> Iterator[Any]:
+        """Yield the indices once, recording what is done meanwhile as the body."""
+        count = len(self.extents)
+        if names is not None and len(names) != count:
+            if len(names) > 1 or count == 1:
+                fail(
+                    f"{self.call}{shape_text(self.extents)} gives {count} "
+                    f"{'index' if count == 1 else 'indices'}, but the loop names {len(names)}: {', '.join(names)}"
+                )
+            names = [f"{names[0]}_{i}" for i in range(count)]
+        if names is None:
+            names = DEFAULT_NAMES if count <= len(DEFAULT_NAMES) else [f"i{n}" for n in range(count)]
+        tracer = current(self.call)
+        tracer.need_kernel(f"loop {self.call}")
+        variables = tuple([Var(tracer.unique(name)) for name, _ in zip(names, self.extents, strict=False)])
+        indices = [Index(v, "loop") for v in variables]
+        nests = [((v,), (e,)) for v, e in zip(variables, self.extents, strict=True)] if self.nested else None
+        for _ in nests or (None,):
+            tracer.open_loop()
+        yield indices[0] if count == 1 else tuple(indices)
+        if nests is not None:
+            for loop_vars, extents in reversed(nests):
+                body = tracer.close_loop()
+                tracer.emit(For(loop_vars, extents, "serial", body, loc=self.loc))
+            return
+        body = tracer.close_loop()
+        tracer.emit(
+            For(
+                variables,
+                self.extents,
+                self.kind,
+                body,
+                self.num_stages,
+                self.group_size,
+                self.start,
+                self.step,
+                loc=self.loc,
+            )
+        )
+
+
+def _extents(call: str, given: tuple[Any, ...]) -> tuple[Expr, ...]:
+    if not given:
+        fail(f"{call} needs at least one extent")
+    return tuple([index_expr(e, f"extent of {call}") for e in given])
+
+
+def _span(call_name: str, start: Any, stop: Any, step: Any) -> tuple[Expr | None, Expr, int]:
+    """First index (``None`` for zero), trip count and step of ``range(start, stop, step)``."""
+    if stop is None:
+        start, stop = 0, start
+    if step is None:
+        step = 1
+    step_expr = index_expr(step, f"step of {call_name}")
+    if not isinstance(step_expr, Const) or step_expr.value == 0:
+        fail(f"the step of {call_name} must be a constant other than 0, got {text(step_expr)}")
+    first = index_expr(start, f"start of {call_name}")
+    last = index_expr(stop, f"stop of {call_name}")
+    by = int(step_expr.value)
+    ahead = difference(last, first)
+    if isinstance(ahead, Binary) and ahead.op == "mul" and ahead.b == Const(by):
+        size = ahead.a
+    elif by > 0:
+        size = quotient_up(ahead, by)
+    else:
+        size = quotient_up(difference(first, last), -by)
+    if type(size) is Const and size.value < 0:
+        size = Const(0)  # an empty range, as in Python
+    return (None if first == Const(0) else first), size, by
+
+
+def Parallel(
+    *extents: Any,
+    coalesced_width: int | None = None,
+    loop_layout: Any = None,
+    prefer_async: bool | None = None,
+    annotations: Any = None,
+) -> Loop:
+    """A loop nest whose iterations are spread over the block's threads (the hints are not used)."""
+    return Loop("T.Parallel", "parallel", _extents("T.Parallel", extents))
+
+
+def Pipelined(
+    start: Any,
+    stop: Any = None,
+    num_stages: Any = 0,
+    order: Any = None,
+    stage: Any = None,
+    sync: Any = None,
+    group: Any = None,
+    *,
+    annotations: Any = None,
+) -> Loop:
+    """A loop whose copies run ahead of its compute, ``num_stages`` buffers deep.
+
+    ``order``, ``stage``, ``sync`` and ``group`` (manual schedules) are accepted and not used.
+    """
+    if isinstance(num_stages, bool) or not isinstance(num_stages, int) or num_stages < 0:
+        fail(f"num_stages={num_stages!r} of T.Pipelined must be a whole number of at least 0")
+    first, size, _ = _span("T.Pipelined", start, stop, None)
+    return Loop("T.Pipelined", "pipelined", (size,), start=first, num_stages=num_stages)
+
+
+def serial(start: Any, stop: Any = None, step: Any = None, *, annotations: Any = None) -> Loop:
+    """An ordinary loop over ``range(start, stop, step)``."""
+    first, size, by = _span("T.serial", start, stop, step)
+    return Loop("T.serial", "serial", (size,), start=first, step=by)
+
+
+def unroll(
+    start: Any,
+    stop: Any = None,
+    step: Any = None,
+    *,
+    explicit: bool = False,
+    unroll_factor: int | None = None,
+    annotations: Any = None,
+) -> Loop:
+    """An ordinary loop that the device unrolls."""
+    first, size, by = _span("T.unroll", start, stop, step)
+    return Loop("T.unroll", "unroll", (size,), start=first, step=by)
+
+
+def vectorized(start: Any, stop: Any = None, *, annotations: Any = None) -> Loop:
+    """A loop one thread does with vector instructions; traced as :func:`unroll`."""
+    first, size, by = _span("T.vectorized", start, stop, None)
+    return Loop("T.vectorized", "unroll", (size,), start=first, step=by)
+
+
+def grid(*extents: Any) -> Loop:
+    """A nest of ordinary loops, first extent outermost."""
+    return Loop("T.grid", "serial", _extents("T.grid", extents), nested=True)
+
+
+def Persistent(
+    domain: Sequence[Any],
+    wave_size: Any,
+    index: Any,
+    group_size: Any = 8,
+    num_stages: Any = 0,
+    *,
+    annotations: Any = None,
+) -> Loop:
+    """The points of ``domain`` dealt to the blocks round robin.
+
+    ``index`` has to be the block index of a one-axis grid of ``wave_size`` blocks: the program says
+    "each block takes every ``wave_size``-th point", and no other dealing.
+    """
+    tracer = current("T.Persistent")
+    tracer.need_kernel("loop T.Persistent")
+    if isinstance(domain, Value | int):
+        domain = [domain]
+    extents = _extents("T.Persistent", tuple(domain))
+    e = index_expr(index, "index of T.Persistent")
+    if len(tracer.block_vars) != 1 or e != tracer.block_vars[0]:
+        fail(
+            f"T.Persistent needs the block index of a one-axis grid as `index`, got {text(e)} "
+            f"with block indices {', '.join(v.name for v in tracer.block_vars)}"
+        )
+    wave = index_expr(wave_size, "wave_size of T.Persistent")
+    if wave != tracer.grid[0]:
+        fail(f"wave_size {text(wave)} of T.Persistent is not the grid's extent {text(tracer.grid[0])}")
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 0:
+        fail(f"group_size={group_size!r} of T.Persistent must be a whole number of at least 0")
+    if num_stages:
+        fail("num_stages of T.Persistent is not supported; pipeline the inner loop with T.Pipelined")
+    return Loop("T.Persistent", "persistent", extents, group_size=group_size)

@@ -1,0 +1,114 @@
+"""What the operators share: storage types as NumPy knows them, exact counts, random operands."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from foretile.kernels.dtypes import dtype
+from foretile.kernels.operator import Config, OperatorError, Shape
+
+LOG2E = 1.4426950408889634
+"""log2(e): softmax runs in base two, because exp2 is the chip's native exponential."""
+
+LOWEST = -1e30
+"""Start of a running maximum: below every score, yet finite, so that a row that has seen no key
+keeps ``exp2(LOWEST - LOWEST) = 1`` and ``exp2(-inf - LOWEST) = 0`` instead of NaN."""
+
+_NUMPY: dict[str, Any] = {
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+}
+
+
+def full(short: str) -> str:
+    """Canonical (TileLang) name of a dtype: "bf16" gives "bfloat16"."""
+    return dtype(short).name
+
+
+def numpy_dtype(short: str) -> np.dtype[Any]:
+    """The NumPy type (from ``ml_dtypes`` for bf16 and fp8) that stores ``short``."""
+    name = full(short)
+    stored: np.dtype[Any] = np.dtype(_NUMPY.get(name, name))
+    return stored
+
+
+def size(short: str) -> int:
+    """Bytes of one element; the operators here use no sub-byte types."""
+    return dtype(short).bits // 8
+
+
+def whole(value: Any) -> Any:
+    """``value`` as a Python int, or an int64 array, so that products of sizes do not wrap."""
+    return value.astype(np.int64) if isinstance(value, np.ndarray) else int(value)
+
+
+def random_operand(rng: np.random.Generator, shape: tuple[int, ...], short: str) -> np.ndarray:
+    """Standard normal values, or the full range of an integer type, in the storage type."""
+    target = numpy_dtype(short)
+    if target.kind in "iu":
+        info = np.iinfo(target)
+        return rng.integers(info.min, info.max, shape, dtype=target, endpoint=True)
+    return rng.standard_normal(shape, dtype=np.float32).astype(target)
+
+
+# (block_rows, threads), then (block_rows, block_cols, num_stages, threads), likeliest first.
+_ROWS = (
+    (1, 256),
+    (1, 128),
+    (1, 512),
+    (1, 1024),
+    (2, 256),
+    (2, 128),
+    (4, 256),
+    (4, 128),
+    (8, 256),
+    (16, 256),
+)
+_TILES = (
+    (1, 4096, 2, 256),
+    (1, 2048, 2, 256),
+    (1, 4096, 3, 512),
+    (1, 8192, 2, 512),
+    (1, 1024, 2, 128),
+    (2, 2048, 2, 256),
+    (4, 1024, 2, 256),
+    (8, 512, 2, 256),
+    (16, 256, 2, 256),
+)
+_LONG_ROW = 16384  # elements from which column tiles are the likelier choice
+
+
+def row_configs(shape: Shape) -> list[Config]:
+    """The space of operators that reduce rows: whole rows on chip, or tiles of columns.
+
+    Both kinds are always listed; what fits on a chip is the chip's business.
+    """
+    row: list[Config] = [
+        {
+            "variant": "row",
+            "block_rows": rows,
+            "block_cols": shape["cols"],
+            "num_stages": 1,
+            "threads": threads,
+        }
+        for rows, threads in _ROWS
+    ]
+    tiled: list[Config] = [
+        {"variant": "tiled", "block_rows": rows, "block_cols": cols, "num_stages": stages, "threads": threads}
+        for rows, cols, stages, threads in _TILES
+    ]
+    return tiled + row if shape["cols"] > _LONG_ROW else row + tiled
+
+
+def row_variant(operator: str, variants: Mapping[str, Any], config: Config) -> Any:
+    """The program factory that ``config["variant"]`` names.
+
+    Raises:
+        OperatorError: there is none.
+    """
+    if config["variant"] not in variants:
+        raise OperatorError(f"{operator}: variant={config['variant']!r} is not one of {', '.join(variants)}")
+    return variants[config["variant"]]

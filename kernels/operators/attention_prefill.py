@@ -1,0 +1,279 @@
+"""Attention of many queries (prefill, chunked prefill): FlashAttention-2's online softmax over K/V tiles."""
+
+# Annotations of kernels are calls, as in TileLang.
+# mypy: disable-error-code="valid-type"
+
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels import language as T
+from foretile.kernels.ir import TileProgram
+from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
+from foretile.kernels.operators._common import LOG2E, LOWEST, full, random_operand, size, whole
+
+
+def _out_dtype(shape: Shape) -> str:
+    """Results are written in ``dtype``, in bf16 for fp8 (whose range needs a scale to hold them)."""
+    return "bf16" if shape["dtype"] == "fp8" else str(shape["dtype"])
+
+
+def program(shape: Shape, config: Config) -> TileProgram:
+    """One block a tile of ``block_m`` queries of one head.
+
+    Heads vary fastest over the grid, so that neighbours share K and V; under a causal mask the
+    last queries, which see the most keys, come first, so that the grid ends in short blocks.
+    Only K/V tiles that hold a visible key are visited. The visit has three parts, and only the
+    outer two pay for a mask: tiles cut by the window's lower edge, tiles every query of the block
+    sees whole, tiles cut by the diagonal or by the end of the sequence.
+    """
+    batch, seq, heads, kv_heads = shape["batch"], shape["seq"], shape["heads"], shape["kv_heads"]
+    head_dim, causal, prefix, window = shape["head_dim"], shape["causal"], shape["prefix"], shape["window"]
+    dtype, kv_dtype, out_dtype = full(shape["dtype"]), full(shape["kv_dtype"]), full(_out_dtype(shape))
+    block_M, block_N = config["block_m"], config["block_n"]
+    num_stages, threads = config["num_stages"], config["threads"]
+    kv_len, group = prefix + seq, heads // kv_heads
+    scale = head_dim**-0.5 * LOG2E
+    convert = kv_dtype != dtype
+    # Every query of a block sees the same window - block_m + 1 keys; fewer than a tile of them means
+    # that the window's two edges cut every tile there is.
+    some_whole = not window or window >= block_M + block_N - 1
+
+    @T.prim_func
+    def attention_prefill(
+        Q: T.Tensor((batch, seq, heads, head_dim), dtype),
+        K: T.Tensor((batch, kv_len, kv_heads, head_dim), kv_dtype),
+        V: T.Tensor((batch, kv_len, kv_heads, head_dim), kv_dtype),
+        O: T.Tensor((batch, seq, heads, head_dim), out_dtype),  # noqa: E741
+    ) -> None:
+        with T.Kernel(heads, T.ceildiv(seq, block_M), batch, threads=threads) as (bx, by, bz):
+            Q_shared = T.alloc_shared((block_M, head_dim), dtype)
+            K_shared = T.alloc_shared((block_N, head_dim), dtype)
+            V_shared = T.alloc_shared((block_N, head_dim), dtype)
+            K_stored = T.alloc_shared((block_N, head_dim), kv_dtype) if convert else K_shared
+            V_stored = T.alloc_shared((block_N, head_dim), kv_dtype) if convert else V_shared
+            KV_local = T.alloc_fragment((block_N, head_dim), kv_dtype) if convert else None
+            acc_s = T.alloc_fragment((block_M, block_N), "float32")
+            acc_s_cast = T.alloc_fragment((block_M, block_N), dtype)
+            acc_o = T.alloc_fragment((block_M, head_dim), "float32")
+            scores_max = T.alloc_fragment((block_M,), "float32")
+            scores_max_prev = T.alloc_fragment((block_M,), "float32")
+            scores_scale = T.alloc_fragment((block_M,), "float32")
+            scores_sum = T.alloc_fragment((block_M,), "float32")
+            logsum = T.alloc_fragment((block_M,), "float32")
+
+            kv_head = bx // group
+            q_block = T.ceildiv(seq, block_M) - 1 - by if causal else by
+            first = prefix + q_block * block_M  # position of the block's first query among the keys
+
+            @T.macro
+            def load(src: Any, k: Any, stored: Any, shared: Any) -> None:
+                T.copy(src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim], stored)
+                if convert:
+                    T.copy(stored, KV_local)
+                    T.copy(KV_local, shared)
+
+            def visible(query: Any, key: Any) -> Any:
+                if not causal:
+                    return key < kv_len
+                return T.all_of(key <= query, key > query - window) if window else key <= query
+
+            @T.macro
+            def attend(k: Any, masked: bool) -> None:
+                load(K, k, K_stored, K_shared)
+                if masked:
+                    for i, j in T.Parallel(block_M, block_N):
+                        acc_s[i, j] = T.if_then_else(
+                            visible(first + i, k * block_N + j), 0.0, -T.infinity("float32")
+                        )
+                else:
+                    T.clear(acc_s)
+                T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
+                T.copy(scores_max, scores_max_prev)
+                T.reduce_max(acc_s, scores_max, dim=1, clear=False)
+                for i in T.Parallel(block_M):
+                    scores_scale[i] = T.exp2(scores_max_prev[i] * scale - scores_max[i] * scale)
+                for i, j in T.Parallel(block_M, block_N):
+                    acc_s[i, j] = T.exp2(acc_s[i, j] * scale - scores_max[i] * scale)
+                T.reduce_sum(acc_s, scores_sum, dim=1)
+                for i in T.Parallel(block_M):
+                    logsum[i] = logsum[i] * scores_scale[i] + scores_sum[i]
+                for i, j in T.Parallel(block_M, head_dim):
+                    acc_o[i, j] = acc_o[i, j] * scores_scale[i]
+                T.copy(acc_s, acc_s_cast)
+                load(V, k, V_stored, V_shared)
+                T.gemm(acc_s_cast, V_shared, acc_o, policy=T.GemmWarpPolicy.FullRow)
+
+            T.copy(Q[bz, q_block * block_M : (q_block + 1) * block_M, bx, 0:head_dim], Q_shared)
+            T.clear(acc_o)
+            T.clear(logsum)
+            T.fill(scores_max, LOWEST)
+
+            # K/V tiles: [begin, inside) cut by the window, [inside, edge) whole, [edge, end) cut above.
+            end = T.ceildiv(T.min(kv_len, first + block_M) if causal else kv_len, block_N)
+            edge = (first + 1 if causal else kv_len) // block_N
+            begin = T.max(0, first + 1 - window) // block_N if window else 0
+            inside = T.ceildiv(T.max(0, first + block_M - window), block_N) if window else 0
+            if window:
+                for k in T.Pipelined(begin, inside if some_whole else end, num_stages=num_stages):
+                    attend(k, masked=True)
+            if some_whole:
+                for k in T.Pipelined(inside, edge, num_stages=num_stages):
+                    attend(k, masked=False)
+                for k in T.Pipelined(edge, end, num_stages=num_stages):
+                    attend(k, masked=True)
+
+            for i, j in T.Parallel(block_M, head_dim):
+                acc_o[i, j] = acc_o[i, j] / logsum[i]
+            T.copy(acc_o, O[bz, q_block * block_M : (q_block + 1) * block_M, bx, 0:head_dim])
+
+    traced: TileProgram = attention_prefill
+    return traced
+
+
+# (block_m, block_n, num_stages, threads), likeliest first.
+_TILES = (
+    (128, 128, 2, 256),
+    (128, 64, 2, 256),
+    (64, 64, 2, 128),
+    (64, 128, 2, 128),
+    (192, 128, 2, 384),
+    (192, 64, 2, 384),
+    (128, 128, 1, 256),
+    (128, 64, 3, 256),
+    (128, 64, 1, 256),
+    (64, 128, 1, 128),
+    (64, 64, 3, 128),
+    (64, 64, 1, 128),
+    (128, 96, 2, 256),
+    (128, 32, 2, 128),
+    (128, 64, 2, 128),
+    (64, 32, 2, 128),
+    (64, 32, 1, 128),
+    (32, 64, 2, 64),
+    (16, 64, 2, 32),
+)
+
+
+def configs(shape: Shape) -> list[Config]:
+    """The space: query and key rows of a tile, K/V tiles in flight, threads."""
+    return [
+        {"block_m": m, "block_n": n, "num_stages": stages, "threads": threads}
+        for m, n, stages, threads in _TILES
+    ]
+
+
+def visible_pairs(shape: Shape) -> Any:
+    """Number of (query, key) pairs one head of one sequence attends to, exactly.
+
+    Query i (at position prefix + i) sees all prefix + seq keys without a mask, the
+    prefix + i + 1 keys up to itself under the causal one, and at most the last ``window`` of these.
+    """
+    seq, prefix, window = whole(shape["seq"]), whole(shape["prefix"]), whole(shape["window"])
+    if not shape["causal"]:
+        return seq * (prefix + seq)
+    # Queries before ``full_from`` see all keys up to themselves; the others a whole window.
+    full_from = np.where(window > 0, np.clip(window - prefix, 0, seq), seq)
+    pairs = full_from * prefix + full_from * (full_from + 1) // 2 + (seq - full_from) * window
+    return pairs if isinstance(pairs, np.ndarray) and pairs.ndim else int(pairs)
+
+
+def flops(shape: Shape) -> Any:
+    """4·head_dim for every visible (query, key) pair of every head: 2 for Q·Kᵀ, 2 for P·V.
+
+    The softmax (scaling, maximum, exponential, sum, division) is not counted, as is usual.
+    """
+    return 4 * shape["head_dim"] * whole(shape["batch"]) * whole(shape["heads"]) * visible_pairs(shape)
+
+
+def min_bytes(shape: Shape) -> Any:
+    """Q read and O written once; every key and value that some query sees read once."""
+    batch, seq, heads, kv_heads = (whole(shape[name]) for name in ("batch", "seq", "heads", "kv_heads"))
+    prefix, window = whole(shape["prefix"]), whole(shape["window"])
+    keys: Any = np.where(window > 0, np.minimum(prefix + seq, seq + window - 1), prefix + seq)
+    keys = keys if keys.ndim else int(keys)
+    rows = batch * seq * heads * (size(shape["dtype"]) + size(_out_dtype(shape)))
+    return shape["head_dim"] * (rows + 2 * batch * keys * kv_heads * size(shape["kv_dtype"]))
+
+
+def inputs(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Q of (batch, seq, heads, head_dim); K and V of (batch, prefix + seq, kv_heads, head_dim)."""
+    kv = (shape["batch"], shape["prefix"] + shape["seq"], shape["kv_heads"], shape["head_dim"])
+    return {
+        "Q": random_operand(
+            rng, (shape["batch"], shape["seq"], shape["heads"], shape["head_dim"]), shape["dtype"]
+        ),
+        "K": random_operand(rng, kv, shape["kv_dtype"]),
+        "V": random_operand(rng, kv, shape["kv_dtype"]),
+    }
+
+
+def reference(shape: Shape, Q: np.ndarray, K: np.ndarray, V: np.ndarray) -> dict[str, np.ndarray]:
+    """O of (batch, seq, heads, head_dim) in float64, not rounded."""
+    q, k, v = (x.astype(np.float64).swapaxes(1, 2) for x in (Q, K, V))  # (batch, heads, length, head_dim)
+    group = shape["heads"] // shape["kv_heads"]
+    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(shape["head_dim"])
+    if shape["causal"]:
+        position = shape["prefix"] + np.arange(shape["seq"])[:, None]
+        key = np.arange(shape["prefix"] + shape["seq"])[None, :]
+        seen = key <= position
+        if shape["window"]:
+            seen &= key > position - shape["window"]
+        scores = np.where(seen, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return {"O": (weights @ v).swapaxes(1, 2)}
+
+
+def check(shape: Shape) -> None:
+    """Refuse head counts, masks and types that do not go together."""
+    heads, kv_heads = shape["heads"], shape["kv_heads"]
+    if np.any(np.asarray(heads) % kv_heads):
+        raise OperatorError(
+            f"attention_prefill: heads={heads} is not a multiple of kv_heads={kv_heads}; "
+            "every K/V head serves the same number of query heads"
+        )
+    if shape["head_dim"] % 16:
+        raise OperatorError(f"attention_prefill: head_dim={shape['head_dim']} is not a multiple of 16")
+    if not shape["causal"] and np.any(shape["window"]):
+        raise OperatorError(
+            f"attention_prefill: window={shape['window']} needs causal=true; "
+            "without a causal mask use window=0"
+        )
+    if shape["kv_dtype"] not in (shape["dtype"], "fp8"):
+        raise OperatorError(
+            f"attention_prefill: kv_dtype={shape['kv_dtype']} does not go with dtype={shape['dtype']}; "
+            f"K and V are stored in {shape['dtype']} or fp8"
+        )
+
+
+_DTYPES = ("bf16", "fp16", "fp8")
+
+OPERATOR = Operator(
+    name="attention_prefill",
+    doc=(
+        "Softmax attention O = softmax(Q Kᵀ / √head_dim) V of many queries, heads grouped over K/V heads. "
+        "Q and O are (batch, seq, heads, head_dim), K and V (batch, prefix + seq, kv_heads, head_dim); "
+        "query i stands at key position prefix + i."
+    ),
+    params=(
+        Param("batch", "sequences", dynamic=True),
+        Param("seq", "queries of each sequence", dynamic=True),
+        Param("heads", "query heads", dynamic=True),
+        Param("kv_heads", "key/value heads, a divisor of heads", default="=heads", dynamic=True),
+        Param("head_dim", "elements of a head, a multiple of 16", default=128),
+        Param("dtype", "type of Q and of the products", kind="dtype", default="bf16", choices=_DTYPES),
+        Param("causal", "query i sees keys up to itself only", kind="bool", default=True),
+        Param("prefix", "cached keys before the first query", default=0, dynamic=True, minimum=0),
+        Param("window", "keys a query sees at most, itself included; 0: all", default=0, minimum=0),
+        Param("kv_dtype", "stored type of K and V", kind="dtype", default="=dtype", choices=_DTYPES),
+    ),
+    program=program,
+    configs=configs,
+    flops=flops,
+    min_bytes=min_bytes,
+    inputs=inputs,
+    reference=reference,
+    check=check,
+)

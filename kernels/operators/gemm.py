@@ -1,0 +1,320 @@
+"""Matrix product ``C[b] = op(A[b]) @ op(B[b])``: one tile a block, split along K, or persistent."""
+
+# Annotations of kernels are calls, as in TileLang.
+# mypy: disable-error-code="valid-type"
+
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels import language as T
+from foretile.kernels.ir import TileProgram
+from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
+from foretile.kernels.operators._common import full, random_operand, size, whole
+
+_OUT_DTYPES = {
+    "bf16": ("bf16", "fp32"),
+    "fp16": ("fp16", "fp32"),
+    "fp8": ("bf16", "fp16", "fp32", "fp8"),
+    "int8": ("int32", "fp32", "bf16"),
+}
+_FINISH_ROWS, _FINISH_COLS, _FINISH_THREADS = 8, 256, 256
+
+
+def _sizes(shape: Shape) -> tuple[Any, Any, Any, Any, tuple[Any, ...], tuple[Any, ...]]:
+    """Batch, M, N, K (numbers or symbolic) and the shapes of the tensors A and B."""
+    batch, M, N, K = shape["batch"], shape["m"], shape["n"], shape["k"]
+    a_shape = (batch, K, M) if shape["trans_a"] else (batch, M, K)
+    b_shape = (batch, N, K) if shape["trans_b"] else (batch, K, N)
+    return batch, M, N, K, a_shape, b_shape
+
+
+def _accum(shape: Shape) -> str:
+    return "int32" if shape["dtype"] == "int8" else "float32"
+
+
+def _mainloop(shape: Shape, config: Config) -> tuple[tuple[int, int], tuple[int, int], Any]:
+    """Shapes of the shared tiles, laid out as the operands are, and the K loop every variant shares."""
+    trans_A, trans_B, num_stages = shape["trans_a"], shape["trans_b"], config["num_stages"]
+    block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
+
+    @T.macro
+    def multiply(
+        A: Any, B: Any, A_shared: Any, B_shared: Any, C_local: Any, bz: Any, by: Any, bx: Any, *k_tiles: Any
+    ) -> None:
+        T.clear(C_local)
+        for ko in T.Pipelined(*k_tiles, num_stages=num_stages):
+            if trans_A:
+                T.copy(A[bz, ko * block_K, by * block_M], A_shared)
+            else:
+                T.copy(A[bz, by * block_M, ko * block_K], A_shared)
+            if trans_B:
+                T.copy(B[bz, bx * block_N, ko * block_K], B_shared)
+            else:
+                T.copy(B[bz, ko * block_K, bx * block_N], B_shared)
+            T.gemm(A_shared, B_shared, C_local, transpose_A=trans_A, transpose_B=trans_B)
+
+    a_tile = (block_K, block_M) if trans_A else (block_M, block_K)
+    b_tile = (block_N, block_K) if trans_B else (block_K, block_N)
+    return a_tile, b_tile, multiply
+
+
+def _tile(shape: Shape, config: Config) -> TileProgram:
+    """One block an output tile, batch on the grid's z axis."""
+    batch, M, N, K, a_shape, b_shape = _sizes(shape)
+    dtype, out_dtype, accum_dtype = full(shape["dtype"]), full(shape["out_dtype"]), _accum(shape)
+    block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
+    threads, swizzle = config["threads"], config["swizzle"]
+    a_tile, b_tile, multiply = _mainloop(shape, config)
+
+    @T.prim_func
+    def gemm(
+        A: T.Tensor(a_shape, dtype),
+        B: T.Tensor(b_shape, dtype),
+        C: T.Tensor((batch, M, N), out_dtype),
+    ) -> None:
+        with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), batch, threads=threads) as (bx, by, bz):
+            A_shared = T.alloc_shared(a_tile, dtype)
+            B_shared = T.alloc_shared(b_tile, dtype)
+            C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
+            if swizzle:
+                T.use_swizzle(panel_size=swizzle)
+            multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, T.ceildiv(K, block_K))
+            T.copy(C_local, C[bz, by * block_M, bx * block_N])
+
+    traced: TileProgram = gemm
+    return traced
+
+
+def _split_k(shape: Shape, config: Config) -> tuple[TileProgram, TileProgram]:
+    """``split_k`` blocks an output tile, each with its share of K; then the named epilogue.
+
+    The first launch adds its partial tiles atomically to the accumulator-typed workspace ``W``;
+    the second, ``gemm_split_k_finish``, converts ``W`` to ``C`` and leaves ``W`` zero for the
+    next call, so that no launch is spent on clearing it.
+    """
+    batch, M, N, K, a_shape, b_shape = _sizes(shape)
+    dtype, out_dtype, accum_dtype = full(shape["dtype"]), full(shape["out_dtype"]), _accum(shape)
+    block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
+    threads, split = config["threads"], config["split_k"]
+    a_tile, b_tile, multiply = _mainloop(shape, config)
+
+    @T.prim_func
+    def gemm_split_k(
+        A: T.Tensor(a_shape, dtype),
+        B: T.Tensor(b_shape, dtype),
+        W: T.Tensor((batch, M, N), accum_dtype),
+    ) -> None:
+        with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), batch * split, threads=threads) as (
+            bx,
+            by,
+            bs,
+        ):
+            A_shared = T.alloc_shared(a_tile, dtype)
+            B_shared = T.alloc_shared(b_tile, dtype)
+            C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
+            bz, part = bs // split, bs % split
+            k_tiles = T.ceildiv(K, block_K)  # dealt out evenly: no two parts differ by more than one
+            first, last = part * k_tiles // split, (part + 1) * k_tiles // split
+            multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, first, last)
+            T.atomic_add(W[bz, by * block_M, bx * block_N], C_local)
+
+    rows, cols = _FINISH_ROWS, _FINISH_COLS
+
+    @T.prim_func
+    def gemm_split_k_finish(
+        W: T.Tensor((batch, M, N), accum_dtype),
+        C: T.Tensor((batch, M, N), out_dtype),
+    ) -> None:
+        with T.Kernel(T.ceildiv(N, cols), T.ceildiv(M, rows), batch, threads=_FINISH_THREADS) as (bx, by, bz):
+            W_local = T.alloc_fragment((rows, cols), accum_dtype)
+            T.copy(W[bz, by * rows, bx * cols], W_local)
+            T.copy(W_local, C[bz, by * rows, bx * cols])
+            T.clear(W_local)
+            T.copy(W_local, W[bz, by * rows, bx * cols])
+
+    return gemm_split_k, gemm_split_k_finish
+
+
+def _persistent(shape: Shape, config: Config) -> TileProgram:
+    """One block a core; the tiles of all batches, in groups of ``swizzle`` tile rows, dealt round robin."""
+    batch, M, N, K, a_shape, b_shape = _sizes(shape)
+    dtype, out_dtype, accum_dtype = full(shape["dtype"]), full(shape["out_dtype"]), _accum(shape)
+    block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
+    threads, cores, group_size = config["threads"], config["cores"], max(1, config["swizzle"])
+    m_tiles, n_tiles = T.ceildiv(M, block_M), T.ceildiv(N, block_N)
+    a_tile, b_tile, multiply = _mainloop(shape, config)
+
+    @T.prim_func
+    def gemm_persistent(
+        A: T.Tensor(a_shape, dtype),
+        B: T.Tensor(b_shape, dtype),
+        C: T.Tensor((batch, M, N), out_dtype),
+    ) -> None:
+        with T.Kernel(cores, threads=threads) as block_id:
+            A_shared = T.alloc_shared(a_tile, dtype)
+            B_shared = T.alloc_shared(b_tile, dtype)
+            C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
+            for row, bx in T.Persistent([batch * m_tiles, n_tiles], cores, block_id, group_size=group_size):
+                bz, by = row // m_tiles, row % m_tiles
+                multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, T.ceildiv(K, block_K))
+                T.copy(C_local, C[bz, by * block_M, bx * block_N])
+
+    traced: TileProgram = gemm_persistent
+    return traced
+
+
+_VARIANTS: dict[str, Any] = {"tile": _tile, "split_k": _split_k, "persistent": _persistent}
+
+
+def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ...]:
+    """The variant ``config["variant"]`` names.
+
+    Raises:
+        OperatorError: an unknown variant, or a tile that is no multiple of 16.
+    """
+    variant = config["variant"]
+    if variant not in _VARIANTS:
+        raise OperatorError(f"gemm: variant={variant!r} is not one of {', '.join(_VARIANTS)}")
+    for key in ("block_m", "block_n", "block_k"):
+        if config[key] % 16:
+            raise OperatorError(f"gemm: {key}={config[key]} is not a multiple of 16")
+    traced: TileProgram | tuple[TileProgram, ...] = _VARIANTS[variant](shape, config)
+    return traced
+
+
+# (block_m, block_n, threads, swizzle, ((bytes of a K row of a tile, stages), …)), likeliest first.
+_TILES = (
+    (128, 256, 256, 8, ((128, 3), (128, 4), (64, 4), (128, 2))),
+    (256, 128, 256, 8, ((128, 3), (128, 4), (64, 4), (128, 2))),
+    (128, 128, 256, 8, ((128, 4), (128, 3), (128, 5), (128, 2), (64, 4), (64, 3), (64, 2))),
+    (128, 192, 256, 8, ((128, 4), (128, 3))),
+    (192, 128, 256, 8, ((128, 4), (128, 3))),
+    (128, 64, 128, 8, ((128, 4), (128, 3), (64, 4), (64, 2))),
+    (64, 128, 128, 8, ((128, 4), (128, 3), (64, 4), (64, 2))),
+    (64, 256, 256, 8, ((128, 4), (128, 3))),
+    (256, 64, 256, 8, ((128, 4),)),
+    (64, 64, 128, 0, ((128, 5), (128, 3), (256, 3), (64, 2))),
+    (16, 128, 128, 0, ((128, 5), (256, 4))),
+    (32, 128, 128, 0, ((128, 5), (256, 3))),
+    (16, 64, 128, 0, ((256, 4), (128, 6))),
+    (32, 64, 128, 0, ((128, 5),)),
+    (128, 32, 128, 0, ((128, 4),)),
+    (256, 256, 512, 8, ((128, 2), (64, 4))),
+)
+_SPLIT_TILES = (
+    (128, 128, 256, 128, 4),
+    (64, 128, 128, 128, 4),
+    (64, 64, 128, 128, 5),
+    (16, 128, 128, 256, 4),
+)
+_PERSISTENT_TILES = (
+    (128, 256, 256, 4),
+    (256, 128, 256, 4),
+    (128, 256, 256, 3),
+    (256, 128, 256, 3),
+    (128, 128, 256, 4),
+    (128, 192, 256, 4),
+)
+
+
+def configs(shape: Shape) -> list[Config]:
+    """The space: block shapes by bytes of a K row, so that int8 and fp8 tiles are twice as deep.
+
+    ``swizzle`` is the panel (or group) size of the raster order in tile rows, 0 for none;
+    ``cores`` the number of blocks of the persistent variant, to be set to the chip's.
+    """
+
+    def config(variant: str, m: int, n: int, threads: int, row: int, stages: int, **other: int) -> Config:
+        base = {"swizzle": 0, "split_k": 1, "cores": 132}
+        block_k = row // size(shape["dtype"])
+        tile = {"block_m": m, "block_n": n, "block_k": block_k, "num_stages": stages, "threads": threads}
+        return {"variant": variant, **tile, **base, **other}
+
+    space = [
+        config("tile", m, n, threads, row, stages, swizzle=swizzle)
+        for m, n, threads, swizzle, depths in _TILES
+        for row, stages in depths
+    ]
+    space += [
+        config("persistent", m, n, threads, 128, stages, swizzle=8)
+        for m, n, threads, stages in _PERSISTENT_TILES
+    ]
+    space += [
+        config("split_k", m, n, threads, row, stages, split_k=split)
+        for m, n, threads, row, stages in _SPLIT_TILES
+        for split in (4, 2, 8, 16)
+    ]
+    return space
+
+
+def flops(shape: Shape) -> Any:
+    """2·batch·m·n·k: one multiplication and one addition a term; padding is not counted."""
+    return 2 * whole(shape["batch"]) * whole(shape["m"]) * whole(shape["n"]) * whole(shape["k"])
+
+
+def min_bytes(shape: Shape) -> Any:
+    """A and B read once, C written once (in ``out_dtype``)."""
+    batch, m, n, k = (whole(shape[name]) for name in ("batch", "m", "n", "k"))
+    return batch * ((m * k + k * n) * size(shape["dtype"]) + m * n * size(shape["out_dtype"]))
+
+
+def inputs(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A of (batch, m, k), or (batch, k, m) with ``trans_a``; B of (batch, k, n), or (batch, n, k)."""
+    *_, a_shape, b_shape = _sizes(shape)
+    return {
+        "A": random_operand(rng, a_shape, shape["dtype"]),
+        "B": random_operand(rng, b_shape, shape["dtype"]),
+    }
+
+
+def reference(shape: Shape, A: np.ndarray, B: np.ndarray) -> dict[str, np.ndarray]:
+    """C of (batch, m, n) in float64, not rounded to ``out_dtype``."""
+    a, b = A.astype(np.float64), B.astype(np.float64)
+    a = a.swapaxes(1, 2) if shape["trans_a"] else a
+    b = b.swapaxes(1, 2) if shape["trans_b"] else b
+    return {"C": a @ b}
+
+
+def check(shape: Shape) -> None:
+    """Refuse result types that the operand type's accumulator does not turn into."""
+    allowed = _OUT_DTYPES[shape["dtype"]]
+    if shape["out_dtype"] not in allowed:
+        raise OperatorError(
+            f"gemm: out_dtype={shape['out_dtype']} does not go with dtype={shape['dtype']}; "
+            f"it is one of {', '.join(allowed)}"
+        )
+
+
+OPERATOR = Operator(
+    name="gemm",
+    doc=(
+        "Matrix product C[b] = op(A[b]) @ op(B[b]), row-major: A is (batch, m, k), B (batch, k, n), "
+        "C (batch, m, n); a transposed operand is stored (batch, k, m) or (batch, n, k). "
+        "Accumulates in fp32 (int32 for int8)."
+    ),
+    params=(
+        Param("m", "rows of C", dynamic=True),
+        Param("n", "columns of C", dynamic=True),
+        Param("k", "length of the sum", dynamic=True),
+        Param("dtype", "type of A and B", kind="dtype", default="bf16", choices=tuple(_OUT_DTYPES)),
+        Param("batch", "independent products", default=1, dynamic=True),
+        Param("trans_a", "A is stored (k, m)", kind="bool", default=False),
+        Param("trans_b", "B is stored (n, k)", kind="bool", default=False),
+        Param(
+            "out_dtype",
+            "type of C; by default dtype, but bf16 for fp8 and int32 for int8",
+            kind="dtype",
+            default="=dtype",
+            default_map=(("fp8", "bf16"), ("int8", "int32")),
+            choices=("bf16", "fp16", "fp32", "fp8", "int32"),
+        ),
+    ),
+    program=program,
+    configs=configs,
+    flops=flops,
+    min_bytes=min_bytes,
+    inputs=inputs,
+    reference=reference,
+    check=check,
+)

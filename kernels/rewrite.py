@@ -1,0 +1,107 @@
+"""Programs from programs: expressions mapped, symbolic dimensions bound to numbers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from foretile.kernels.expr import Const, Expr, evaluate, loads, substitute, variables
+from foretile.kernels.ir import Buffer, For, If, Region, Stmt, TileProgram, While, walk_stmts
+
+
+def map_exprs(program: TileProgram, fn: Callable[[Expr], Expr]) -> TileProgram:
+    """``program`` with every outermost expression (extents, indices, conditions, values) replaced.
+
+    A branch whose condition becomes a constant is replaced by the statements it selects.
+    """
+    return replace(
+        program,
+        params=tuple(_map_buffer(b, fn) for b in program.params),
+        buffers=tuple(_map_buffer(b, fn) for b in program.buffers),
+        grid=tuple(fn(e) for e in program.grid),
+        body=_map_body(program.body, fn),
+    )
+
+
+def _map_buffer(buffer: Buffer, fn: Callable[[Expr], Expr]) -> Buffer:
+    return replace(buffer, shape=tuple(fn(e) for e in buffer.shape))
+
+
+def _map_body(body: tuple[Stmt, ...], fn: Callable[[Expr], Expr]) -> tuple[Stmt, ...]:
+    out: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, If):
+            cond = fn(stmt.cond)
+            if isinstance(cond, Const):
+                out.extend(_map_body(stmt.then if cond.value else stmt.orelse, fn))
+            else:
+                then, orelse = _map_body(stmt.then, fn), _map_body(stmt.orelse, fn)
+                out.append(replace(stmt, cond=cond, then=then, orelse=orelse))
+            continue
+        changes: dict[str, Any] = {}
+        for f in fields(stmt):
+            part = getattr(stmt, f.name)
+            if isinstance(part, Expr):
+                changes[f.name] = fn(part)
+            elif isinstance(part, Region):
+                mins, extents = tuple(map(fn, part.mins)), tuple(map(fn, part.extents))
+                changes[f.name] = Region(part.buffer, mins, extents)
+            elif f.name in ("indices", "extents"):
+                changes[f.name] = tuple(map(fn, part))
+        if isinstance(stmt, For | While):
+            changes["body"] = _map_body(stmt.body, fn)
+        out.append(replace(stmt, **changes) if changes else stmt)
+    return tuple(out)
+
+
+def bind(program: TileProgram, dims: Mapping[str, int]) -> TileProgram:
+    """``program`` with the symbolic dimensions in ``dims`` replaced by numbers, constants folded.
+
+    Dimensions not named stay symbolic.
+
+    Raises:
+        ValueError: a name that is no symbolic dimension of the program, or a size that is not a
+            whole number of at least one.
+    """
+    known = {d.name: d for d in program.dims}
+    values: dict[str, Expr] = {}
+    for name, size in dims.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            has = f"it has: {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"{program.name} has no symbolic dimension {name!r}; {hint}{has}")
+        if isinstance(size, bool) or not isinstance(size, int | np.integer):
+            raise ValueError(f"{program.name}: {name}={size!r} is not a whole number")
+        if size < 1:
+            raise ValueError(f"{program.name}: {name}={size} must be at least 1")
+        values[name] = Const(int(size), known[name].dtype)
+    if not values:
+        return program
+    # Expressions are shared all over a program; the trees stay alive in it, so ids identify them.
+    memo: dict[int, Expr] = {}
+
+    def bound(e: Expr) -> Expr:
+        found = memo.get(id(e))
+        if found is None:
+            found = memo[id(e)] = substitute(e, values)
+        return found
+
+    mapped = map_exprs(program, bound)
+    return replace(mapped, dims=tuple(d for d in program.dims if d.name not in values))
+
+
+def loop_extents(program: TileProgram) -> Iterator[tuple[For, tuple[int | None, ...]]]:
+    """Every loop with its trip counts, ``None`` where they depend on dimensions, indices or data."""
+    for stmt in walk_stmts(program.body):
+        if isinstance(stmt, For):
+            yield stmt, tuple(_number(e) for e in stmt.extents)
+
+
+def _number(e: Expr) -> int | None:
+    if variables(e) or loads(e):
+        return None
+    return int(evaluate(e, {}))

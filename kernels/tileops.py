@@ -1,0 +1,357 @@
+"""Tile operations and declarations: allocations, copy, gemm, fill, reductions, atomics, annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from foretile.kernels.errors import fail, here
+from foretile.kernels.expr import Const, Expr
+from foretile.kernels.handles import (
+    ONE,
+    BufferHandle,
+    Element,
+    RegionHandle,
+    VarHandle,
+    match,
+    region_of,
+    side,
+)
+from foretile.kernels.ir import (
+    AtomicAdd,
+    Copy,
+    CumSum,
+    Fill,
+    Gemm,
+    Reduce,
+    ReduceKind,
+    Region,
+    Scope,
+    Swizzle,
+    Sync,
+)
+from foretile.kernels.tracer import current
+from foretile.kernels.values import Value, canonical, coerced, constant, shape_text, text
+
+
+class GemmWarpPolicy:
+    """How the warps of a block share a matrix product."""
+
+    Square = "square"
+    FullRow = "full_row"
+    FullCol = "full_col"
+
+
+_POLICIES = ("square", "full_row", "full_col")
+REDUCE_KINDS: dict[str, ReduceKind] = {k: k for k in ("sum", "max", "min", "absmax", "abssum")}
+
+
+def _alloc(call: str, shape: Any, dtype: Any, scope: Scope) -> BufferHandle:
+    tracer = current(call)
+    tracer.need_kernel(call)
+    dims: list[Expr] = []
+    for size in shape if isinstance(shape, tuple | list) else (shape,):
+        e = size.expr if isinstance(size, Value) else constant(size)
+        if not isinstance(e, Const):
+            fail(
+                f"{call} with the symbolic extent {text(e)}; on-chip shapes must be constants, known when the "
+                f"kernel is traced"
+            )
+        if isinstance(e.value, bool) or not isinstance(e.value, int) or e.value < 1:
+            fail(f"{call}: extent {e.value!r} must be a whole number of at least 1")
+        dims.append(Const(e.value))
+    handle = BufferHandle(tracer, "", tuple(dims), canonical(dtype), scope)
+    tracer.buffers.append(handle)
+    return handle
+
+
+def alloc_shared(shape: Any, dtype: Any, scope: str = "shared.dyn") -> BufferHandle:
+    """A scratchpad tile shared by the block's threads."""
+    return _alloc("T.alloc_shared", shape, dtype, "shared")
+
+
+def alloc_fragment(shape: Any, dtype: Any, scope: str = "local.fragment") -> BufferHandle:
+    """A tile spread over the registers of the block's threads."""
+    return _alloc("T.alloc_fragment", shape, dtype, "fragment")
+
+
+def alloc_local(shape: Any, dtype: Any, scope: str = "local") -> BufferHandle:
+    """A small array private to each thread."""
+    return _alloc("T.alloc_local", shape, dtype, "local")
+
+
+def alloc_var(dtype: Any, *args: Any, init: Any = None, scope: str = "local.var") -> VarHandle:
+    """A scalar variable: assigning to its Python name stores, using the name loads."""
+    if args and not isinstance(args[0], str):
+        init, args = args[0], args[1:]
+    handle = _alloc("T.alloc_var", (1,), dtype, "var")
+    return VarHandle(handle, None if init is None else coerced(init, handle.dtype))
+
+
+def copy(
+    src: Any,
+    dst: Any,
+    coalesced_width: int | None = None,
+    disable_tma: bool = False,
+    eviction_policy: str | None = None,
+    annotations: Any = None,
+    loop_layout: Any = None,
+) -> None:
+    """Copy a tile; element against element is a plain store. The keyword hints are not used."""
+    if isinstance(src, Element) and isinstance(dst, Element):
+        # Two single elements: TileLang's copy is a scalar store here.
+        dst.handle.store(tuple(Value(i, "int32") for i in dst.indices), src)
+        return
+    _, source, handle, target = match(src, dst, "T.copy")
+    current("T.copy").emit(Copy(source, target, loc=here()), handle.name)
+
+
+def _matrix(x: Any, name: str) -> tuple[BufferHandle, Region, tuple[Expr, Expr]]:
+    handle, region = region_of(x, f"{name} of T.gemm")
+    if handle.kind in ("global", "var"):
+        fail(
+            f"{name} of T.gemm is the {handle.kind} buffer {handle.name}; copy it to a shared or fragment tile first"
+        )
+    extents = region.extents
+    while len(extents) > 2 and extents[0] == ONE:
+        extents = extents[1:]
+    if len(extents) != 2:
+        fail(f"{name} of T.gemm must be a matrix, {handle.name} is {shape_text(region.extents)}")
+    return handle, region, (extents[0], extents[1])
+
+
+def gemm(
+    A: Any,
+    B: Any,
+    C: Any,
+    transpose_A: bool = False,
+    transpose_B: bool = False,
+    policy: str = GemmWarpPolicy.Square,
+    clear_accum: bool = False,
+    k_pack: int = 1,
+    wg_wait: int = 0,
+    mbar: Any = None,
+) -> None:
+    """``C += op(A) @ op(B)``, or ``C = …`` with ``clear_accum``; ``C`` is a fragment."""
+    a_handle, a, (a0, a1) = _matrix(A, "A")
+    b_handle, b, (b0, b1) = _matrix(B, "B")
+    c_handle, c, (m, n) = _matrix(C, "C")
+    if c_handle.kind not in ("fragment", "local"):
+        fail(
+            f"C of T.gemm must be a fragment, {c_handle.name} is in scope {c_handle.kind}; use T.alloc_fragment"
+        )
+    am, ak = (a1, a0) if transpose_A else (a0, a1)
+    bk, bn = (b1, b0) if transpose_B else (b0, b1)
+    if am != m or ak != bk or bn != n:
+        fail(
+            f"T.gemm shapes do not fit: {a_handle.name} {shape_text((a0, a1))}"
+            f"{' transposed' if transpose_A else ''} @ {b_handle.name} {shape_text((b0, b1))}"
+            f"{' transposed' if transpose_B else ''} -> {c_handle.name} {shape_text((m, n))} "
+            f"(transpose_A={bool(transpose_A)}, transpose_B={bool(transpose_B)}); needed are "
+            f"{'(K, M)' if transpose_A else '(M, K)'} @ {'(N, K)' if transpose_B else '(K, N)'} -> (M, N)"
+        )
+    if mbar is not None:
+        fail("mbar of T.gemm (explicit barriers) is not supported")
+    if policy not in _POLICIES:
+        fail(f"policy {policy!r} of T.gemm; use T.GemmWarpPolicy.Square, FullRow or FullCol")
+    if isinstance(clear_accum, Value):
+        fail("clear_accum of T.gemm must be True or False; for a condition use `if` and T.clear")
+    current("T.gemm").emit(
+        Gemm(a, b, c, bool(transpose_A), bool(transpose_B), bool(clear_accum), policy, loc=here()),
+        c_handle.name,
+    )
+
+
+def fill(buffer: Any, value: Any) -> None:
+    """Set every element of a buffer or slice."""
+    handle, region = region_of(buffer, "buffer of T.fill")
+    current("T.fill").emit(Fill(region, coerced(value, handle.dtype), loc=here()), handle.name)
+
+
+def clear(buffer: Any) -> None:
+    """Set every element of a buffer or slice to zero."""
+    handle, region = region_of(buffer, "buffer of T.clear")
+    zero = coerced(False if handle.dtype == "bool" else 0, handle.dtype)
+    current("T.clear").emit(Fill(region, zero, loc=here()), handle.name)
+
+
+def _dim(dim: Any, rank: int, call: str, name: str) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int) or not -rank <= dim < rank:
+        fail(f"dim={dim!r} of {call}: {name} has {rank} dimensions; valid are {-rank} to {rank - 1}")
+    return dim % rank
+
+
+def reduce(
+    buffer: Any,
+    out: Any,
+    reduce_type: str,
+    dim: int = -1,
+    clear: bool = True,
+    batch: int = 1,
+    nan_propagate: bool = False,
+    annotations: Any = None,
+) -> None:
+    """Reduce ``buffer`` along ``dim`` into ``out`` by ``sum``, ``max``, ``min``, ``absmax`` or ``abssum``."""
+    call = f"T.reduce_{reduce_type}"
+    if reduce_type not in REDUCE_KINDS:
+        fail(f"{call}: unknown reduction; known are {', '.join(REDUCE_KINDS)}")
+    src_handle, src = region_of(buffer, f"input of {call}")
+    dst_handle, dst = region_of(out, f"output of {call}")
+    dim = _dim(dim, len(src.extents), call, src_handle.name)
+    rest = src.extents[:dim] + src.extents[dim + 1 :]
+    kept = (*src.extents[:dim], ONE, *src.extents[dim + 1 :])
+    if dst.extents not in (rest or (ONE,), kept):
+        fail(
+            f"{call} of {src_handle.name} {shape_text(src.extents)} along dim {dim} gives "
+            f"{shape_text(rest or (ONE,))} or {shape_text(kept)}, but {dst_handle.name} is {shape_text(dst.extents)}"
+        )
+    current(call).emit(
+        Reduce(REDUCE_KINDS[reduce_type], src, dst, dim, bool(clear), loc=here()), dst_handle.name
+    )
+
+
+def reduce_sum(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **hints: Any) -> None:
+    """Sum along ``dim``; without ``clear`` added to ``out``."""
+    reduce(buffer, out, "sum", dim, clear, **hints)
+
+
+def reduce_max(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **hints: Any) -> None:
+    """Maximum along ``dim``; without ``clear`` of ``out`` too."""
+    reduce(buffer, out, "max", dim, clear, **hints)
+
+
+def reduce_min(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **hints: Any) -> None:
+    """Minimum along ``dim``; without ``clear`` of ``out`` too."""
+    reduce(buffer, out, "min", dim, clear, **hints)
+
+
+def reduce_absmax(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **hints: Any) -> None:
+    """Maximum of absolute values along ``dim``."""
+    reduce(buffer, out, "absmax", dim, clear, **hints)
+
+
+def reduce_abssum(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **hints: Any) -> None:
+    """Sum of absolute values along ``dim``."""
+    reduce(buffer, out, "abssum", dim, clear, **hints)
+
+
+def cumsum(src: Any, dst: Any = None, dim: int = 0, reverse: bool = False) -> None:
+    """Inclusive prefix sum along ``dim`` (from the end with ``reverse``), in place without ``dst``."""
+    src_handle, source = region_of(src, "input of T.cumsum")
+    dst_handle, target = (src_handle, source) if dst is None else region_of(dst, "output of T.cumsum")
+    dim = _dim(dim, len(source.extents), "T.cumsum", src_handle.name)
+    if source.extents != target.extents:
+        fail(
+            f"T.cumsum of {src_handle.name} {shape_text(source.extents)} into "
+            f"{dst_handle.name} {shape_text(target.extents)}; the shapes must be equal"
+        )
+    current("T.cumsum").emit(CumSum(source, target, dim, bool(reverse), loc=here()), dst_handle.name)
+
+
+def _atomic(kind: str, dst: Any, value: Any, return_prev: bool) -> None:
+    call = f"T.atomic_{kind}"
+    if return_prev:
+        fail(f"return_prev of {call} is not supported")
+    handle, mins, extents = side(dst, f"destination of {call}")
+    if handle.kind not in ("global", "shared"):
+        fail(f"{call} on {handle.name} in scope {handle.kind}; only global and shared memory have atomics")
+    if isinstance(value, BufferHandle | RegionHandle) or extents is not None:
+        if extents == (ONE,) and not isinstance(value, BufferHandle | RegionHandle):
+            handle.store(tuple(Value(i, "int32") for i in mins), value, kind)  # a one-element buffer
+            return
+        if kind != "add":
+            fail(f"{call} of a whole tile; write it element by element in a T.Parallel loop")
+        if handle.kind != "global":
+            fail(f"{call} of a tile needs a global destination, {handle.name} is in scope {handle.kind}")
+        _, source, handle, target = match(value, dst, call)
+        current(call).emit(AtomicAdd(source, target, loc=here()), handle.name)
+        return
+    handle.store(tuple(Value(i, "int32") for i in mins), value, kind)
+
+
+def atomic_add(
+    dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False, use_tma: bool = False
+) -> None:
+    """Add a value to one element, or a tile to a global region, atomically."""
+    _atomic("add", dst, value, return_prev)
+
+
+def atomic_max(dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False) -> None:
+    """Raise one element to at least ``value``, atomically."""
+    _atomic("max", dst, value, return_prev)
+
+
+def atomic_min(dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False) -> None:
+    """Lower one element to at most ``value``, atomically."""
+    _atomic("min", dst, value, return_prev)
+
+
+def sync_threads(*_ids: Any) -> None:
+    """A barrier of all threads of the block."""
+    current("T.sync_threads").emit(Sync(loc=here()))
+
+
+def use_swizzle(panel_size: int, order: str = "row", enable: bool = True) -> None:
+    """Walk the grid in panels of ``panel_size`` rows (or columns), so that blocks near in time share L2 lines."""
+    tracer = current("T.use_swizzle")
+    tracer.need_kernel("T.use_swizzle")
+    if not enable:
+        return
+    if isinstance(panel_size, bool) or not isinstance(panel_size, int) or panel_size < 1:
+        fail(f"panel_size={panel_size!r} of T.use_swizzle must be a whole number of at least 1")
+    if order not in ("row", "col", "column"):
+        fail(f"order={order!r} of T.use_swizzle; use 'row' or 'col'")
+    if tracer.swizzle is not None:
+        fail("T.use_swizzle is given twice")
+    tracer.swizzle = Swizzle(panel_size, "row" if order == "row" else "col")
+
+
+class SwizzledLayout:
+    """Marker of a bank-conflict-free layout."""
+
+
+def make_swizzled_layout(buffer: Any, *_args: Any, **_kwargs: Any) -> SwizzledLayout:
+    """A bank-conflict-free layout of a shared tile; an opaque marker here."""
+    return SwizzledLayout()
+
+
+def _annotate(call: str, kind: str, values: Any, show: Any) -> None:
+    tracer = current(call)
+    tracer.need_kernel(call)
+    if not isinstance(values, Mapping):
+        fail(f"{call} takes a dictionary from buffers to values")
+    for key, value in values.items():
+        handle, _, _ = side(key, f"key of {call}")
+        tracer.annotations.append((f"{kind}:{handle.name}", show(value)))
+
+
+def _number(value: Any) -> str:
+    e = value.expr if isinstance(value, Value) else constant(value)
+    if not isinstance(e, Const):
+        fail(f"annotation value {text(e)} must be a constant")
+    return repr(int(e.value) if isinstance(e.value, bool) else e.value)
+
+
+def _layout(value: Any) -> str:
+    if not isinstance(value, SwizzledLayout):
+        fail(f"layout {value!r} of T.annotate_layout is not known; use T.make_swizzled_layout(buffer)")
+    return "swizzled"
+
+
+def annotate_layout(layout_map: Mapping[Any, Any], **_hints: Any) -> None:
+    """Note the layout of shared tiles."""
+    _annotate("T.annotate_layout", "layout", layout_map, _layout)
+
+
+def annotate_l2_hit_ratio(l2_hit_ratio_map: Mapping[Any, Any]) -> None:
+    """Note the share of a tensor that should stay in L2."""
+    _annotate("T.annotate_l2_hit_ratio", "l2_hit_ratio", l2_hit_ratio_map, _number)
+
+
+def annotate_safe_value(safe_value_map: Mapping[Any, Any]) -> None:
+    """Note what reading outside a tensor's bounds gives instead of zero."""
+    _annotate("T.annotate_safe_value", "safe_value", safe_value_map, _number)
+
+
+def assume(condition: Any) -> None:
+    """A promise to the compiler; nothing to trace."""

@@ -1,0 +1,239 @@
+"""The state of one trace: open scopes, names in use, what was read and written when."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from foretile.kernels.errors import TraceError, fail, here
+from foretile.kernels.expr import Binary, Call, Cast, Expr, Load, Var, loads
+from foretile.kernels.ir import Buffer, For, If, Loc, Region, Stmt, Swizzle, TileProgram, While
+from foretile.kernels.values import Value
+
+if TYPE_CHECKING:
+    from foretile.kernels.handles import BufferHandle
+
+
+class _State(threading.local):
+    tracer: Tracer | None = None
+
+
+STATE = _State()
+
+
+class OpenLoop:
+    """A loop being traced: when it was opened, and which buffers values used in it were read from."""
+
+    __slots__ = ("pinned", "seq")
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.pinned: dict[str, ReadBinding] = {}
+
+
+class ReadBinding:
+    """A Python name bound to a value that reads buffers.
+
+    The expression is inlined at every use, so it must not be used after a write to one of these
+    buffers: TileLang would still see the old value. Such programs are refused, not mistraced.
+    """
+
+    __slots__ = ("buffers", "loc", "name", "seq", "tracer")
+
+    def __init__(self, tracer: Tracer, name: str, buffers: tuple[str, ...]) -> None:
+        self.tracer = tracer
+        self.name = name
+        self.buffers = buffers
+        self.seq = tracer.seq
+        self.loc = here()
+
+    def use(self) -> None:
+        """Check that no buffer read has been written since; remember the use in enclosing loops."""
+        tracer = self.tracer
+        for buffer in self.buffers:
+            if tracer.writes.get(buffer, -1) >= self.seq:
+                fail(self.message(buffer))
+        for loop in reversed(tracer.loops):
+            if loop.seq < self.seq:
+                break
+            for buffer in self.buffers:
+                loop.pinned[buffer] = self
+
+    def message(self, buffer: str) -> str:
+        """Why the name cannot be used, and what to do."""
+        line = f" (line {self.loc.line})" if self.loc else ""
+        return (
+            f"`{self.name}` was read from {buffer}{line}, which is written before this use; "
+            f"keep the old value in a T.alloc_var (x = T.alloc_var(dtype); x = {buffer}[...])"
+        )
+
+
+class Tracer:
+    """Collects one kernel."""
+
+    def __init__(self, name: str, loc: Loc | None) -> None:
+        self.name = name
+        self.loc = loc
+        self.params: list[BufferHandle] = []
+        self.buffers: list[BufferHandle] = []
+        self.names: set[str] = {"T"}
+        self.scopes: list[list[Stmt]] = []
+        self.loops: list[OpenLoop] = []
+        self.writes: dict[str, int] = {}
+        self.seq = 0
+        self.grid: tuple[Expr, ...] = ()
+        self.block_vars: tuple[Var, ...] = ()
+        self.threads = 0
+        self.body: tuple[Stmt, ...] | None = None
+        self.swizzle: Swizzle | None = None
+        self.annotations: list[tuple[str, str]] = []
+
+    def unique(self, base: str) -> str:
+        """``base``, or ``base_1``, ``base_2``, … if taken; the name is taken from now on."""
+        name, i = base, 0
+        while name in self.names:
+            i += 1
+            name = f"{base}_{i}"
+        self.names.add(name)
+        return name
+
+    def need_kernel(self, what: str) -> None:
+        """Fail unless a ``with T.Kernel(...)`` block is open."""
+        if not self.scopes:
+            where = "after the T.Kernel block has ended" if self.body is not None else "outside T.Kernel"
+            fail(f"{what} {where}; put it inside `with T.Kernel(...) as ...:`")
+
+    def emit(self, stmt: Stmt, *written: str) -> None:
+        """Append ``stmt`` to the innermost scope; ``written`` are the buffers it changes."""
+        self.need_kernel(f"{type(stmt).__name__} statement")
+        self.scopes[-1].append(stmt)
+        for buffer in written:
+            self.seq += 1
+            self.writes[buffer] = self.seq
+            for loop in self.loops:
+                binding = loop.pinned.get(buffer)
+                if binding is not None:
+                    fail(binding.message(buffer).replace("before this use", "here, later in the same loop"))
+
+    def open_loop(self) -> None:
+        """Enter a loop's body."""
+        self.seq += 1
+        self.loops.append(OpenLoop(self.seq))
+        self.scopes.append([])
+        self.seq += 1
+
+    def close_loop(self) -> tuple[Stmt, ...]:
+        """Leave a loop's body and return it."""
+        self.loops.pop()
+        return tuple(self.scopes.pop())
+
+    def bind(self, name: str, value: Value) -> None:
+        """Note that ``name`` now stands for ``value``."""
+        read = tuple(dict.fromkeys(x.buffer for x in loads(value.expr)))
+        if read:
+            self.seq += 1
+            value.binding = ReadBinding(self, name, read)
+
+    def finish(self) -> TileProgram:
+        """The program traced."""
+        if self.body is None:
+            raise TraceError(
+                f"{self.name} has no `with T.Kernel(...)` block; a tile program needs exactly one", self.loc
+            )
+        params = tuple(p.buffer() for p in self.params)
+        free = _FreeVariables()
+        for param in params:
+            free.add(*param.shape)
+        free.add(*self.grid)
+        free.bound.update(v.name for v in self.block_vars)
+        free.body(self.body)
+        return TileProgram(
+            name=self.name,
+            params=params,
+            dims=tuple(free.dims.values()),
+            grid=self.grid,
+            block_vars=self.block_vars,
+            threads=self.threads,
+            buffers=tuple(b.buffer() for b in self.buffers),
+            body=self.body,
+            swizzle=self.swizzle,
+            annotations=tuple(self.annotations),
+            loc=self.loc,
+        )
+
+
+class _FreeVariables:
+    """Collects the symbolic dimensions in order of appearance and refuses indices out of scope."""
+
+    def __init__(self) -> None:
+        self.dims: dict[str, Var] = {}
+        self.bound: set[str] = set()
+        self.closed: set[str] = set()
+        self.loc: Loc | None = None
+
+    def add(self, *exprs: Expr) -> None:
+        for e in exprs:
+            kind = type(e)
+            if kind is Var:
+                self._var(e)  # type: ignore[arg-type]  # decided by type() for speed
+            elif kind is Binary:
+                self.add(e.a, e.b)  # type: ignore[attr-defined]
+            elif kind is Load:
+                self.add(*e.indices)  # type: ignore[attr-defined]
+            elif kind is Call:
+                self.add(*e.args)  # type: ignore[attr-defined]
+            elif kind is Cast:
+                self.add(e.a)  # type: ignore[attr-defined]
+
+    def _var(self, var: Var) -> None:
+        name = var.name
+        if name in self.bound or name in self.dims:
+            return
+        if name in self.closed:
+            raise TraceError(f"loop variable `{name}` is used outside its loop", self.loc)
+        self.dims[name] = var
+
+    def body(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self.loc = stmt.loc
+            if isinstance(stmt, For):
+                self.add(*stmt.extents)
+                if stmt.start is not None:
+                    self.add(stmt.start)
+                names = [v.name for v in stmt.vars]
+                self.bound.update(names)
+                self.body(stmt.body)
+                self.bound.difference_update(names)
+                self.closed.update(names)
+            elif isinstance(stmt, If):
+                self.add(stmt.cond)
+                self.body(stmt.then)
+                self.body(stmt.orelse)
+            elif isinstance(stmt, While):
+                self.add(stmt.cond)
+                self.body(stmt.body)
+            else:
+                for name in type(stmt).__dataclass_fields__:
+                    part = getattr(stmt, name)
+                    if isinstance(part, Expr):
+                        self.add(part)
+                    elif type(part) is Region:
+                        self.add(*part.mins)
+                        self.add(*part.extents)
+                    elif type(part) is tuple:
+                        self.add(*part)
+
+
+def current(what: str) -> Tracer:
+    """The trace in progress.
+
+    Raises:
+        TraceError: none is; ``what`` cannot be done outside a kernel.
+    """
+    tracer = STATE.tracer
+    if tracer is None:
+        fail(f"{what} outside a @T.prim_func; it only has a meaning while a kernel is traced")
+    return tracer
+
+
+__all__ = ["STATE", "Buffer", "OpenLoop", "ReadBinding", "Tracer", "current"]

@@ -1,0 +1,155 @@
+"""Many shapes at once: columns in, one best configuration and time a row out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foretile.hwmodels.schema import Chip
+from foretile.kernels.operator import Config, Operator, OperatorError, Shape
+from foretile.simulator.predictor import gains, machine_of
+from foretile.simulator.search import Launches, dynamic_part, evaluate_config, rank
+from foretile.simulator.uncertainty import interval_factor
+
+
+@dataclass
+class Rows:
+    """Predictions by row: the resolved columns, seconds, and (with details) interval, bound, configuration."""
+
+    columns: dict[str, np.ndarray]
+    time_s: np.ndarray
+    low_s: np.ndarray = field(default_factory=lambda: np.empty(0))
+    high_s: np.ndarray = field(default_factory=lambda: np.empty(0))
+    bound: list[str] = field(default_factory=list)
+    config: list[Config] = field(default_factory=list)
+
+
+def predict_rows(operator: Operator, chip: Chip, shapes: Any, *, details: bool = False) -> Rows:
+    """Cost-model predictions for every row of ``shapes`` (a DataFrame or a mapping of columns).
+
+    Raises:
+        OperatorError: an unknown column, unequal lengths, or a bad value, named with its row.
+        SimulationError: nothing fits the chip.
+    """
+    columns, length = _columns(operator, shapes)
+    m = machine_of(chip)
+    rows = Rows(columns, np.empty(length))
+    if details:
+        rows.low_s, rows.high_s = np.empty(length), np.empty(length)
+        rows.bound, rows.config = [""] * length, [{} for _ in range(length)]
+    static = [p.name for p in operator.params if not p.dynamic]
+    for where in _groups(columns, static, length):
+        shape: Shape = {p.name: columns[p.name][where] for p in operator.params}
+        for name in static:
+            shape[name] = _plain(columns[name][where[0]])
+        ranking = rank(operator, shape, m)
+        best = ranking.best()
+        rows.time_s[where] = ranking.time_s[best, np.arange(len(where))]
+        if details:
+            _details(operator, chip, shape, ranking.configs, best, where, rows)
+    return rows
+
+
+def _details(
+    operator: Operator,
+    chip: Chip,
+    shape: Shape,
+    configs: Sequence[Config],
+    best: np.ndarray,
+    where: np.ndarray,
+    rows: Rows,
+) -> None:
+    m = machine_of(chip)
+    dynamic = dynamic_part(operator, shape)
+    for index in np.unique(best):
+        mine = np.flatnonzero(best == index)
+        piece = {**shape, **{k: v[mine] for k, v in dynamic.items()}}
+        launches = evaluate_config(operator, piece, configs[index], m)
+        elastic = gains(operator, piece, configs[index], m, launches)
+        dtype = next((p.workload.dtype for p in launches.plans if p.workload.dtype), "")
+        factor = interval_factor(chip, dtype, elastic)
+        time_s = launches.time_s
+        bounds = _bounds(launches, len(mine))
+        rows.low_s[where[mine]] = time_s / factor
+        rows.high_s[where[mine]] = time_s * factor
+        for row, bound in zip(where[mine], bounds, strict=True):
+            rows.bound[row] = bound
+            rows.config[row] = dict(configs[index])
+
+
+def _bounds(launches: Launches, count: int) -> list[str]:
+    """Busiest engine a row, or what is left when none is busy half of the time."""
+    busy: dict[str, np.ndarray] = {}
+    for e in launches.estimates:
+        for engine, seconds in e.busy.items():
+            filled = np.broadcast_to(np.asarray(seconds).reshape(-1), (count,))
+            busy[engine] = busy.get(engine, 0.0) + filled
+    names = list(busy)
+    table = np.stack([busy[n] for n in names]) / launches.time_s
+    launch = sum(np.broadcast_to(e.launch_s.reshape(-1), (count,)) for e in launches.estimates)
+    top = np.argmax(table, axis=0)
+    return [
+        names[i] if table[i, row] >= 0.5 else ("launch" if launch[row] > 0.5 * launches.time_s[row] else "latency")
+        for row, i in enumerate(top)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _columns(operator: Operator, shapes: Any) -> tuple[dict[str, np.ndarray], int]:
+    """Every parameter as a checked column of equal length."""
+    given: Mapping[str, Any] = {str(k): shapes[k] for k in shapes}
+    for name in given:
+        operator.param(name)
+    lengths = {name: len(v) for name, v in given.items() if np.ndim(v)}
+    if len(set(lengths.values())) > 1:
+        described = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise OperatorError(f"{operator.name}: columns of unequal length: {described}")
+    length = next(iter(lengths.values()), 1)
+    if length == 0:
+        raise OperatorError(f"{operator.name}: the columns are empty; give at least one row")
+    raw = {name: np.broadcast_to(np.asarray(v), (length,)) for name, v in given.items()}
+    for name, column in raw.items():
+        _check(operator, name, column)
+    # Resolve defaults and combinations once a distinct set of non-numeric and static values.
+    static = [p.name for p in operator.params if p.name in raw and (not p.dynamic or p.kind != "int")]
+    columns: dict[str, np.ndarray] = {}
+    for where in _groups(raw, static, length):
+        piece = {n: (_plain(c[where[0]]) if n in static else c[where].astype(np.int64)) for n, c in raw.items()}
+        resolved = operator.shape(**piece)
+        for p in operator.params:
+            value = np.asarray(resolved[p.name])
+            if p.name not in columns:
+                columns[p.name] = np.empty(length, dtype=object if value.dtype.kind in "UO" else value.dtype)
+            columns[p.name][where] = value
+    return columns, length
+
+
+def _check(operator: Operator, name: str, column: np.ndarray) -> None:
+    p = operator.param(name)
+    if p.kind != "int":
+        return
+    if column.dtype.kind not in "iuf":
+        raise OperatorError(f"{operator.name}: column {name} holds {column.dtype}, not whole numbers")
+    bad = np.flatnonzero(~(np.isfinite(column.astype(np.float64)) & (column >= p.minimum) & (column % 1 == 0)))
+    if len(bad):
+        raise OperatorError(
+            f"{operator.name}: row {bad[0]}: {name}={column[bad[0]]} is not a whole number of at least {p.minimum}"
+        )
+
+
+def _groups(columns: Mapping[str, np.ndarray], names: Sequence[str], length: int) -> list[np.ndarray]:
+    """Row numbers grouped by equal values of the named columns."""
+    if not names:
+        return [np.arange(length)]
+    code = np.zeros(length, dtype=np.int64)
+    for name in names:
+        _, inverse = np.unique(columns[name].astype(str), return_inverse=True)
+        code = code * (int(inverse.max()) + 1) + inverse
+        _, code = np.unique(code, return_inverse=True)
+    return [np.flatnonzero(code == value) for value in range(int(code.max()) + 1)]

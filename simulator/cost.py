@@ -1,0 +1,280 @@
+"""The cost model: closed form, vectorised over shapes.
+
+A block's time is walked once, symbolically: operations add up in program order, a pipelined loop
+costs its fill plus its trips at the steady interval, and that interval is the longest of
+
+* the agent's own chain of dependent operations,
+* every engine's service for all blocks resident on the core (or chip),
+* what the loads' latency allows with the given number of buffers: (latency + chain) / stages.
+
+Waves of blocks follow each other; no engine can do with less than its total service. See
+docs/model.md for the derivation and tests/simulator for its agreement with the event engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foretile.simulator.machine import settle_decades
+from foretile.simulator.plan import Array, Plan
+from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
+
+_LINE_BYTES = 128  # a cache line; a tile waits for its slowest one
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Times in seconds, arrays of shape (shapes, 1).
+
+    ``busy``: by engine, the mean over cores of its service time; ``tail_s``: idle cores in the last
+    wave; ``epilogue_s``: after the last loop of the last block; ``fill_s``: before the first.
+    """
+
+    time_s: Array
+    busy: Mapping[str, Array]
+    launch_s: Array
+    fill_s: Array
+    tail_s: Array
+    epilogue_s: Array
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Predicted time of the whole kernel.
+
+    The clock under matrix load sinks with run time, so the estimate is made at the burst clock and,
+    where it exceeds the settling time, once more at the clock that this duration implies.
+    """
+    first = _at_clock(plan, np.ones((1, 1)))
+    machine = plan.workload.machine
+    if not plan.workload.dtype or machine.matrix_sustained_ratio >= 1.0 or not np.any(first.time_s > machine.settle_s):
+        return first
+    return _at_clock(plan, matrix_slowdown(plan, first.time_s))
+
+
+def matrix_slowdown(plan: Plan, time_s: Array) -> Array:
+    """Factor by which matrix work takes longer than at the burst clock in a run of this duration."""
+    m = plan.workload.machine
+    decades = np.log10(np.maximum(1.0, time_s / m.settle_s))
+    settled = np.minimum(1.0, decades / settle_decades())
+    return 1.0 / (1.0 - (1.0 - m.matrix_sustained_ratio) * settled)
+
+
+def _at_clock(plan: Plan, slow: Array) -> Estimate:
+    w = plan.workload
+    machine = w.machine
+    resident = float(w.occupancy.blocks_per_core)
+    slots = float(plan.slots)
+    tail = plan.tail_blocks
+    tail_resident = np.ceil(tail / machine.cores)
+
+    full = _Timeline(plan, slow, resident, slots).run()
+    last = _Timeline(plan, slow, np.maximum(1.0, tail_resident), np.maximum(1.0, tail)).run()
+    has_tail = tail > 0
+    waves = plan.blocks / slots
+
+    if plan.samples == 1:
+        lined_up = plan.full_waves * full.total + np.where(has_tail, last.total, 0.0)
+        even = waves * full.total
+    else:  # blocks of unequal length: the scheduler evens them out, all but the last ones
+        longest = np.max(np.where(plan.full_waves > 0, full.total, last.total), axis=-1, keepdims=True)
+        mean = np.mean(full.total, axis=-1, keepdims=True)
+        shortest = np.min(full.total, axis=-1, keepdims=True)
+        even = waves * mean
+        lined_up = np.where(plan.full_waves > 0, np.maximum(longest, even + 0.5 * shortest), longest)
+
+    pick = plan.full_waves > 0
+    fill = _mean(np.where(pick, full.fill, last.fill))
+    epilogue = _mean(np.where(pick, full.epilogue, last.epilogue))
+    idle = _mean(np.where(pick, full.total - full.steady, last.total - last.steady))
+
+    core_blocks = np.ceil(plan.blocks / machine.cores) if plan.samples == 1 else plan.blocks / machine.cores
+    time = lined_up
+    busy: dict[str, Array] = {}
+    for engine, seconds in plan.core_busy.items():
+        service = seconds * slow if engine in CLOCKED else seconds
+        busy[engine] = service * plan.blocks / machine.cores
+        time = np.maximum(time, idle + core_blocks * service)
+    for engine, seconds in plan.chip_busy.items():
+        busy[engine] = seconds
+        time = np.maximum(time, idle + seconds)
+    dispatch = plan.blocks * machine.dispatch_s
+    launch = machine.launch_s + machine.ramp_s + 0.0 * plan.blocks
+    total = launch + np.maximum(time, dispatch)
+    return Estimate(
+        time_s=total,
+        busy=busy,
+        launch_s=launch,
+        fill_s=fill,
+        tail_s=np.maximum(0.0, lined_up - even),
+        epilogue_s=epilogue,
+    )
+
+
+def block_times(plan: Plan, slow: float, resident: float, active: float) -> Array:
+    """Seconds one block of each class takes, for the first shape of the plan; a flat array."""
+    timeline = _Timeline(plan, np.full((1, 1), slow), resident, active).run()
+    return np.broadcast_to(timeline.total, (1, plan.samples)).ravel().astype(np.float64)
+
+
+def _mean(values: Array) -> Array:
+    return np.mean(values, axis=-1, keepdims=True)
+
+
+class _Timeline:
+    """The course of one block while ``resident`` blocks share its core and ``active`` the chip."""
+
+    def __init__(self, plan: Plan, slow: Array, resident: Array, active: Array) -> None:
+        self.plan = plan
+        self.slow = slow
+        self.resident = resident
+        self.active = active
+        w = plan.workload
+        self.machine = w.machine
+        self.agents = float(w.agents)
+        self.rate = self.agents * w.agent_rate
+        self.fill: Array = 0.0
+        self.steady: Array = 0.0
+        self.total: Array = 0.0
+        self.epilogue: Array = 0.0
+        self._seen_loop = False
+
+    def run(self) -> _Timeline:
+        self.total = self.sequence(self.plan.workload.nodes, outer=True)
+        return self
+
+    def duration(self, op: Op) -> Array:
+        """Time an agent needs for its share of ``op`` when nothing competes."""
+        if op.kind == "barrier":
+            return op.serial_s
+        if op.kind == "matrix":
+            return op.serial_s * self.slow / self.agents + op.latency_s
+        if op.kind == "store":
+            port = self.plan.traffic.port_bytes[op.access] / self.machine.port_bytes_per_s
+            return np.maximum(op.serial_s, port) / self.agents
+        return op.serial_s * self.slow / self.rate
+
+    def arrival(self, *ops: Op) -> Array:
+        """Time from the issue of one iteration's loads until all their tiles are on the core."""
+        t, m = self.plan.traffic, self.machine
+        latency: Array = 0.0
+        service: dict[str, Array] = {"port": 0.0}
+        for op in ops:
+            lines = max(1.0, self.plan.workload.accesses[op.access].full_bytes / _LINE_BYTES)
+            missing = 1.0 - (1.0 - np.minimum(1.0, t.dram_share[op.access])) ** lines
+            reached = m.l2_latency_s + (m.dram_latency_s - m.l2_latency_s) * missing + op.latency_s
+            latency = np.maximum(latency, reached)
+            service["port"] = service["port"] + t.port_bytes[op.access] / m.port_bytes_per_s
+            for engine, seconds in op.work:
+                service[engine] = service.get(engine, 0.0) + seconds
+        longest: Array = 0.0
+        for seconds in service.values():
+            longest = np.maximum(longest, seconds)
+        return latency + longest / self.agents
+
+    def sequence(self, nodes: tuple[Node, ...], outer: bool = False) -> Array:
+        t: Array = np.zeros((1, 1))
+        longest: Array = np.zeros((1, 1))
+        after: Array = np.zeros((1, 1))
+        pending: dict[str, Array] = {}
+        looped = False
+        for node in nodes:
+            before = t
+            if isinstance(node, Op):
+                for name in node.reads:
+                    if name in pending:
+                        t = np.maximum(t, pending.pop(name))
+                began = t
+                t = t + self.duration(node)
+                if node.kind == "load":
+                    pending[node.writes] = t + self.arrival(node)
+                longest = np.maximum(longest, t - began)
+                after = after + (t - before)
+            elif isinstance(node, Loop):
+                for ready in pending.values():
+                    t = np.maximum(t, ready)
+                pending.clear()
+                if outer and not looped:
+                    self.fill = t
+                looped = True
+                steady, rest = self.loop(node)
+                t = t + steady + rest
+                longest = longest + steady
+                after = np.zeros((1, 1))
+            else:
+                for ready in pending.values():
+                    t = np.maximum(t, ready)
+                pending.clear()
+                chance = self.plan.chance[id(node)]
+                t = t + chance * self.sequence(node.then) + (1.0 - chance) * self.sequence(node.orelse)
+        for ready in pending.values():
+            t = np.maximum(t, ready)
+        if outer:
+            self.steady = np.minimum(longest, t)
+            self.epilogue = after if looped else np.zeros((1, 1))
+            self.fill = self.fill if looped else t - longest
+        return t
+
+    def loop(self, loop: Loop) -> tuple[Array, Array]:
+        """Time in the steady state, and the rest (fill and drain), over all iterations.
+
+        Every engine needs its service for all iterations of all resident blocks, plus the part of
+        one chain that it takes no part in (before its first and after its last use).
+        """
+        trips = self.plan.trips[id(loop)]
+        inner_seen, self._seen_loop = self._seen_loop, False
+        chain = self.sequence(loop.body)
+        self._seen_loop = inner_seen
+        interval = chain
+        rest: Array = np.zeros((1, 1))
+        if loop.loads:
+            latency = self.arrival(*loop.loads)
+            interval = np.maximum(interval, (latency + chain) / loop.stages)
+            ahead = (loop.stages - 1) * interval if loop.run_ahead and self._seen_loop else 0.0
+            rest = np.maximum(0.0, latency - ahead)
+        self._seen_loop = True
+        steady = np.maximum(0.0, trips - 1.0) * interval
+        for service, own in self.service(loop):
+            steady = np.maximum(steady, trips * service - np.minimum(chain, own))
+        return steady * np.minimum(1.0, trips), np.minimum(1.0, trips) * (rest + chain)
+
+    def service(self, loop: Loop) -> list[tuple[Array, Array]]:
+        """Per engine: service of one iteration for all resident (or active) blocks, and one agent's own."""
+        core: dict[str, Array] = {}
+        chip = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
+        self._collect((*loop.loads, *loop.body), 1.0, core, chip)
+        m = self.machine
+        found: list[tuple[Array, Array]] = []
+        for engine, seconds in core.items():
+            service = seconds * self.slow if engine in CLOCKED else seconds
+            found.append((self.resident * service, service / self.agents))
+        rates = (
+            ("port", self.resident, m.port_bytes_per_s),
+            ("l2", self.active, m.l2_chip_bytes_per_s),
+            ("dram", self.active, self.plan.dram_rate),
+            ("atomic", self.active, m.atomic_chip_bytes_per_s),
+        )
+        return found + [(blocks * chip[name] / rate, 0.0) for name, blocks, rate in rates]
+
+    def _collect(self, nodes: tuple[Node, ...], times: Array, core: dict[str, Array], chip: dict[str, Any]) -> None:
+        t = self.plan.traffic
+        for node in nodes:
+            if isinstance(node, Op):
+                for engine, seconds in node.work:
+                    core[engine] = core.get(engine, 0.0) + seconds * times
+                if node.access >= 0:
+                    bytes_ = t.l2_bytes[node.access] * times
+                    chip["l2"] = chip["l2"] + bytes_
+                    chip["port"] = chip["port"] + t.port_bytes[node.access] * times
+                    chip["dram"] = chip["dram"] + bytes_ * t.dram_share[node.access]
+                    if self.plan.workload.accesses[node.access].direction == "atomic":
+                        chip["atomic"] = chip["atomic"] + bytes_
+            elif isinstance(node, Loop):
+                self._collect((*node.loads, *node.body), times * self.plan.trips[id(node)], core, chip)
+            else:
+                chance = self.plan.chance[id(node)]
+                self._collect(node.then, times * chance, core, chip)
+                self._collect(node.orelse, times * (1.0 - chance), core, chip)

@@ -1,0 +1,285 @@
+"""The event engine: plays the operations of the blocks that live on one core.
+
+Time is integer picoseconds; events are ordered by (time, sequence number), so a run is
+deterministic. A core's engines are first-in first-out servers with finite rates; its share of the
+L2 and of DRAM is the number of its blocks over all active blocks. Agents (groups of warps) step
+through the program in order; loads run ahead as far as the loop has buffers.
+
+When the loop that all agents are in repeats itself (two windows of iterations of equal length), the
+clock jumps ahead by whole windows, so the cost of a run does not grow with trip counts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from foretile.simulator.program import Code, Instruction, LoadSpec
+
+_WINDOW = 4  # iterations compared when looking for the steady state
+_OUTER_WINDOW = 1
+_TOLERANCE = 0.005
+_PATIENCE = 10  # windows after which the last one is taken as the steady state
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """An engine occupied by an operation: picoseconds, for traces."""
+
+    engine: str
+    label: str
+    agent: int
+    start_ps: int
+    end_ps: int
+
+
+@dataclass
+class Run:
+    """What a run found. ``finish_ps`` holds the completion time of every block, in order.
+
+    ``jumps`` records the skipped stretches as (time, length).
+    """
+
+    finish_ps: list[int]
+    busy_ps: list[int]
+    slices: list[Slice] = field(default_factory=list)
+    jumps: list[tuple[int, int]] = field(default_factory=list)
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class _LoopState:
+    """Where an agent is in one loop: iteration, and arrival times of tiles loaded ahead."""
+
+    trips: int
+    done: int = 0
+    issued: int = 0
+    arrivals: dict[int, list[int]] = field(default_factory=dict)
+    marks: list[tuple[int, list[int]]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Agent:
+    number: int
+    block: int
+    code: Code
+    pc: int = 0
+    waited: bool = False
+    loops: dict[int, _LoopState] = field(default_factory=dict)
+    stack: list[int] = field(default_factory=list)
+    arrivals: dict[int, int] = field(default_factory=dict)
+    prefetched: dict[int, list[list[int]]] = field(default_factory=dict)
+
+
+class Core:
+    """One core with its engines, the agents on it, and the blocks still to come."""
+
+    def __init__(self, engines: Sequence[str], agents_per_block: int, *, trace: bool = False) -> None:
+        self.engines = tuple(engines)
+        self.agents_per_block = agents_per_block
+        self.free = [0] * len(engines)
+        self.busy = [0] * len(engines)
+        self.heap: list[tuple[int, int, _Agent]] = []
+        self.sequence = 0
+        self.live: dict[int, _Agent] = {}
+        self.left: dict[int, int] = {}
+        self.trace = trace
+        self.result = Run([], self.busy)
+
+    def run(self, blocks: Sequence[Code], slots: int) -> Run:
+        """Play ``blocks`` in order, at most ``slots`` resident at a time."""
+        waiting = list(enumerate(blocks))
+        waiting.reverse()
+        finish = [0] * len(blocks)
+        for _ in range(min(slots, len(blocks))):
+            self._start(*waiting.pop(), 0)
+        while self.heap:
+            now, _, agent = heapq.heappop(self.heap)
+            self.result.steps += 1
+            after = self._step(agent, now)
+            if after >= 0:
+                self._push(after, agent)
+                continue
+            del self.live[agent.number]
+            self.left[agent.block] -= 1
+            if self.left[agent.block] == 0:
+                finish[agent.block] = now
+                if waiting:
+                    self._start(*waiting.pop(), now)
+        self.result.finish_ps = finish
+        return self.result
+
+    def _start(self, block: int, code: Code, now: int) -> None:
+        self.left[block] = self.agents_per_block
+        for i in range(self.agents_per_block):
+            agent = _Agent(block * self.agents_per_block + i, block, code)
+            self.live[agent.number] = agent
+            self._push(now, agent)
+
+    def _push(self, time: int, agent: _Agent) -> None:
+        self.sequence += 1
+        heapq.heappush(self.heap, (time, self.sequence, agent))
+
+    # -- one event ---------------------------------------------------------------------------
+
+    def _step(self, agent: _Agent, now: int) -> int:
+        """Let ``agent`` act at ``now``; returns when it acts next, or -1 when it is done."""
+        instructions = agent.code.instructions
+        while agent.pc < len(instructions):
+            instruction = instructions[agent.pc]
+            if instruction.kind == "enter":
+                self._enter(agent, instruction, now)
+                continue
+            if instruction.kind == "end":
+                jumped = self._end(agent, instruction, now)
+                if jumped:
+                    return now + jumped
+                continue
+            ready = self._ready(agent, instruction)
+            if ready > now:
+                return ready
+            agent.pc += 1
+            if instruction.load is not None:
+                agent.arrivals[instruction.load.target] = self._load(agent, instruction.load, now)
+            finish = self._serve(agent, instruction, now)
+            if finish > now:
+                return finish
+        return -1
+
+    def _ready(self, agent: _Agent, instruction: Instruction) -> int:
+        ready = 0
+        for target in instruction.waits:
+            arrived = agent.arrivals.get(target)
+            if arrived is not None and arrived > ready:
+                ready = arrived
+        return ready
+
+    def _serve(self, agent: _Agent, instruction: Instruction, now: int) -> int:
+        finish = now + instruction.duration_ps
+        for engine, service in instruction.service:
+            start = self.free[engine] if self.free[engine] > now else now
+            end = start + service
+            self.free[engine] = end
+            self.busy[engine] += service
+            if self.trace:
+                self.result.slices.append(
+                    Slice(self.engines[engine], instruction.label, agent.number, start, end)
+                )
+            # What the operation takes beyond its service (dependent steps) follows the slowest engine.
+            if end + instruction.duration_ps - instruction.longest_ps > finish:
+                finish = end + instruction.duration_ps - instruction.longest_ps
+        return finish + instruction.latency_ps
+
+    def _load(self, agent: _Agent, load: LoadSpec, now: int) -> int:
+        arrived = now
+        for engine, service in load.service:
+            start = self.free[engine] if self.free[engine] > now else now
+            end = start + service
+            self.free[engine] = end
+            self.busy[engine] += service
+            if self.trace and service:
+                self.result.slices.append(Slice(self.engines[engine], load.label, agent.number, start, end))
+            if end > arrived:
+                arrived = end
+        return arrived + load.latency_ps
+
+    # -- loops -------------------------------------------------------------------------------
+
+    def _enter(self, agent: _Agent, instruction: Instruction, now: int) -> None:
+        loop = instruction.loop
+        assert loop is not None
+        if loop.trips == 0:
+            agent.pc = instruction.target
+            return
+        state = _LoopState(loop.trips)
+        agent.loops[loop.number] = state
+        agent.stack.append(loop.number)
+        for arrivals in agent.prefetched.pop(loop.number, []):
+            state.arrivals[state.issued] = arrivals
+            state.issued += 1
+        if loop.loads:
+            while state.issued < min(loop.stages, loop.trips):
+                state.arrivals[state.issued] = [self._load(agent, load, now) for load in loop.loads]
+                state.issued += 1
+            self._bind(agent, state, loop.loads)
+        agent.pc += 1
+
+    def _bind(self, agent: _Agent, state: _LoopState, loads: Sequence[LoadSpec]) -> None:
+        for load, arrived in zip(loads, state.arrivals.pop(state.done), strict=True):
+            agent.arrivals[load.target] = arrived
+
+    def _end(self, agent: _Agent, instruction: Instruction, now: int) -> int:
+        """End of an iteration: free its buffers, load ahead, go round, leave, or jump."""
+        loop = instruction.loop
+        assert loop is not None
+        state = agent.loops[loop.number]
+        state.done += 1
+        if loop.loads:
+            if state.issued < state.trips:
+                state.arrivals[state.issued] = [self._load(agent, load, now) for load in loop.loads]
+                state.issued += 1
+            elif loop.next_loop is not None and loop.run_ahead:
+                following = agent.code.loops[loop.next_loop]
+                queue = agent.prefetched.setdefault(following.number, [])
+                if len(queue) < min(following.stages, following.trips):
+                    queue.append([self._load(agent, load, now) for load in following.loads])
+        if state.done >= state.trips:
+            del agent.loops[loop.number]
+            agent.stack.pop()
+            agent.pc += 1
+            return 0
+        jumped = self._jump(agent, loop.number, state, loop.stages, loop.innermost, now)
+        if loop.loads:
+            self._bind(agent, state, loop.loads)
+        agent.pc = instruction.target
+        return jumped
+
+    def _jump(
+        self, agent: _Agent, number: int, state: _LoopState, stages: int, innermost: bool, now: int
+    ) -> int:
+        """Skip whole windows of iterations once they repeat; returns by how much this agent moves."""
+        if agent.number != min(self.live):
+            return 0
+        window = _WINDOW if innermost else _OUTER_WINDOW
+        if state.done % window:
+            return 0
+        state.marks.append((now, list(self.busy)))
+        if len(state.marks) < 4 or (innermost and state.done <= stages + window):
+            return 0
+        last = state.marks[-1][0] - state.marks[-2][0]
+        before = state.marks[-2][0] - state.marks[-3][0]
+        if abs(last - before) > _TOLERANCE * last and len(state.marks) < _PATIENCE:
+            return 0
+        remaining = state.trips - state.done
+        for other in self.live.values():
+            theirs = other.loops.get(number)
+            if theirs is None or other.stack[-1 if innermost else 0] != number:
+                return 0
+            remaining = min(remaining, theirs.trips - theirs.done)
+        windows = (remaining - stages - 1) // window
+        if windows < 1:
+            return 0
+        shift = windows * last
+        for other in self.live.values():
+            self._advance(other, number, windows * window, shift)
+        self.heap = [(t + shift, s, a) for t, s, a in self.heap]
+        self.free = [t + shift for t in self.free]
+        then = state.marks[-2][1]
+        for i, value in enumerate(state.marks[-1][1]):
+            self.busy[i] += windows * (value - then[i])
+        state.marks.clear()
+        self.result.jumps.append((now, shift))
+        return shift
+
+    @staticmethod
+    def _advance(agent: _Agent, number: int, iterations: int, shift: int) -> None:
+        agent.arrivals = {k: t + shift for k, t in agent.arrivals.items()}
+        for n, state in agent.loops.items():
+            moved = iterations if n == number else 0
+            state.done += moved
+            state.issued += moved
+            state.arrivals = {i + moved: [t + shift for t in ts] for i, ts in state.arrivals.items()}
+        for queue in agent.prefetched.values():
+            for i, arrivals in enumerate(queue):
+                queue[i] = [t + shift for t in arrivals]

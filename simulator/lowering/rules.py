@@ -1,0 +1,72 @@
+"""What a style of machine must say for a program to be lowered to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
+from foretile.simulator.lowering.elementwise import Count
+from foretile.simulator.machine import Machine
+from foretile.simulator.workload import Occupancy
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of service per core engine for a whole block, duration alone, and result latency."""
+
+    work: dict[str, float]
+    serial_s: float
+    latency_s: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What the program does with its buffers."""
+
+    accumulators: frozenset[str]
+    operands: frozenset[str]
+    staged: dict[str, int]  # shared buffers filled by a pipelined loop → versions
+    vector_written: frozenset[str]  # written by element-wise code
+
+
+class Rules(Protocol):
+    """Costs of tile operations on one machine for one program."""
+
+    program: TileProgram
+    machine: Machine
+    roles: Roles
+
+    def agents(self) -> tuple[int, float]:
+        """Independent instruction streams of a block, and the issue share one of them can use."""
+
+    def occupancy(self) -> Occupancy:
+        """How a block sits on a core; raises SimulationError if it does not fit."""
+
+    def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
+        """A tile product."""
+
+    def elementwise(self, elements: int, count: Count, target: Buffer) -> Cost:
+        """``elements`` independent evaluations of an expression, stored to ``target``."""
+
+    def move(self, stmt: Copy, elements: int, source: Buffer, target: Buffer) -> Cost:
+        """The core's share of a copy (the path to the L2 and beyond is counted separately)."""
+
+    def reduce(self, stmt: Reduce | CumSum, elements: int, rows: int) -> Cost:
+        """A reduction (or scan) of ``elements`` into ``rows`` results."""
+
+    def fill(self, stmt: Fill, elements: int, target: Buffer) -> Cost:
+        """Setting ``elements`` to a constant."""
+
+    def barrier(self) -> Cost:
+        """A barrier of the block."""
+
+    def stage_barrier(self, tiles: int) -> tuple[float, float]:
+        """Per pipelined iteration with ``tiles`` loads: seconds on the critical path, and seconds added to load latency."""
+
+    def stages(self, requested: int) -> int:
+        """Iterations that loads can run ahead when the program asks for ``requested``."""
+
+    def runs_ahead(self) -> bool:
+        """Whether copies are issued by warps of their own, across loop boundaries."""

@@ -1,0 +1,271 @@
+"""Costs on machines that run blocks of warps on a core (style ``simt``)."""
+
+from __future__ import annotations
+
+from math import ceil, log2, sqrt
+
+from foretile.kernels.dtypes import DTYPES
+from foretile.kernels.expr import evaluate
+from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
+from foretile.simulator.lowering.elementwise import Count, convert_count
+from foretile.simulator.lowering.rules import Cost, Roles
+from foretile.simulator.machine import Machine, SimulationError
+from foretile.simulator.workload import Occupancy
+
+# Warp schedulers (SIMDs) a core: four on every SIMT chip of the catalogue (NVIDIA whitepapers
+# Volta to Blackwell; AMD CDNA ISA documents). Four warps are one agent: one warp a scheduler.
+SCHEDULERS = 4
+# Registers of a producer warp's thread after redistribution (TileLang lowers Hopper pipelines with
+# setmaxnreg 24 for the producer and 240 for consumers).
+_PRODUCER_REGISTERS = 24
+_CONSUMER_REGISTERS = 240
+_VECTOR_BYTES = 16  # widest load, store or asynchronous copy of one thread
+_TENSOR_MEMORY_LANES = 128
+_ACCUMULATOR_BYTES = 4
+
+
+def elements_of(buffer: Buffer) -> int:
+    """Number of elements of an on-chip buffer (its shape is constant)."""
+    total = 1
+    for extent in buffer.shape:
+        total *= int(evaluate(extent, {}))
+    return total
+
+
+class SimtRules:
+    """Costs of tile operations for one program on one SIMT machine."""
+
+    def __init__(self, program: TileProgram, machine: Machine, roles: Roles) -> None:
+        self.program = program
+        self.machine = machine
+        self.roles = roles
+        self._in_tensor_memory = (
+            roles.accumulators if machine.matrix_instruction == "tcgen05" else frozenset[str]()
+        )
+        self._warps = ceil(program.threads / machine.warp_size)
+
+    def agents(self) -> tuple[int, float]:
+        return max(1, self._warps // SCHEDULERS), min(1.0, self._warps / SCHEDULERS)
+
+    def runs_ahead(self) -> bool:
+        return self.machine.warp_specialisation and self.machine.bulk_copy and bool(self.roles.staged)
+
+    def stages(self, requested: int) -> int:
+        # Without asynchronous copies the next tile waits in registers: one iteration ahead at most.
+        return max(1, requested) if self.machine.async_copy else min(2, max(1, requested))
+
+    def stage_barrier(self, tiles: int) -> tuple[float, float]:
+        m = self.machine
+        if self.runs_ahead():
+            # A consumer tests one "full" barrier a tile; the producer's round trip (arrive, wait,
+            # issue) and the drain of the products that read the buffer delay the next load.
+            return m.barrier_s * tiles, m.pipeline_barrier_s + m.matrix_latency_s
+        return m.pipeline_barrier_s, 0.0
+
+    def barrier(self) -> Cost:
+        m = self.machine
+        return Cost({}, m.barrier_s + m.barrier_warp_s * self._warps)
+
+    # -- occupancy ---------------------------------------------------------------------------
+
+    def occupancy(self) -> Occupancy:
+        m, p = self.machine, self.program
+        threads = self._warps * m.warp_size + (SCHEDULERS * m.warp_size if self.runs_ahead() else 0)
+        pad = sum(
+            ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self.roles.staged.get(b.name, 1)
+            for b in p.buffers
+            if b.scope == "shared"
+        )
+        if pad > m.scratchpad_block_bytes:
+            raise SimulationError(
+                f"{p.name} needs {pad} bytes of shared memory a block; {m.id} has {m.scratchpad_block_bytes}: "
+                "use a smaller tile or fewer stages"
+            )
+        if threads > m.threads_per_block:
+            raise SimulationError(f"{p.name} has {threads} threads a block; {m.id} allows {m.threads_per_block}")
+        registers = self._registers()
+        file = p.threads * registers + (threads - self._warps * m.warp_size) * _PRODUCER_REGISTERS
+        limits = {
+            "shared memory": m.scratchpad_bytes // max(1, pad + m.scratchpad_reserved_bytes),
+            "registers": (m.register_bytes // 4) // max(1, file),
+            "threads": m.threads_per_core // threads,
+            "blocks": m.blocks_per_core,
+        }
+        if self._in_tensor_memory:
+            limits["tensor memory"] = m.tensor_memory_bytes // self._tensor_memory_bytes()
+        name, resident = min(limits.items(), key=lambda item: item[1])
+        if resident < 1:
+            raise SimulationError(f"{p.name}: not one block fits a core of {m.id}: {name} runs out")
+        return Occupancy(int(resident), name, threads, int(pad), registers)
+
+    def _registers(self) -> int:
+        m, p = self.machine, self.program
+        held = sum(
+            elements_of(b) * max(DTYPES[b.dtype].bytes, 2) / (1 if len(b.shape) > 1 else 0.25)
+            for b in p.buffers
+            if b.scope == "fragment" and b.name not in self._in_tensor_memory
+        )
+        # A one-dimensional fragment (a row statistic) is held by each of the four lanes that share
+        # a row of the matrix instruction's accumulator layout.
+        local = sum(
+            elements_of(b) * DTYPES[b.dtype].bytes * p.threads for b in p.buffers if b.scope in ("local", "var")
+        )
+        registers = ceil((held + local) / 4 / p.threads + m.registers_base)
+        limit = min(m.registers_per_thread, _CONSUMER_REGISTERS if self.runs_ahead() else 1 << 16)
+        if registers > limit:
+            raise SimulationError(
+                f"{p.name} needs {registers} registers a thread; {m.id} allows {limit}: "
+                "use more threads or a smaller tile"
+            )
+        return registers
+
+    def _tensor_memory_bytes(self) -> int:
+        # Accumulators occupy whole columns of 128 lanes, whatever their row count.
+        total = 0
+        for b in self.program.buffers:
+            if b.name in self._in_tensor_memory:
+                rows = int(evaluate(b.shape[0], {}))
+                columns = elements_of(b) // rows
+                total += ceil(rows / _TENSOR_MEMORY_LANES) * _TENSOR_MEMORY_LANES * columns * _ACCUMULATOR_BYTES
+        return total
+
+    # -- operations --------------------------------------------------------------------------
+
+    def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
+        machine = self.machine
+        element = DTYPES[self.program.buffer(stmt.a.buffer).dtype].bytes
+        rows = ceil(m / machine.matrix_m) * machine.matrix_m
+        columns = ceil(n / 8) * 8
+        depth_step = max(1, int(machine.matrix_k_bytes / element))
+        depth = ceil(k / depth_step) * depth_step
+        flops = 2.0 * rows * columns * depth
+        matrix_s = flops / machine.matrix_rate(dtype)
+        operand_bytes = self._operand_bytes(stmt, rows, columns, depth, element)
+        pad_s = operand_bytes / machine.scratchpad_bytes_per_s
+        work = {"matrix": matrix_s, "scratchpad": pad_s}
+        return Cost(work, max(matrix_s, pad_s), machine.matrix_latency_s, flops)
+
+    def _operand_bytes(self, stmt: Gemm, m: int, n: int, k: int, element: float) -> float:
+        """Scratchpad bytes the matrix engine reads for one tile product.
+
+        An asynchronous instruction of ``matrix_m`` rows reads all of B again for its rows and its
+        own A once per 256 columns; warps that load fragments themselves (ldmatrix) read A once per
+        column of the warp grid and B once per row of it.
+        """
+        machine = self.machine
+        a_shared = self.program.buffer(stmt.a.buffer).scope == "shared"
+        b_shared = self.program.buffer(stmt.b.buffer).scope == "shared"
+        if machine.matrix_instruction in ("wgmma", "tcgen05"):
+            a_reads, b_reads = ceil(n / 256), ceil(m / machine.matrix_m)
+        else:
+            warp_rows, warp_columns = warp_grid(self._warps, m, n, stmt.policy, machine.matrix_m)
+            a_reads, b_reads = warp_columns, warp_rows
+        a = m * k * element * a_reads if a_shared else 0.0
+        b = n * k * element * b_reads if b_shared else 0.0
+        return a + b
+
+    def elementwise(self, elements: int, count: Count, target: Buffer) -> Cost:
+        m = self.machine
+        lanes = self.program.threads
+        padded = ceil(elements / lanes) * lanes if elements > 1 else lanes
+        pad_bytes = tensor_bytes = 0.0
+        for load in count.loads:
+            source = self.program.buffer(load.buffer)
+            if source.scope == "shared":
+                pad_bytes += elements * DTYPES[source.dtype].bytes
+            elif source.name in self._in_tensor_memory:
+                tensor_bytes += elements * _ACCUMULATOR_BYTES
+        if target.scope == "shared":
+            pad_bytes += elements * DTYPES[target.dtype].bytes
+        elif target.name in self._in_tensor_memory:
+            tensor_bytes += elements * _ACCUMULATOR_BYTES
+        vector = padded * max(
+            count.fp32 / m.fp32_per_s,
+            count.alu / m.alu_per_s,
+            count.convert / m.convert_per_s,
+            count.total / m.issue_per_s,
+        )
+        work = {
+            "vector": vector,
+            "special": padded * count.special / m.special_per_s,
+            "scratchpad": pad_bytes / m.scratchpad_bytes_per_s,
+        }
+        if tensor_bytes:
+            work["tensor_memory"] = tensor_bytes / m.tensor_memory_bytes_per_s
+        latency = count.depth * m.vector_latency_s + (m.scratchpad_latency_s if pad_bytes else 0.0)
+        return Cost(work, max(work.values()) + latency)
+
+    def move(self, stmt: Copy, elements: int, source: Buffer, target: Buffer) -> Cost:
+        m = self.machine
+        read = elements * DTYPES[source.dtype].bytes
+        written = elements * DTYPES[target.dtype].bytes
+        convert = convert_count(source.dtype, target.dtype)
+        bulk = m.bulk_copy and {source.scope, target.scope} == {"global", "shared"}
+        instructions = 0.0 if bulk else read / _VECTOR_BYTES
+        if not bulk and source.scope == "global" and target.scope == "shared" and not m.async_copy:
+            instructions *= 2  # through registers: a load and a store
+        pad = (read if source.scope == "shared" else 0.0) + (written if target.scope == "shared" else 0.0)
+        work = {
+            "vector": max(
+                (instructions + elements * convert.total) / m.issue_per_s,
+                elements * convert.convert / m.convert_per_s,
+                elements * convert.alu / m.alu_per_s,
+            ),
+            "scratchpad": pad / m.scratchpad_bytes_per_s,
+        }
+        if source.name in self._in_tensor_memory:
+            work["tensor_memory"] = elements * _ACCUMULATOR_BYTES / m.tensor_memory_bytes_per_s
+        latency = m.scratchpad_latency_s if pad and not bulk else 0.0
+        return Cost(work, max(work.values()) + latency)
+
+    def reduce(self, stmt: Reduce | CumSum, elements: int, rows: int) -> Cost:
+        m = self.machine
+        kind = stmt.kind if isinstance(stmt, Reduce) else "sum"
+        each = Count(fp32=1.0) if kind == "sum" else Count(alu=1.0)
+        if kind.startswith("abs"):
+            each = each.then(alu=1)
+        if isinstance(stmt, CumSum):  # a scan takes log2 steps over the lanes of a warp
+            each = Count(fp32=log2(m.warp_size))
+        source = self.program.buffer(stmt.src.buffer)
+        cost = self.elementwise(elements, each, source if source.scope == "shared" else _REGISTER)
+        work = dict(cost.work)
+        if source.name in self._in_tensor_memory:
+            work["tensor_memory"] = elements * _ACCUMULATOR_BYTES / m.tensor_memory_bytes_per_s
+        # Lanes that share a row combine by shuffles, whose latency is close to the scratchpad's
+        # (24 against 29 cycles on Hopper); beyond a warp the scratchpad and a barrier join in.
+        lanes = min(self.program.threads, max(SCHEDULERS, self.program.threads // max(1, rows)))
+        steps = log2(min(lanes, m.warp_size))
+        latency = steps * m.scratchpad_latency_s
+        if lanes > m.warp_size:
+            latency += 2 * m.scratchpad_latency_s + self.barrier().serial_s
+        return Cost(work, max(work.values()) + latency)
+
+    def fill(self, stmt: Fill, elements: int, target: Buffer) -> Cost:
+        m = self.machine
+        if target.name in self._in_tensor_memory:
+            return Cost({}, 0.0)  # the first product overwrites instead of accumulating
+        if target.scope == "shared":
+            written = elements * DTYPES[target.dtype].bytes / m.scratchpad_bytes_per_s
+            return Cost({"scratchpad": written}, written)
+        moved = elements / m.issue_per_s
+        return Cost({"vector": moved}, moved)
+
+
+_REGISTER = Buffer("", (), "float32", "fragment")
+
+
+def warp_grid(warps: int, m: int, n: int, policy: str, row_step: int) -> tuple[int, int]:
+    """Rows × columns of warps over an ``m × n`` tile.
+
+    ``full_row`` puts all warps along the rows, ``full_col`` along the columns; ``square`` keeps a
+    warp's piece as square as the row step of the instruction allows.
+    """
+    if policy == "full_row":
+        rows = min(warps, max(1, m // row_step))
+    elif policy == "full_col":
+        rows = 1
+    else:
+        ideal = sqrt(warps * m / n)
+        options = [r for r in (1, 2, 4, 8, 16) if warps % r == 0 and r <= max(1, m // row_step)]
+        rows = min(options or [1], key=lambda r: abs(r - ideal))
+    return rows, max(1, warps // rows)

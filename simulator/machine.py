@@ -1,0 +1,249 @@
+"""A chip as the simulator sees it: plain numbers in seconds, bytes and FLOP a second.
+
+This is the only place where chip files become numbers of the model, so a what-if ("ten per cent
+more DRAM bandwidth") is one scaled field here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from foretile.hwmodels.schema import Chip, Davinci, Quantity
+
+
+class SimulationError(ValueError):
+    """A program, configuration or chip that cannot be simulated together; the message says why."""
+
+
+# Share of the way down from the burst to the sustained clock, per decade beyond ``settle_s``: the
+# fall is spread over two decades of run time (see docs/model.md, clock under load).
+_SETTLE_DECADES = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """Numbers of one chip; rates are per core unless the name says ``chip``.
+
+    ``engine`` names used throughout the simulator: ``matrix``, ``vector``, ``special``,
+    ``scratchpad``, ``tensor_memory``, ``port`` (L2 → core), and chip-wide ``l2``, ``dram``, ``atomic``.
+    """
+
+    id: str
+    style: str
+    cores: int
+    cycle_s: float
+    matrix_instruction: str
+    matrix_flop_per_s: Mapping[str, float]  # at the burst clock, main-loop fraction included
+    matrix_peak_flop_per_s: Mapping[str, float]  # at the maximum clock
+    matrix_m: int
+    matrix_n: int
+    matrix_k_bytes: int
+    matrix_latency_s: float
+    burst_ratio: float  # clock under matrix load / maximum clock, at most 1
+    matrix_sustained_ratio: float  # sustained / burst clock, at most 1
+    settle_s: float
+    fp32_per_s: float
+    alu_per_s: float
+    special_per_s: float
+    convert_per_s: float
+    issue_per_s: float
+    vector_latency_s: float
+    scratchpad_bytes: int
+    scratchpad_block_bytes: int
+    scratchpad_reserved_bytes: int
+    scratchpad_bytes_per_s: float
+    scratchpad_latency_s: float
+    register_bytes: int
+    registers_per_thread: int
+    registers_base: float
+    tensor_memory_bytes: int
+    tensor_memory_bytes_per_s: float
+    l2_bytes: float  # what reuse can count on
+    l2_chip_bytes_per_s: float
+    port_bytes_per_s: float
+    l2_latency_s: float
+    dram_bytes_per_s: float
+    dram_read_fraction: float
+    dram_write_fraction: float
+    dram_copy_fraction: float
+    dram_latency_s: float
+    warp_size: int
+    threads_per_core: int
+    threads_per_block: int
+    blocks_per_core: int
+    async_copy: bool
+    bulk_copy: bool
+    warp_specialisation: bool
+    clusters: bool
+    barrier_s: float
+    barrier_warp_s: float
+    pipeline_barrier_s: float
+    atomic_chip_bytes_per_s: float
+    launch_s: float
+    ramp_s: float
+    dispatch_s: float
+    davinci: Davinci | None = field(default=None)
+
+    def matrix_rate(self, dtype: str) -> float:
+        """FLOP a second of one core's matrix engine for the dtype with this short name.
+
+        Raises:
+            SimulationError: the chip file gives no rate for it.
+        """
+        return _rate(self.matrix_flop_per_s, dtype, self.id)
+
+    def peak(self, dtype: str) -> float:
+        """Peak FLOP a second of the chip at its maximum clock.
+
+        Raises:
+            SimulationError: the chip file gives no rate for it.
+        """
+        return _rate(self.matrix_peak_flop_per_s, dtype, self.id) * self.cores
+
+    def under_matrix_load(self) -> Machine:
+        """The machine at the clock its cores hold while the matrix engines work.
+
+        A core has one clock: what the power limit takes from the matrix engine it takes from the
+        vector units and the scratchpad too. The L2 and DRAM have clocks of their own.
+        """
+        slowed = _times(
+            self,
+            self.burst_ratio,
+            "fp32_per_s",
+            "alu_per_s",
+            "special_per_s",
+            "convert_per_s",
+            "issue_per_s",
+            "scratchpad_bytes_per_s",
+            "tensor_memory_bytes_per_s",
+        )
+        return _times(
+            slowed,
+            1 / self.burst_ratio,
+            "vector_latency_s",
+            "scratchpad_latency_s",
+            "matrix_latency_s",
+            "barrier_s",
+            "barrier_warp_s",
+        )
+
+    def improved(self, resource: str, factor: float) -> Machine:
+        """The same machine with one resource ``factor`` times better (see :data:`RESOURCES`)."""
+        return RESOURCES[resource](self, factor)
+
+
+def _rate(table: Mapping[str, float], dtype: str, chip: str) -> float:
+    if dtype in table:
+        return table[dtype]
+    near = difflib.get_close_matches(dtype, table, n=1)
+    hint = f" (nearest: {near[0]})" if near else ""
+    raise SimulationError(
+        f"{chip}: matrix.flop_per_cycle.{dtype}: unknown, so {dtype} matrix work cannot be timed on this chip; "
+        f"it is given for {', '.join(table)}{hint}"
+    )
+
+
+def _times(m: Machine, factor: float, *names: str) -> Machine:
+    return replace(m, **{n: getattr(m, n) * factor for n in names})
+
+
+def _matrix(m: Machine, f: float) -> Machine:
+    return replace(m, matrix_flop_per_s={k: v * f for k, v in m.matrix_flop_per_s.items()})
+
+
+RESOURCES = {
+    "matrix": _matrix,
+    "vector": lambda m, f: _times(m, f, "fp32_per_s", "alu_per_s", "convert_per_s", "issue_per_s"),
+    "special": lambda m, f: _times(m, f, "special_per_s"),
+    "scratchpad": lambda m, f: _times(m, f, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s"),
+    "l2": lambda m, f: _times(m, f, "l2_chip_bytes_per_s", "port_bytes_per_s"),
+    "l2_capacity": lambda m, f: _times(m, f, "l2_bytes"),
+    "dram": lambda m, f: _times(m, f, "dram_bytes_per_s"),
+    "latency": lambda m, f: _times(
+        m, 1 / f, "dram_latency_s", "l2_latency_s", "scratchpad_latency_s", "matrix_latency_s", "vector_latency_s"
+    ),
+    "barrier": lambda m, f: _times(m, 1 / f, "barrier_s", "barrier_warp_s", "pipeline_barrier_s"),
+    "atomic": lambda m, f: _times(m, f, "atomic_chip_bytes_per_s"),
+    "launch": lambda m, f: _times(m, 1 / f, "launch_s", "ramp_s", "dispatch_s"),
+}
+
+
+def _of(q: Quantity[float] | Quantity[int] | None, default: float = 0.0) -> float:
+    return default if q is None else float(q.value)
+
+
+def machine(chip: Chip) -> Machine:
+    """The numbers of ``chip``; absent optional values become zero-cost or the nearest stated one."""
+    hz = chip.clock.max_hz.value
+    cycle = 1.0 / hz
+    burst_hz = min(hz, _of(chip.clock.matrix_burst_hz, hz))
+    sustained_hz = min(burst_hz, _of(chip.clock.matrix_sustained_hz, burst_hz))
+    fraction = chip.matrix.mainloop_fraction.value
+    pad = chip.scratchpad
+    regs = chip.registers
+    stay = chip.residency
+    tmem = chip.tensor_memory
+    return Machine(
+        id=chip.id,
+        style=chip.style,
+        cores=chip.cores.value,
+        cycle_s=cycle,
+        matrix_instruction=chip.matrix.instruction,
+        matrix_flop_per_s={k: q.value * burst_hz * fraction for k, q in chip.matrix.flop_per_cycle.items()},
+        matrix_peak_flop_per_s={k: q.value * hz for k, q in chip.matrix.flop_per_cycle.items()},
+        matrix_m=chip.matrix.m.value,
+        matrix_n=chip.matrix.n.value,
+        matrix_k_bytes=chip.matrix.k_bytes.value,
+        matrix_latency_s=chip.matrix.latency_cycles.value * cycle,
+        burst_ratio=burst_hz / hz,
+        matrix_sustained_ratio=sustained_hz / burst_hz,
+        settle_s=_of(chip.clock.settle_s, 1.0),
+        fp32_per_s=chip.vector.fp32_per_cycle.value * hz,
+        alu_per_s=chip.vector.alu_per_cycle.value * hz,
+        special_per_s=chip.vector.special_per_cycle.value * hz,
+        convert_per_s=chip.vector.convert_per_cycle.value * hz,
+        issue_per_s=chip.vector.issue_per_cycle.value * hz,
+        vector_latency_s=_of(chip.vector.latency_cycles) * cycle,
+        scratchpad_bytes=pad.capacity_bytes.value if pad else 0,
+        scratchpad_block_bytes=pad.max_block_bytes.value if pad else 0,
+        scratchpad_reserved_bytes=int(_of(pad.reserved_block_bytes)) if pad else 0,
+        scratchpad_bytes_per_s=pad.bandwidth_bytes_per_cycle.value * hz if pad else 0.0,
+        scratchpad_latency_s=pad.latency_cycles.value * cycle if pad else 0.0,
+        register_bytes=regs.bytes_per_core.value if regs else 0,
+        registers_per_thread=regs.max_per_thread.value if regs else 0,
+        registers_base=regs.base_per_thread.value if regs else 0.0,
+        tensor_memory_bytes=tmem.capacity_bytes.value if tmem else 0,
+        tensor_memory_bytes_per_s=tmem.read_bytes_per_cycle.value * hz if tmem else 0.0,
+        l2_bytes=chip.l2.capacity_bytes.value * chip.l2.reuse_fraction.value,
+        l2_chip_bytes_per_s=chip.l2.bandwidth_bytes_per_cycle.value * hz,
+        port_bytes_per_s=chip.l2.core_bytes_per_cycle.value * hz,
+        l2_latency_s=chip.l2.latency_cycles.value * cycle,
+        dram_bytes_per_s=chip.dram.bandwidth_bytes_per_s.value,
+        dram_read_fraction=chip.dram.read_fraction.value,
+        dram_write_fraction=chip.dram.write_fraction.value,
+        dram_copy_fraction=chip.dram.copy_fraction.value,
+        dram_latency_s=chip.dram.latency_cycles.value * cycle,
+        warp_size=stay.warp_size.value if stay else 1,
+        threads_per_core=stay.threads_per_core.value if stay else 1,
+        threads_per_block=stay.threads_per_block.value if stay else 1,
+        blocks_per_core=stay.blocks_per_core.value if stay else 1,
+        async_copy=chip.features.async_copy,
+        bulk_copy=chip.features.bulk_copy,
+        warp_specialisation=chip.features.warp_specialisation,
+        clusters=chip.features.clusters,
+        barrier_s=chip.sync.barrier_cycles.value * cycle,
+        barrier_warp_s=chip.sync.barrier_cycles_per_warp.value * cycle,
+        pipeline_barrier_s=chip.sync.pipeline_barrier_cycles.value * cycle,
+        atomic_chip_bytes_per_s=chip.sync.atomic_bytes_per_cycle.value * hz,
+        launch_s=chip.launch.kernel_s.value,
+        ramp_s=chip.launch.ramp_s.value,
+        dispatch_s=cycle / chip.launch.blocks_per_cycle.value,
+        davinci=chip.davinci,
+    )
+
+
+def settle_decades() -> float:
+    """Decades of run time over which the clock sinks from burst to sustained."""
+    return _SETTLE_DECADES

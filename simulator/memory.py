@@ -1,0 +1,216 @@
+"""L2 and DRAM traffic from the real raster order of blocks.
+
+Blocks of one wave run side by side and walk their loops in step, so a line that several of them
+read crosses DRAM once (within-wave sharing). Between waves a line survives if what the wave
+touches fits the part of the L2 that reuse can count on. Both follow from one question: how many
+distinct tiles does a run of consecutive blocks touch?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, evaluate, walk
+from foretile.kernels.ir import Buffer
+from foretile.simulator.workload import Access, Workload
+
+Array = Any  # float or float64 array; everything here broadcasts
+
+
+def covered(workload: Workload, run: Array, env: Mapping[str, Any]) -> dict[str, Array]:
+    """Distinct values that each block variable takes over ``run`` consecutive blocks.
+
+    The raster order is a mixed-radix number whose digits are walked from the fastest: a digit
+    smaller than what remains of the run is covered wholly and the run continues in the next one.
+    """
+    remaining = np.asarray(run, dtype=np.float64)
+    cover: dict[str, Array] = {}
+    for digit in workload.raster:
+        extent = np.maximum(1.0, evaluate(digit.extent, env))
+        here = np.minimum(extent, remaining)
+        cover[digit.var] = cover[digit.var] * here if digit.var in cover else here
+        remaining = np.maximum(1.0, remaining / extent)
+    # Padding of a digit (a last, thinner panel) must not let a variable exceed its own range.
+    return {v: np.minimum(c, np.maximum(1.0, evaluate(workload.ranges[v], env))) for v, c in cover.items()}
+
+
+def distinct(e: Expr, cover: Mapping[str, Array]) -> Array:
+    """How many different values ``e`` takes when its variables take ``cover`` values each.
+
+    Exact for sums of scaled variables that do not overlap (tile indices); ``v // c`` and ``v % c``
+    (grouped heads, wrapped panels) by counting; a gathered index counts as all different.
+    """
+    if isinstance(e, Const):
+        return 1.0
+    if isinstance(e, Var):
+        return cover.get(e.name, 1.0)
+    if isinstance(e, Binary):
+        a = distinct(e.a, cover)
+        if isinstance(e.b, Const) and e.op == "floordiv":  # groups of (divisor / stride) values
+            return np.maximum(1.0, a / max(1.0, float(e.b.value) / _stride(e.a)))
+        if isinstance(e.b, Const) and e.op == "mod":
+            return np.minimum(a, float(e.b.value))
+        return a * distinct(e.b, cover)
+    if isinstance(e, Cast):
+        return distinct(e.a, cover)
+    if isinstance(e, Call):
+        product: Array = 1.0
+        for arg in e.args:
+            product = product * distinct(arg, cover)
+        return product
+    if isinstance(e, Load):
+        product = 1.0
+        for index in e.indices:
+            product = product * distinct(index, cover)
+        return product
+    raise TypeError(f"not an expression: {e!r}")
+
+
+def _stride(e: Expr) -> float:
+    """Distance between neighbouring values of ``e``; a symbolic factor counts as wide."""
+    if isinstance(e, Binary):
+        if e.op == "mul":
+            a, b = _stride(e.a), _stride(e.b)
+            for factor, other in ((e.a, b), (e.b, a)):
+                if isinstance(factor, Const):
+                    return other * abs(float(factor.value))
+            return np.inf
+        if e.op in ("add", "sub"):
+            return min(_stride(x) for x in (e.a, e.b) if not isinstance(x, Const))
+        if e.op == "mod":
+            return _stride(e.a)
+    return 1.0
+
+
+def footprint(access: Access, tensor: Buffer, cover: Mapping[str, Array], env: Mapping[str, Any]) -> Array:
+    """Bytes of ``tensor`` that the access touches when its variables take ``cover`` values each."""
+    elements: Array = 1.0
+    for size, first, extent in zip(tensor.shape, access.region.mins, access.region.extents, strict=True):
+        tiles = distinct(first, cover)
+        elements = elements * np.minimum(evaluate(size, env), tiles * evaluate(extent, env))
+    return elements * access.element_bytes
+
+
+def in_bounds(access: Access, tensor: Buffer, workload: Workload, env: Mapping[str, Any]) -> Array:
+    """Mean share of the tile that lies inside the tensor, over all blocks and iterations.
+
+    A dimension of ``D`` elements walked in steps of ``e`` has ``ceil(D / e)`` tiles, so the mean
+    share is ``D / (ceil(D / e) * e)``; a dimension that is not walked has one tile.
+    """
+    share: Array = 1.0
+    for size, first, extent in zip(tensor.shape, access.region.mins, access.region.extents, strict=True):
+        e = evaluate(extent, env)
+        if isinstance(e, int | float) and e == 1:
+            continue
+        d = evaluate(size, env)
+        walked = any(isinstance(x, Var) for x in walk(first))
+        tiles = np.ceil(d / e) if walked else 1.0
+        share = share * np.minimum(1.0, d / (tiles * e))
+    return share
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes one execution of each access moves, per level (arrays over shapes; index = access)."""
+
+    l2_bytes: list[Array]  # leaving or entering the L2 for one execution by one block
+    port_bytes: list[Array]  # arriving at (or leaving) the core
+    dram_share: list[Array]  # DRAM bytes per L2 byte
+    dram_read_bytes: Array  # whole kernel
+    dram_write_bytes: Array
+    l2_read_bytes: Array
+    l2_write_bytes: Array
+    atomic_bytes: Array
+
+
+def traffic(workload: Workload, counts: list[Array], blocks: Array, wave: Array, env: Mapping[str, Any]) -> Traffic:
+    """Traffic of the whole kernel.
+
+    ``counts``: mean executions of each access per block; ``blocks``: number of blocks;
+    ``wave``: blocks resident at once on the chip.
+    """
+    machine = workload.machine
+    tiles = blocks if workload.persistent is None else evaluate(workload.persistent, env)
+    run = np.minimum(wave, tiles)
+    whole = {v: evaluate(extent, env) for v, extent in workload.ranges.items()}
+    side_by_side = covered(workload, run, env)
+    waves = np.maximum(1.0, tiles / run)
+
+    wave_bytes: list[Array] = []
+    total_bytes: list[Array] = []
+    tile_bytes: list[Array] = []
+    for access, count in zip(workload.accesses, counts, strict=True):
+        tensor = workload.program.buffer(access.tensor)
+        loops = {var: _longest(extent, env) for var, extent in access.loops}
+        tile = access.full_bytes * in_bounds(access, tensor, workload, env)
+        moved = tile * count * blocks
+        tile_bytes.append(tile)
+        wave_bytes.append(np.minimum(footprint(access, tensor, side_by_side | loops, env), moved / waves))
+        total_bytes.append(np.minimum(footprint(access, tensor, whole | loops, env), moved))
+    touched = sum(wave_bytes)
+    survive = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, touched))
+
+    l2, port, share = [], [], []
+    read = write = l2_read = l2_write = atomic = np.zeros(1)
+    # Several accesses to one tensor with the same footprint (masked and unmasked loops over the
+    # same keys) must not be counted as separate first touches.
+    first_touch: dict[str, Array] = {}
+    for access, count, tile, in_wave, in_total in zip(
+        workload.accesses, counts, tile_bytes, wave_bytes, total_bytes, strict=True
+    ):
+        moved = tile * count * blocks
+        if access.direction == "read":
+            size = _size(workload, access, env)
+            seen = first_touch.get(access.tensor, 0.0)
+            fresh = np.clip(in_total, 0.0, np.maximum(0.0, size - seen))
+            first_touch[access.tensor] = seen + fresh
+            again = np.maximum(0.0, waves * in_wave - in_total)
+            dram = np.minimum(moved, fresh + (1.0 - survive) * again)
+            read = read + dram
+            pair = _pair(workload, access, env)
+            l2_read = l2_read + moved / pair
+            l2.append(tile / pair)
+            port.append(tile / (pair if machine.matrix_instruction == "tcgen05" else 1.0))
+            share.append(np.where(moved > 0, dram * pair / np.maximum(moved, 1e-30), 0.0))
+        else:
+            dram = np.minimum(moved, in_total)
+            write = write + dram
+            l2_write = l2_write + moved
+            if access.direction == "atomic":
+                atomic = atomic + moved
+            l2.append(tile)
+            port.append(tile)
+            share.append(np.where(moved > 0, dram / np.maximum(moved, 1e-30), 0.0))
+    return Traffic(l2, port, share, read, write, l2_read, l2_write, atomic)
+
+
+def _longest(extent: Expr, env: Mapping[str, Any]) -> Array:
+    """Largest trip count over block classes, at least one."""
+    trips = np.atleast_2d(np.asarray(evaluate(extent, env), dtype=np.float64))
+    return np.maximum(1.0, np.max(trips, axis=-1, keepdims=True))
+
+
+def _size(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
+    elements: Array = 1.0
+    for extent in workload.program.buffer(access.tensor).shape:
+        elements = elements * evaluate(extent, env)
+    return elements * access.element_bytes
+
+
+def _pair(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
+    """Blocks served by one L2 read: two where clusters exist and raster neighbours share the tile.
+
+    Chips with clusters multicast a tile that both blocks of a pair need (CUTLASS and cuBLAS do so
+    by default on Hopper; the two-SM matrix instruction of Blackwell splits it between the cores).
+    """
+    if not workload.machine.clusters or not workload.raster:
+        return 1.0
+    fastest = workload.raster[0]
+    depends = any(isinstance(x, Var) and x.name == fastest.var for m in access.region.mins for x in walk(m))
+    if depends:
+        return 1.0
+    return np.where(np.asarray(evaluate(fastest.extent, env)) % 2 == 0, 2.0, 1.0)

@@ -1,0 +1,230 @@
+"""A workload with its shape filled in: trip counts, executions, traffic. Arrays over shapes.
+
+Axis 0 runs over shapes, axis 1 over *samples*: blocks whose trip counts differ (a causal query
+block sees as many keys as it has behind it) are represented by points spread evenly over the block
+indices that matter, each standing for an equal share of the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels.expr import Expr, Load, evaluate, variables, walk
+from foretile.simulator.memory import Traffic, traffic
+from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
+
+Array = Any
+_SAMPLES = {0: 1, 1: 16, 2: 6, 3: 4}  # points per index, by number of indices that matter
+_LOOP_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a workload that depends on the shape but not on contention.
+
+    ``blocks``, ``slots`` (resident at once), ``full_waves``, ``tail_blocks``; ``trips`` and
+    ``chance`` by loop or branch (keyed by identity); ``counts`` executions per block by access;
+    ``core_busy`` seconds of service per block by core engine; ``chip_busy`` seconds for the whole
+    kernel by chip engine; ``dram_rate`` bytes a second for this kernel's mix of reads and writes; ``executed_flops`` of
+    the matrix instructions, ``tile_flops`` of the tiles before padding to an instruction's shape.
+    """
+
+    workload: Workload
+    env: Mapping[str, Any]
+    blocks: Array
+    slots: int
+    full_waves: Array
+    tail_blocks: Array
+    samples: int
+    trips: Mapping[int, Array]
+    chance: Mapping[int, Array]
+    traffic: Traffic
+    core_busy: Mapping[str, Array]
+    chip_busy: Mapping[str, Array]
+    dram_rate: Array
+    executed_flops: Array
+    tile_flops: Array
+
+
+def plan(
+    workload: Workload,
+    dims: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray] | None = None,
+    *,
+    resolution: int | None = None,
+) -> Plan:
+    """Fill the shape in. ``dims`` values are numbers or equal-length 1-D arrays.
+
+    ``tensors`` binds integer tensors whose values decide trip counts. ``resolution`` is the largest
+    number of classes per block index (for a single shape); without it a few samples stand for all.
+    """
+    env: dict[str, Any] = {k: np.asarray(v, dtype=np.float64).reshape(-1, 1) for k, v in dims.items()}
+    env.update(tensors or {})
+    machine = workload.machine
+    blocks: Array = np.ones((1, 1))
+    for extent in workload.grid:
+        blocks = blocks * np.maximum(1.0, evaluate(extent, env))
+    env, samples = _with_samples(workload, env, resolution)
+
+    counter = _Counter(workload, env, blocks)
+    counter.visit(workload.nodes, np.ones((1, 1)))
+    counts = [np.mean(c, axis=-1, keepdims=True) for c in counter.counts]
+
+    slots = machine.cores * workload.occupancy.blocks_per_core
+    moved = traffic(workload, counts, blocks, np.minimum(float(slots), blocks), env)
+    core_busy = {e: np.mean(t, axis=-1, keepdims=True) for e, t in counter.busy.items()}
+    port = sum(
+        (b * c for b, c in zip(moved.port_bytes, counts, strict=True)),
+        np.zeros((1, 1)),
+    )
+    core_busy["port"] = port / machine.port_bytes_per_s
+
+    rate = dram_rate(workload, moved.dram_read_bytes, moved.dram_write_bytes)
+    chip_busy = {
+        "l2": (moved.l2_read_bytes + moved.l2_write_bytes) / machine.l2_chip_bytes_per_s,
+        "dram": (moved.dram_read_bytes + moved.dram_write_bytes) / rate,
+        "atomic": moved.atomic_bytes / machine.atomic_chip_bytes_per_s,
+    }
+    assert tuple(chip_busy) == CHIP_ENGINES
+    full = np.floor(blocks / slots)
+    return Plan(
+        workload=workload,
+        env=env,
+        blocks=blocks,
+        slots=slots,
+        full_waves=full,
+        tail_blocks=blocks - full * slots,
+        samples=samples,
+        trips=counter.trips,
+        chance=counter.chance,
+        traffic=moved,
+        core_busy=core_busy,
+        chip_busy=chip_busy,
+        dram_rate=rate,
+        executed_flops=np.mean(counter.flops, axis=-1, keepdims=True) * blocks,
+        tile_flops=np.mean(counter.tile_flops, axis=-1, keepdims=True) * blocks,
+    )
+
+
+def dram_rate(workload: Workload, read: Array, write: Array) -> Array:
+    """DRAM bytes a second at this mix: linear between read-only, half-and-half (copy) and write-only."""
+    m = workload.machine
+    share = write / np.maximum(1.0, read + write)
+    mixed = np.where(
+        share <= 0.5,
+        m.dram_read_fraction + (m.dram_copy_fraction - m.dram_read_fraction) * 2.0 * share,
+        m.dram_copy_fraction + (m.dram_write_fraction - m.dram_copy_fraction) * (2.0 * share - 1.0),
+    )
+    return m.dram_bytes_per_s * mixed
+
+
+def sampled_vars(workload: Workload) -> list[str]:
+    """Block variables on which trip counts or branches depend, in raster order."""
+    wanted = frozenset[str]().union(*(variables(e) for e in _shape_exprs(workload.nodes)))
+    return [name for name in workload.ranges if name in wanted]
+
+
+def _shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:
+    for node in nodes:
+        if isinstance(node, Loop):
+            yield node.extent
+            if node.start is not None:
+                yield node.start
+            yield from _shape_exprs(node.body)
+        elif isinstance(node, Branch):
+            yield node.cond
+            yield from _shape_exprs(node.then)
+            yield from _shape_exprs(node.orelse)
+
+
+def reads_tensors(workload: Workload) -> frozenset[str]:
+    """Tensors whose values decide trip counts or branches."""
+    return frozenset(
+        x.buffer for e in _shape_exprs(workload.nodes) for x in walk(e) if isinstance(x, Load)
+    )
+
+
+def _with_samples(workload: Workload, env: dict[str, Any], resolution: int | None) -> tuple[dict[str, Any], int]:
+    names = sampled_vars(workload)
+    per_index = _SAMPLES[min(3, len(names))]
+    if resolution is not None and len(names) == 1:
+        per_index = int(min(resolution, np.max(np.maximum(1.0, evaluate(workload.ranges[names[0]], env)))))
+    centres = (np.arange(per_index) + 0.5) / per_index
+    grid = np.meshgrid(*([centres] * len(names)), indexing="ij")
+    for name, points in zip(names, grid, strict=True):
+        extent = np.maximum(1.0, evaluate(workload.ranges[name], env))
+        env[name] = np.floor(points.reshape(1, -1) * extent)
+    for name in workload.ranges:
+        env.setdefault(name, 0.0)
+    return env, per_index ** len(names)
+
+
+class _Counter:
+    """Trip counts, branch chances, executions and service time of one block."""
+
+    def __init__(self, workload: Workload, env: dict[str, Any], blocks: Array) -> None:
+        self.env = env
+        self.blocks = blocks
+        self.trips: dict[int, Array] = {}
+        self.chance: dict[int, Array] = {}
+        self.counts: list[Array] = [np.zeros((1, 1))] * len(workload.accesses)
+        self.busy: dict[str, Array] = {}
+        self.flops: Array = np.zeros((1, 1))
+        self.tile_flops: Array = np.zeros((1, 1))
+        self.open: dict[str, tuple[Array, int, Array]] = {}
+
+    def visit(self, nodes: tuple[Node, ...], times: Array) -> None:
+        for node in nodes:
+            if isinstance(node, Op):
+                self.operation(node, times)
+            elif isinstance(node, Loop):
+                self.loop(node, times)
+            else:
+                self.branch(node, times)
+
+    def operation(self, op: Op, times: Array) -> None:
+        for engine, seconds in op.work:
+            self.busy[engine] = self.busy.get(engine, 0.0) + seconds * times
+        if op.access >= 0:
+            self.counts[op.access] = self.counts[op.access] + times
+        if op.flops:
+            self.flops = self.flops + op.flops * times
+            self.tile_flops = self.tile_flops + op.tile_flops * times
+
+    def loop(self, loop: Loop, times: Array) -> None:
+        trips = np.maximum(0.0, np.asarray(evaluate(loop.extent, self.env), dtype=np.float64))
+        start = 0.0 if loop.start is None else evaluate(loop.start, self.env)
+        self.trips[id(loop)] = trips
+        self.open[loop.var] = (start, loop.step, trips)
+        self.env[loop.var] = np.floor(start + loop.step * np.maximum(0.0, trips - 1.0) / 2)
+        # Blocks of a persistent grid do a whole or one fewer round of tiles: count the mean.
+        mean = trips if loop.dealt is None else evaluate(loop.dealt, self.env) / self.blocks
+        for op in loop.loads:
+            self.operation(op, times * mean)
+        self.visit(loop.body, times * mean)
+        del self.open[loop.var]
+
+    def branch(self, branch: Branch, times: Array) -> None:
+        chance = self._chance(branch.cond)
+        self.chance[id(branch)] = chance
+        self.visit(branch.then, times * chance)
+        self.visit(branch.orelse, times * (1.0 - chance))
+
+    def _chance(self, cond: Expr) -> Array:
+        """Share of executions in which ``cond`` holds: over iterations of the innermost loop it uses."""
+        inside = [name for name in self.open if name in variables(cond)]
+        if not inside:
+            return np.asarray(evaluate(cond, self.env), dtype=np.float64)
+        name = inside[-1]
+        start, step, trips = self.open[name]
+        held = self.env[name]
+        total: Array = 0.0
+        for i in range(_LOOP_SAMPLES):
+            self.env[name] = np.floor(start + step * np.floor(trips * (i + 0.5) / _LOOP_SAMPLES))
+            total = total + np.asarray(evaluate(cond, self.env), dtype=np.float64)
+        self.env[name] = held
+        return total / _LOOP_SAMPLES

@@ -1,0 +1,217 @@
+"""Predictions: from an operator (or a traced program), a shape and a chip to a :class:`Prediction`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from foretile.hwmodels.schema import Chip
+from foretile.kernels.ir import TileProgram
+from foretile.kernels.operator import Config, Operator, Shape
+from foretile.simulator.cost import Estimate
+from foretile.simulator.machine import Machine, SimulationError, machine
+from foretile.simulator.plan import Plan
+from foretile.simulator.prediction import Prediction
+from foretile.simulator.search import Launches, best, chosen, evaluate_config, play
+from foretile.simulator.uncertainty import elasticities, interval_factor
+
+Model = Literal["engine", "cost_model"]
+
+# Which named part of the critical path an engine's time belongs to.
+PART: Mapping[str, str] = {
+    "matrix": "compute",
+    "vector": "compute",
+    "special": "compute",
+    "tensor_memory": "compute",
+    "scratchpad": "scratchpad",
+    "feed": "scratchpad",
+    "drain": "scratchpad",
+    "port": "l2",
+    "l2": "l2",
+    "atomic": "l2",
+    "dram": "dram",
+}
+_BUSY_ENOUGH = 0.5  # below this share of the time no engine is said to bind
+
+_MACHINES: dict[int, tuple[Chip, Machine]] = {}
+
+
+def machine_of(chip: Chip) -> Machine:
+    """The machine of a chip, made once per chip object."""
+    if id(chip) not in _MACHINES:
+        _MACHINES[id(chip)] = (chip, machine(chip))
+    return _MACHINES[id(chip)][1]
+
+
+def as_operator(programs: TileProgram | tuple[TileProgram, ...], name: str = "") -> Operator:
+    """Traced programs as an operator without parameters (one configuration: the programs as they are).
+
+    Raises:
+        SimulationError: a symbolic dimension is still free.
+    """
+    launches = (programs,) if isinstance(programs, TileProgram) else tuple(programs)
+    for program in launches:
+        if program.dims:
+            free = ", ".join(v.name for v in program.dims)
+            raise SimulationError(f"{program.name}: bind {free} first (TileProgram.bind) to predict it")
+    return Operator(
+        name=name or launches[0].name,
+        doc="a traced tile program",
+        params=(),
+        program=lambda shape, config: launches,
+        configs=lambda shape: [{}],
+        flops=lambda shape: np.nan,
+        min_bytes=lambda shape: np.nan,
+        inputs=lambda shape, rng: {},
+        reference=lambda shape, **inputs: {},
+    )
+
+
+def predict(
+    operator: Operator,
+    shape: Shape,
+    chip: Chip,
+    config: Config | None = None,
+    model: Model = "engine",
+) -> Prediction:
+    """Time of one shape on one chip, with the grounds for it.
+
+    ``shape`` is resolved (``operator.shape(...)``); without ``config`` the best one is searched.
+
+    Raises:
+        SimulationError: nothing fits the chip, or it lacks a number that is needed.
+        OperatorError: an unknown configuration key.
+    """
+    m = machine_of(chip)
+    if config is None and model == "engine":
+        played = best(operator, shape, m)
+        settings, runs = played.config, played.runs
+        times, tails = [r.time_s for r in runs], [r.tail_s for r in runs]
+        plans, estimates = [r.plan for r in runs], [r.estimate for r in runs]
+        launches = evaluate_config(operator, shape, settings, m)
+    else:
+        settings = chosen(operator, shape, m, config)
+        launches = evaluate_config(operator, shape, settings, m)
+        plans, estimates = list(launches.plans), list(launches.estimates)
+        times, tails = [_scalar(e.time_s) for e in estimates], [_scalar(e.tail_s) for e in estimates]
+        if model == "engine":
+            runs = play(operator, shape, settings, m).runs
+            times, tails = [r.time_s for r in runs], [r.tail_s for r in runs]
+            plans, estimates = [r.plan for r in runs], [r.estimate for r in runs]
+    elastic = gains(operator, shape, settings, m, launches)
+    return _assemble(operator, shape, chip, settings, model, times, tails, plans, estimates, elastic)
+
+
+def gains(operator: Operator, shape: Shape, config: Config, m: Machine, base: Launches) -> dict[str, Any]:
+    """Elasticity of the time to every resource, by the cost model; arrays if the shape holds arrays."""
+    return elasticities(m, lambda other: evaluate_config(operator, shape, config, other).time_s, base.time_s)
+
+
+def _scalar(value: Any) -> float:
+    return float(np.ravel(value)[0])
+
+
+def _assemble(
+    operator: Operator,
+    shape: Shape,
+    chip: Chip,
+    config: Config,
+    model: Model,
+    times: list[float],
+    tails: list[float],
+    plans: list[Plan],
+    estimates: list[Estimate],
+    elastic: Mapping[str, Any],
+) -> Prediction:
+    total = sum(times)
+    dtype = next((p.workload.dtype for p in plans if p.workload.dtype), "")
+    factor = _scalar(interval_factor(chip, dtype, elastic))
+    breakdown: dict[str, float] = {}
+    busy: dict[str, float] = {}
+    for time_s, tail_s, p, e in zip(times, tails, plans, estimates, strict=True):
+        for name, seconds in _breakdown(time_s, tail_s, p, e).items():
+            breakdown[name] = breakdown.get(name, 0.0) + seconds
+        for engine, seconds in e.busy.items():
+            busy[engine] = busy.get(engine, 0.0) + _scalar(seconds)
+    utilisation = {engine: min(1.0, seconds / total) for engine, seconds in busy.items()}
+    executed = sum(_scalar(p.executed_flops) for p in plans)
+    tile = sum(_scalar(p.tile_flops) for p in plans)
+    useful = float(operator.flops(shape))
+    if np.isnan(useful):
+        useful = tile
+    overhead = {"instruction_padding": executed - tile}
+    if tile:
+        overhead["tile_padding_and_masking"] = max(0.0, tile - useful)
+    inferred = chip.inferred()
+    first = plans[0].workload.occupancy
+    return Prediction(
+        operator=operator.name,
+        shape=dict(shape),
+        chip=chip.id,
+        time_s=total,
+        interval_s=(total / factor, total * factor),
+        bound=_bound(utilisation, breakdown, total),
+        breakdown_s=breakdown,
+        utilisation=utilisation,
+        traffic_bytes=_traffic(plans),
+        flops=useful,
+        overhead_flops=overhead,
+        occupancy={
+            "blocks": int(_scalar(plans[0].blocks)),
+            "blocks_per_core": first.blocks_per_core,
+            "limited_by": first.limited_by,
+            "waves": _scalar(plans[0].blocks) / plans[0].slots,
+            "active_cores": int(min(_scalar(plans[0].blocks), plans[0].workload.machine.cores)),
+            "threads": first.threads,
+            "scratchpad_bytes": first.scratchpad_bytes,
+            "registers_per_thread": first.registers_per_thread,
+            "launches": len(plans),
+        },
+        config=dict(config),
+        model={
+            "kind": model,
+            "calibration": "none (chip file only)",
+            "inferred_inputs": len(inferred),
+            "inputs": len(chip.quantities()),
+            "elasticity": {r: round(_scalar(s), 4) for r, s in elastic.items()},
+        },
+    )
+
+
+def _breakdown(time_s: float, tail_s: float, p: Plan, e: Estimate) -> dict[str, float]:
+    """Named parts of one launch's time; what no part claims is exposed latency."""
+    m = p.workload.machine
+    engine, seconds = max(e.busy.items(), key=lambda item: _scalar(item[1]))
+    wanted = (
+        ("launch", m.launch_s),
+        (PART[engine], _scalar(seconds)),
+        ("ramp", m.ramp_s + _scalar(e.fill_s)),
+        ("wave_tail", tail_s),
+        ("epilogue", _scalar(e.epilogue_s) * float(np.ceil(_scalar(p.blocks) / p.slots))),
+    )
+    parts: dict[str, float] = {}
+    left = time_s
+    for name, amount in wanted:
+        parts[name] = min(left, max(0.0, amount))
+        left -= parts[name]
+    parts["exposed_latency"] = left
+    return parts
+
+
+def _bound(utilisation: Mapping[str, float], breakdown: Mapping[str, float], total: float) -> str:
+    engine, share = max(utilisation.items(), key=lambda item: item[1])
+    if share >= _BUSY_ENOUGH:
+        return engine
+    return "launch" if breakdown.get("launch", 0.0) > _BUSY_ENOUGH * total else "latency"
+
+
+def _traffic(plans: list[Plan]) -> dict[str, float]:
+    names = {
+        "dram_read": "dram_read_bytes",
+        "dram_write": "dram_write_bytes",
+        "l2_read": "l2_read_bytes",
+        "l2_write": "l2_write_bytes",
+    }
+    return {name: sum(_scalar(getattr(p.traffic, field)) for p in plans) for name, field in names.items()}

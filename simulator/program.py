@@ -1,0 +1,231 @@
+"""From a planned workload to the instructions an agent steps through in the event engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from foretile.simulator.plan import Array, Plan
+from foretile.simulator.workload import CHIP_ENGINES, CLOCKED, CORE_ENGINES, Branch, Loop, Node, Op
+
+ENGINES = (*CORE_ENGINES, *CHIP_ENGINES)
+_INDEX = {name: i for i, name in enumerate(ENGINES)}
+_PS = 1e12
+_LINE_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """A tile on its way to the core: service by engine, then latency."""
+
+    label: str
+    target: int
+    service: tuple[tuple[int, int], ...]
+    latency_ps: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSpec:
+    """A loop of one agent; ``next_loop`` is where freed buffers are filled for when it runs out."""
+
+    number: int
+    trips: int
+    stages: int
+    loads: tuple[LoadSpec, ...]
+    run_ahead: bool
+    innermost: bool
+    next_loop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One step: an operation, or the head ("enter") or foot ("end") of a loop.
+
+    ``duration_ps`` when nothing competes, ``longest_ps`` its longest single service; ``target`` is
+    where an empty loop continues, or where the next iteration begins.
+    """
+
+    kind: Literal["op", "enter", "end"]
+    label: str = ""
+    duration_ps: int = 0
+    longest_ps: int = 0
+    latency_ps: int = 0
+    service: tuple[tuple[int, int], ...] = ()
+    waits: tuple[int, ...] = ()
+    load: LoadSpec | None = None
+    loop: LoopSpec | None = None
+    target: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What one agent executes."""
+
+    instructions: tuple[Instruction, ...]
+    loops: dict[int, LoopSpec]
+
+
+def compile_agent(plan: Plan, sample: int, slow: float, resident: float, active: float) -> Code:
+    """Instructions of one agent of a block of class ``sample``, for the first shape of the plan.
+
+    ``resident`` blocks share the core and ``active`` the chip, which sets the core's share of the
+    chip-wide engines; ``slow`` stretches work in the cores' clock domain (clock under load).
+    """
+    return _Compiler(plan, sample, slow, resident / active).compile()
+
+
+class _Compiler:
+    def __init__(self, plan: Plan, sample: int, slow: float, share: float) -> None:
+        self.plan = plan
+        self.sample = sample
+        self.slow = slow
+        w = plan.workload
+        self.machine = w.machine
+        self.agents = w.agents
+        self.rate = w.agents * w.agent_rate
+        self.chip_rate = {
+            "l2": self.machine.l2_chip_bytes_per_s * share,
+            "atomic": self.machine.atomic_chip_bytes_per_s * share,
+            "dram": float(np.ravel(plan.dram_rate)[0]) * share,
+        }
+        self.instructions: list[Instruction] = []
+        self.loops: dict[int, LoopSpec] = {}
+        self.targets: dict[str, int] = {}
+
+    def compile(self) -> Code:
+        self.emit(self.plan.workload.nodes, 1.0)
+        self._link_loops()
+        # A load nobody reads still has to arrive before the block ends.
+        self.instructions.append(Instruction("op", "end", waits=tuple(self.targets.values())))
+        return Code(tuple(self.instructions), self.loops)
+
+    def value(self, array: Array) -> float:
+        """The entry of an array over (shapes, samples) for this shape and block class."""
+        flat = np.ravel(np.asarray(array)[0] if np.ndim(array) > 1 else array)
+        return float(flat[self.sample] if flat.size > 1 else flat[0])
+
+    def emit(self, nodes: tuple[Node, ...], chance: float) -> None:
+        for node in nodes:
+            if isinstance(node, Op):
+                self.instructions.append(self.operation(node, chance))
+            elif isinstance(node, Loop):
+                self.loop(node, chance)
+            else:
+                self.branch(node, chance)
+
+    def branch(self, node: Branch, chance: float) -> None:
+        taken = self.value(self.plan.chance[id(node)])
+        if taken > 0.0:
+            self.emit(node.then, chance * taken)
+        if taken < 1.0:
+            self.emit(node.orelse, chance * (1.0 - taken))
+
+    def loop(self, node: Loop, chance: float) -> None:
+        trips = round(self.value(self.plan.trips[id(node)]))
+        number = len(self.loops)
+        spec = LoopSpec(
+            number=number,
+            trips=trips,
+            stages=node.stages,
+            loads=tuple(self.load(op, chance) for op in node.loads),
+            run_ahead=node.run_ahead,
+            innermost=not any(isinstance(n, Loop) for n in _inside(node.body)),
+        )
+        self.loops[number] = spec
+        head = len(self.instructions)
+        self.instructions.append(Instruction("enter", loop=spec))
+        self.emit(node.body, chance)
+        self.instructions.append(Instruction("end", loop=spec, target=head + 1))
+        self.instructions[head] = replace(self.instructions[head], target=len(self.instructions))
+
+    def _link_loops(self) -> None:
+        """Where the loads of a loop that is running out go on: the next loop with loads, cyclically
+        inside an outer loop (the next tile of a persistent block)."""
+        outer: list[int] = []
+        order: list[tuple[int, int | None]] = []
+        for instruction in self.instructions:
+            if instruction.kind == "enter" and instruction.loop is not None:
+                if instruction.loop.loads:
+                    order.append((instruction.loop.number, outer[0] if outer else None))
+                outer.append(instruction.loop.number)
+            elif instruction.kind == "end":
+                outer.pop()
+        for i, (number, around) in enumerate(order):
+            following = order[i + 1][0] if i + 1 < len(order) else None
+            if following is None and around is not None:
+                following = next(n for n, o in order if o == around)
+            self.loops[number] = replace(self.loops[number], next_loop=following)
+        self.instructions = [
+            replace(x, loop=self.loops[x.loop.number]) if x.loop is not None else x for x in self.instructions
+        ]
+
+    def operation(self, op: Op, chance: float) -> Instruction:
+        waits = tuple(self.targets[name] for name in op.reads if name in self.targets)
+        if op.kind == "barrier":
+            return Instruction("op", op.label, duration_ps=_ps(op.serial_s * chance))
+        seconds: dict[str, float] = {}
+        for engine, busy in op.work:
+            stretched = busy * self.slow if engine in CLOCKED else busy
+            seconds[engine] = stretched * chance / self.agents
+        longest = max(seconds.values(), default=0.0)
+        rate = self.rate if op.kind == "vector" else self.agents
+        duration = max(longest, op.serial_s / rate * self.slow * chance)
+        if op.kind == "store":
+            traffic = self.plan.traffic
+            port = self.value(traffic.port_bytes[op.access]) * chance / self.agents
+            seconds["port"] = port / self.machine.port_bytes_per_s
+            self._chip(op, chance, seconds)
+            longest = max(longest, seconds["port"])
+            duration = max(duration, longest)
+            # Posted: the agent goes on when its bytes have left the core.
+            service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CORE_ENGINES)
+            posted = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CHIP_ENGINES)
+            write = LoadSpec(op.label, self._target(f"write {op.access}"), posted, 0)
+            return Instruction("op", op.label, _ps(duration), _ps(longest), 0, service, waits, write)
+        load = self.load(op, chance) if op.kind == "load" else None
+        service = () if load else tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())
+        issue = _ps(duration) if load is None else _ps(op.serial_s / self.rate * chance)
+        longest_ps = _ps(longest) if load is None else 0
+        latency = _ps(op.latency_s * chance) if op.kind == "matrix" else 0
+        return Instruction("op", op.label, issue, longest_ps, latency, service, waits, load)
+
+    def _chip(self, op: Op, chance: float, seconds: dict[str, float]) -> None:
+        traffic = self.plan.traffic
+        moved = self.value(traffic.l2_bytes[op.access]) * chance / self.agents
+        seconds["l2"] = moved / self.chip_rate["l2"]
+        seconds["dram"] = moved * self.value(traffic.dram_share[op.access]) / self.chip_rate["dram"]
+        if self.plan.workload.accesses[op.access].direction == "atomic":
+            seconds["atomic"] = moved / self.chip_rate["atomic"]
+
+    def load(self, op: Op, chance: float) -> LoadSpec:
+        traffic = self.plan.traffic
+        seconds = {engine: busy * chance / self.agents for engine, busy in op.work}
+        port = self.value(traffic.port_bytes[op.access]) * chance / self.agents
+        seconds["port"] = port / self.machine.port_bytes_per_s
+        self._chip(op, chance, seconds)
+        m = self.machine
+        lines = max(1.0, self.plan.workload.accesses[op.access].full_bytes / _LINE_BYTES)
+        missing = 1.0 - (1.0 - min(1.0, self.value(traffic.dram_share[op.access]))) ** lines
+        latency = m.l2_latency_s + (m.dram_latency_s - m.l2_latency_s) * missing + op.latency_s
+        service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())
+        return LoadSpec(op.label, self._target(op.writes), service, _ps(latency))
+
+    def _target(self, name: str) -> int:
+        return self.targets.setdefault(name, len(self.targets))
+
+
+def _ps(seconds: float) -> int:
+    return round(seconds * _PS)
+
+
+def _inside(nodes: tuple[Node, ...]) -> Iterator[Node]:
+    for node in nodes:
+        yield node
+        if isinstance(node, Loop):
+            yield from _inside(node.body)
+        elif isinstance(node, Branch):
+            yield from _inside(node.then)
+            yield from _inside(node.orelse)

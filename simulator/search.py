@@ -1,0 +1,201 @@
+"""Choosing a configuration: the whole space by the cost model, the finalists on the event engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels import language as T
+from foretile.kernels.ir import TileProgram
+from foretile.kernels.operator import Config, Operator, Shape
+from foretile.simulator.cost import Estimate, estimate
+from foretile.simulator.lowering import lower
+from foretile.simulator.machine import Machine, SimulationError
+from foretile.simulator.plan import Plan, plan
+from foretile.simulator.simulate import Simulation, simulate
+from foretile.simulator.workload import Workload
+
+_FINALISTS = 3
+_CHUNK = 4096  # shapes evaluated together: keeps the arrays of one step in the processor's cache
+
+Frozen = tuple[tuple[str, Any], ...]
+
+
+def frozen(mapping: Mapping[str, Any]) -> Frozen:
+    """A mapping as a hashable key."""
+    return tuple(sorted(mapping.items()))
+
+
+def static_part(operator: Operator, shape: Shape) -> Shape:
+    """The parameters that are constants of a trace."""
+    return {p.name: shape[p.name] for p in operator.params if not p.dynamic}
+
+
+def dynamic_part(operator: Operator, shape: Shape) -> Shape:
+    """The parameters that may be symbolic while tracing."""
+    return {p.name: shape[p.name] for p in operator.params if p.dynamic}
+
+
+@lru_cache(maxsize=4096)
+def _programs(operator: Operator, static: Frozen, config: Frozen) -> tuple[TileProgram, ...]:
+    shape: Shape = dict(static)
+    for p in operator.params:
+        if p.dynamic:
+            shape[p.name] = T.dynamic(p.name)
+    traced = operator.program(shape, dict(config))
+    return (traced,) if isinstance(traced, TileProgram) else tuple(traced)
+
+
+@lru_cache(maxsize=8192)
+def _workloads(
+    operator: Operator, static: Frozen, config: Frozen, machine: Machine
+) -> tuple[Workload, ...] | SimulationError:
+    try:
+        return tuple(lower(p, machine) for p in _programs(operator, static, config))
+    except SimulationError as error:
+        return error
+
+
+def workloads(operator: Operator, shape: Shape, config: Config, machine: Machine) -> tuple[Workload, ...]:
+    """The launches of one configuration, with the dynamic dimensions still symbolic.
+
+    Raises:
+        SimulationError: the configuration does not fit the machine.
+    """
+    found = _workloads(operator, frozen(static_part(operator, shape)), frozen(config), machine)
+    if isinstance(found, SimulationError):
+        raise found
+    return found
+
+
+def for_machine(config: Config, machine: Machine) -> Config:
+    """``config`` with the machine's core count where the program wants one block a core."""
+    return {**config, "cores": machine.cores} if "cores" in config else dict(config)
+
+
+@dataclass(frozen=True)
+class Launches:
+    """One configuration's launches for some shapes: plans and estimates, one each."""
+
+    config: Config
+    plans: tuple[Plan, ...]
+    estimates: tuple[Estimate, ...]
+
+    @property
+    def time_s(self) -> np.ndarray:
+        """Seconds by shape."""
+        total = sum(e.time_s for e in self.estimates)
+        return np.asarray(total, dtype=np.float64).reshape(-1)
+
+
+def evaluate_config(operator: Operator, shape: Shape, config: Config, machine: Machine) -> Launches:
+    """The cost model for one configuration; dynamic shape values may be arrays.
+
+    Raises:
+        SimulationError: the configuration does not fit the machine.
+    """
+    dims = dynamic_part(operator, shape)
+    plans = tuple(plan(w, dims) for w in workloads(operator, shape, config, machine))
+    return Launches(config, plans, tuple(estimate(p) for p in plans))
+
+
+def space(operator: Operator, shape: Shape, machine: Machine) -> list[Config]:
+    """The configurations that fit the machine.
+
+    Raises:
+        SimulationError: none does; the message repeats the reason of the most promising one.
+    """
+    fitting: list[Config] = []
+    reason: SimulationError | None = None
+    for config in operator.configs(shape):
+        candidate = for_machine(config, machine)
+        try:
+            workloads(operator, shape, candidate, machine)
+        except SimulationError as error:
+            reason = reason or error
+            continue
+        fitting.append(candidate)
+    if not fitting:
+        raise SimulationError(f"no configuration of {operator.name} fits {machine.id}: {reason}")
+    return fitting
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Seconds by configuration (rows) and shape (columns)."""
+
+    configs: list[Config]
+    time_s: np.ndarray
+
+    def best(self) -> np.ndarray:
+        """Index of the fastest configuration for every shape."""
+        return np.asarray(np.argmin(self.time_s, axis=0))
+
+
+def rank(operator: Operator, shape: Shape, machine: Machine) -> Ranking:
+    """The whole space by the cost model; dynamic shape values may be equal-length arrays."""
+    dims = dynamic_part(operator, shape)
+    length = max((np.size(v) for v in dims.values()), default=1)
+    columns = {k: np.broadcast_to(np.asarray(v, dtype=np.float64), (length,)) for k, v in dims.items()}
+    configs = space(operator, shape, machine)
+    times = np.empty((len(configs), length))
+    for i, config in enumerate(configs):
+        for first in range(0, length, _CHUNK):
+            part = slice(first, min(length, first + _CHUNK))
+            piece = {**shape, **{k: v[part] for k, v in columns.items()}}
+            times[i, part] = evaluate_config(operator, piece, config, machine).time_s
+    return Ranking(configs, times)
+
+
+@dataclass(frozen=True)
+class Played:
+    """One configuration's launches for one shape, played on the event engine."""
+
+    config: Config
+    runs: tuple[Simulation, ...]
+
+    @property
+    def time_s(self) -> float:
+        """Seconds of all launches together."""
+        return sum(run.time_s for run in self.runs)
+
+
+def play(
+    operator: Operator, shape: Shape, config: Config, machine: Machine, *, trace: bool = False
+) -> Played:
+    """The event engine for one configuration and one shape."""
+    dims = dynamic_part(operator, shape)
+    return Played(
+        config,
+        tuple(simulate(w, dims, trace=trace) for w in workloads(operator, shape, config, machine)),
+    )
+
+
+def best(operator: Operator, shape: Shape, machine: Machine) -> Played:
+    """The fastest configuration for one shape: ranked by the cost model, finalists played."""
+    ranking = rank(operator, shape, machine)
+    order = np.argsort(ranking.time_s[:, 0], kind="stable")[:_FINALISTS]
+    played = [play(operator, shape, ranking.configs[i], machine) for i in order]
+    return min(played, key=lambda p: p.time_s)
+
+
+def chosen(operator: Operator, shape: Shape, machine: Machine, config: Config | None) -> Config:
+    """The configuration to use: the given one, checked, or the best by the cost model.
+
+    Raises:
+        OperatorError: the operator has no such configuration key.
+        SimulationError: it does not fit the machine.
+    """
+    if config is None:
+        ranking = rank(operator, shape, machine)
+        return ranking.configs[int(ranking.best()[0])]
+    complete = for_machine(operator.config(shape, **config), machine)
+    if "cores" in config:
+        complete["cores"] = config["cores"]
+    workloads(operator, shape, complete, machine)
+    return complete
+

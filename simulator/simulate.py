@@ -1,0 +1,148 @@
+"""From one core to the whole chip: waves, tails and unequal blocks, played by the event engine."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels.expr import evaluate
+from foretile.simulator.cost import Estimate, block_times, estimate, matrix_slowdown
+from foretile.simulator.engine import Core, Run
+from foretile.simulator.plan import Plan, plan, sampled_vars
+from foretile.simulator.program import ENGINES, compile_agent
+from foretile.simulator.workload import Workload
+
+_ROUNDS = 3  # rounds of resident blocks played before the last interval repeats
+_CLASSES = 256  # distinct block lengths told apart at most, per index
+_LAST_WAVES = 3  # waves of unequal blocks placed one by one; those before only fill the slots evenly
+_PS = 1e12
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Result of the event engine for one shape: seconds, and the run on the representative core."""
+
+    time_s: float
+    tail_s: float
+    estimate: Estimate
+    plan: Plan
+    run: Run
+
+
+def simulate(
+    workload: Workload,
+    dims: dict[str, Any],
+    tensors: dict[str, np.ndarray] | None = None,
+    *,
+    trace: bool = False,
+) -> Simulation:
+    """Play ``workload`` for one shape (``dims`` maps symbolic dimensions to numbers)."""
+    unequal = bool(sampled_vars(workload))
+    planned = plan(workload, dims, tensors, resolution=_CLASSES if unequal else None)
+    closed = estimate(planned)
+    slow = 1.0
+    time_s, tail_s, run = _play(planned, slow, trace)
+    machine = workload.machine
+    if workload.dtype and machine.matrix_sustained_ratio < 1.0 and time_s > machine.settle_s:
+        slow = float(matrix_slowdown(planned, np.asarray(time_s)))
+        time_s, tail_s, run = _play(planned, slow, trace)
+    # No engine can do with less than its service for the whole kernel, however the blocks fall.
+    floor = max(float(np.ravel(b)[0]) for b in closed.busy.values())
+    time_s = max(time_s, machine.launch_s + floor)
+    return Simulation(time_s, tail_s, closed, planned, run)
+
+
+def _play(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
+    machine = p.workload.machine
+    launch = machine.launch_s + machine.ramp_s
+    blocks = float(p.blocks[0, 0])
+    time_s, tail_s, run = _equal(p, slow, trace) if p.samples == 1 else _unequal(p, slow, trace)
+    return launch + max(time_s, blocks * machine.dispatch_s), tail_s, run
+
+
+def _equal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
+    """Blocks of one length: full rounds on the busiest core, then what is left."""
+    w = p.workload
+    resident = w.occupancy.blocks_per_core
+    rounds, tail = int(p.full_waves[0, 0]), float(p.tail_blocks[0, 0])
+    last = ceil(tail / w.machine.cores)
+    played = min(rounds, _ROUNDS)
+    codes = []
+    if played:
+        codes += [compile_agent(p, 0, slow, resident, p.slots)] * (played * resident)
+    if last:
+        codes += [compile_agent(p, 0, slow, last, tail)] * last
+    run = Core(ENGINES, w.agents, trace=trace).run(codes, resident)
+    ends = run.finish_ps
+    total = max(ends)
+    tail_ps = 0
+    if played:
+        marks = [max(ends[: (i + 1) * resident]) for i in range(played)]
+        interval = marks[-1] - marks[-2] if played > 1 else marks[-1]
+        total += (rounds - played) * interval
+        if last:
+            tail_ps = max(0, max(ends) - marks[-1]) - int(interval * tail / p.slots)
+    else:  # fewer blocks than slots: cores without a block are the tail
+        tail_ps = int(total * max(0.0, 1.0 - tail / (last * w.machine.cores)))
+    return total / _PS, max(0, tail_ps) / _PS, run
+
+
+def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
+    """Blocks of different lengths, dealt to free slots in raster order.
+
+    The engine plays the longest, the middle and the shortest class; the closed form's times of all
+    other classes are corrected by what it missed on those.
+    """
+    w = p.workload
+    blocks, slots = float(p.blocks[0, 0]), float(p.slots)
+    active = min(blocks, slots)
+    resident = min(w.occupancy.blocks_per_core, ceil(blocks / w.machine.cores))
+    modelled = block_times(p, slow, float(resident), active)
+    order = np.argsort(modelled, kind="stable")
+    chosen = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])}, key=lambda i: modelled[i])
+    played, run = [], Run([], [])
+    for index in chosen:
+        code = compile_agent(p, index, slow, resident, active)
+        run = Core(ENGINES, w.agents, trace=trace and index == chosen[-1]).run([code] * resident, resident)
+        played.append(max(run.finish_ps) / _PS)
+    ratio = np.interp(modelled, modelled[chosen], np.asarray(played) / modelled[chosen])
+    times = modelled * ratio
+    durations = times[_classes(p, np.arange(max(0, int(blocks - _LAST_WAVES * slots)), int(blocks)))]
+    earlier = max(0.0, blocks * float(np.mean(times)) - float(np.sum(durations)))
+    total = _deal(durations, int(active), earlier / slots)
+    even = blocks * float(np.mean(times)) / slots if blocks > slots else float(np.mean(times))
+    return total, max(0.0, total - even), run
+
+
+def _deal(durations: np.ndarray, slots: int, start: float) -> float:
+    """Finish time when blocks in order go to whichever slot is free first."""
+    free = [start] * slots
+    for duration in durations.tolist():
+        heapq.heapreplace(free, free[0] + duration)
+    return max(free)
+
+
+def _classes(p: Plan, linear: np.ndarray) -> np.ndarray:
+    """Class index (sample) of each block, given its place in the raster order."""
+    w = p.workload
+    values: dict[str, np.ndarray] = {}
+    scale: dict[str, float] = {}
+    rest = linear
+    for digit in w.raster:
+        extent = int(max(1, np.ravel(evaluate(digit.extent, p.env))[0]))
+        part = rest % extent
+        rest = rest // extent
+        values[digit.var] = values.get(digit.var, 0) + part * int(scale.get(digit.var, 1))
+        scale[digit.var] = scale.get(digit.var, 1) * extent
+    index = np.zeros(len(linear), dtype=np.int64)
+    names = sampled_vars(w)
+    per_index = round(p.samples ** (1 / len(names)))
+    for name in names:
+        extent = float(np.ravel(evaluate(w.ranges[name], p.env))[0])
+        step = np.minimum(per_index - 1, np.floor(values[name] / extent * per_index)).astype(np.int64)
+        index = index * per_index + np.maximum(0, step)
+    return index

@@ -1,0 +1,74 @@
+"""How far to trust an uncalibrated prediction: the chip file's confidences, carried through the model.
+
+Every resource gets a relative standard deviation from the least certain number behind it; the
+model's elasticity (per cent of time per per cent of the resource) carries it to the time. The
+widths by confidence are a prior, stated in docs/model.md, until a calibration replaces them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from foretile.hwmodels.schema import Chip
+from foretile.simulator.machine import RESOURCES, Machine
+
+# Relative standard deviation of a number by how it is known.
+PRIOR_SIGMA: Mapping[str, float] = {"measured": 0.04, "datasheet": 0.06, "derived": 0.12, "inferred": 0.30}
+# What the uncalibrated model itself misses on a library-quality kernel.
+MODEL_SIGMA = 0.10
+_NORMAL_90 = 1.6449  # a 90 % interval reaches this many standard deviations to either side
+_STEP = 1.1
+
+_BEHIND: Mapping[str, tuple[str, ...]] = {
+    "matrix": ("matrix.flop_per_cycle.{dtype}", "matrix.mainloop_fraction", "clock.max_hz", "clock.matrix_burst_hz"),
+    "vector": ("vector.fp32_per_cycle", "vector.alu_per_cycle", "vector.convert_per_cycle"),
+    "special": ("vector.special_per_cycle",),
+    "scratchpad": ("scratchpad.bandwidth_bytes_per_cycle", "davinci.l1_to_l0a_bytes_per_cycle"),
+    "l2": ("l2.bandwidth_bytes_per_cycle", "l2.core_bytes_per_cycle"),
+    "l2_capacity": ("l2.reuse_fraction", "l2.capacity_bytes"),
+    "dram": ("dram.bandwidth_bytes_per_s", "dram.read_fraction", "dram.copy_fraction"),
+    "latency": ("dram.latency_cycles", "l2.latency_cycles", "matrix.latency_cycles"),
+    "barrier": ("sync.barrier_cycles", "sync.pipeline_barrier_cycles"),
+    "atomic": ("sync.atomic_bytes_per_cycle",),
+    "launch": ("launch.kernel_s", "launch.ramp_s"),
+}
+
+
+def sigma(chip: Chip, resource: str, dtype: str) -> float:
+    """Relative standard deviation of a resource: that of the least certain number behind it."""
+    known = _quantities(chip)
+    names = [path.format(dtype=dtype) for path in _BEHIND[resource]]
+    return max((PRIOR_SIGMA[known[n]] for n in names if n in known), default=PRIOR_SIGMA["inferred"])
+
+
+def _quantities(chip: Chip) -> dict[str, str]:
+    key = id(chip)
+    if key not in _KNOWN:
+        _KNOWN[key] = (chip, {path: q.confidence for path, q in chip.quantities().items()})
+    return _KNOWN[key][1]
+
+
+_KNOWN: dict[int, tuple[Chip, dict[str, str]]] = {}
+
+
+@lru_cache(maxsize=512)
+def improved(machine: Machine, resource: str) -> Machine:
+    """``machine`` with ten per cent more of ``resource``."""
+    return machine.improved(resource, _STEP)
+
+
+def elasticities(machine: Machine, time: Callable[[Machine], Any], base: Any) -> dict[str, Any]:
+    """Relative change of the time per relative change of each resource (≤ 0), from a ten per cent step."""
+    return {r: np.log(time(improved(machine, r)) / base) / np.log(_STEP) for r in RESOURCES}
+
+
+def interval_factor(chip: Chip, dtype: str, elastic: Mapping[str, Any]) -> Any:
+    """Factor from the median to the ends of the 90 % interval (time / f … time × f)."""
+    variance: Any = MODEL_SIGMA**2
+    for resource, slope in elastic.items():
+        variance = variance + (slope * sigma(chip, resource, dtype)) ** 2
+    return np.exp(_NORMAL_90 * np.sqrt(variance))

@@ -1,0 +1,128 @@
+"""What a program becomes on a machine: one block's work as a tree of operations and loops.
+
+Quantities are for a whole block; ``agents`` says into how many independent in-order instruction
+streams (groups of warps with their own rows of the tile) the block splits. Everything that depends
+on the shape stays an expression, so one workload serves every shape of a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from foretile.kernels.expr import Expr
+from foretile.kernels.ir import Region, TileProgram
+from foretile.simulator.machine import Machine
+
+CORE_ENGINES = ("matrix", "vector", "special", "scratchpad", "tensor_memory", "port", "feed", "drain")
+# Engines in the cores' clock domain: they slow down together when matrix load lowers the clock.
+CLOCKED = frozenset({"matrix", "vector", "special", "scratchpad", "tensor_memory"})
+CHIP_ENGINES = ("l2", "dram", "atomic")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One place in the program where blocks touch a global tensor.
+
+    ``loops`` are the loop variables around it with their extents, outermost first; ``guards`` the
+    conditions it is under. ``full_bytes`` is the tile's size when nothing is clipped.
+    ``sharers``: how many neighbouring blocks one L2 read serves (cluster multicast).
+    """
+
+    tensor: str
+    region: Region
+    direction: Literal["read", "write", "atomic"]
+    element_bytes: float
+    full_bytes: float
+    loops: tuple[tuple[str, Expr], ...]
+    guards: tuple[Expr, ...]
+    per_element: bool = False  # a gather or scatter by computed indices
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One step of an agent, in program order.
+
+    ``work``: core engine → seconds of service for the whole block; ``serial_s``: its duration when
+    nothing competes (whole block, all agents together); ``latency_s``: from issue of the last
+    instruction until the result can be used; ``reads``: buffers whose loads it waits for;
+    ``access``: index of the memory access a load or store makes; ``writes``: buffer a load fills.
+    """
+
+    label: str
+    kind: Literal["matrix", "vector", "load", "store", "barrier"]
+    work: tuple[tuple[str, float], ...] = ()
+    serial_s: float = 0.0
+    latency_s: float = 0.0
+    reads: tuple[str, ...] = ()
+    writes: str = ""
+    access: int = -1
+    flops: float = 0.0  # executed, padding to the instruction's shape included
+    tile_flops: float = 0.0  # of the tile itself
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """``extent`` iterations of ``body``; ``loads`` run up to ``stages`` iterations ahead."""
+
+    var: str
+    start: Expr | None
+    step: int
+    extent: Expr
+    stages: int
+    loads: tuple[Op, ...]
+    body: tuple[Op | Loop | Branch, ...]
+    run_ahead: bool = False  # loads of the next entry may start before this one's body ends
+    dealt: Expr | None = None  # persistent tiles dealt over all blocks: their number on the whole chip
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """``then`` where ``cond`` holds, else ``orelse``."""
+
+    cond: Expr
+    then: tuple[Op | Loop | Branch, ...]
+    orelse: tuple[Op | Loop | Branch, ...]
+
+
+Node = Op | Loop | Branch
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How one block sits on a core."""
+
+    blocks_per_core: int
+    limited_by: str
+    threads: int
+    scratchpad_bytes: int
+    registers_per_thread: int
+
+
+@dataclass(frozen=True, slots=True)
+class Digit:
+    """One digit of the raster order: ``extent`` steps of block variable ``var``, fastest first."""
+
+    var: str
+    extent: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A program lowered for a machine."""
+
+    program: TileProgram
+    machine: Machine
+    grid: tuple[Expr, ...]
+    raster: tuple[Digit, ...]
+    ranges: Mapping[str, Expr]  # extent of every block variable and persistent tile index
+    persistent: Expr | None  # number of tiles dealt to persistent blocks
+    nodes: tuple[Node, ...]
+    accesses: tuple[Access, ...]
+    agents: int
+    agent_rate: float  # share of the core's issue rate that one agent can use
+    occupancy: Occupancy
+    dtype: str  # short name of the matrix dtype, "" without matrix work
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,171 @@
+"""Every chip of the catalogue loads, is plausible, and says where its numbers come from."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from foretile.hwmodels import Chip, list_chips, load_chip
+from foretile.hwmodels import loader as loader_module
+from foretile.hwmodels.checks import PEAK_TOLERANCE, check_chip, peak_flop_per_s
+from foretile.hwmodels.loader import CATALOGUE, chip_files
+from foretile.hwmodels.yamlfile import read_mapping
+
+CHIPS = list_chips()
+
+
+def test_the_catalogue_holds_the_promised_chips() -> None:
+    assert {
+        "a100-sxm4-80gb",
+        "h100-sxm5-80gb",
+        "h800-sxm",
+        "h200-sxm",
+        "h20",
+        "l40s",
+        "b200-sxm",
+        "ascend-910b3",
+        "metax-c550",
+        "hygon-bw1000",
+    } <= set(CHIPS)
+    assert sorted(CHIPS) == CHIPS
+    assert not [c for c in CHIPS if c.startswith("_")]
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_every_number_has_a_source_a_reader_can_look_up(name: str) -> None:
+    chip = load_chip(name)
+    quantities = chip.quantities()
+    assert len(quantities) > 40
+    for path, quantity in quantities.items():
+        assert len(quantity.source.strip()) >= 8, path
+        # Paths of somebody's disk, and bare tags that only a private table explains, are no sources.
+        assert not re.search(r"(^|\s)\.{0,2}/\w", quantity.source), path
+        assert not re.match(r"[A-Z0-9]{2,7}\b(?![ -])", quantity.source), (path, quantity.source)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_file_name_is_the_id_and_the_folder_is_the_vendor(name: str) -> None:
+    path = chip_files()[name]
+    assert path.stem == name
+    assert path.parent.name == load_chip(name).vendor.lower()
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_no_implausible_numbers(name: str) -> None:
+    assert check_chip(load_chip(name)) == []
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_peaks_match_the_vendor_or_the_conflict_is_stated(name: str) -> None:
+    chip = load_chip(name)
+    assert chip.stated_peak_flop_per_s
+    for dtype, stated in chip.stated_peak_flop_per_s.items():
+        off = abs(peak_flop_per_s(chip, dtype) / stated.value - 1)
+        explained = any(c.startswith("stated_peak_flop_per_s") for c in chip.conflicts)
+        assert off <= PEAK_TOLERANCE or explained, dtype
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_round_trip_through_json(name: str) -> None:
+    chip = load_chip(name)
+    assert Chip.model_validate_json(chip.model_dump_json()) == chip
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_aliases_lead_to_the_chip_and_belong_to_one(name: str) -> None:
+    chip = load_chip(name)
+    for alias in chip.aliases:
+        assert load_chip(alias) is chip
+        assert alias not in CHIPS
+    others = {a for c in CHIPS if c != name for a in load_chip(c).aliases}
+    assert not others & set(chip.aliases)
+
+
+@pytest.mark.parametrize(
+    "alias", ["h100", "h100-sxm", "a100", "h200", "h800", "h20", "b200", "910b3", "c550", "bw1000"]
+)
+def test_short_names(alias: str) -> None:
+    chip = load_chip(alias)
+    assert alias == chip.id or alias in chip.aliases
+
+
+@pytest.mark.parametrize("spelling", ["H100", " h100 ", "H100_SXM", "h100 sxm"])
+def test_spelling_of_names_is_forgiving(spelling: str) -> None:
+    assert load_chip(spelling).id == "h100-sxm5-80gb"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CATALOGUE.rglob("*.yaml") if p.name.startswith("_")], ids=lambda p: p.stem
+)
+def test_bases_are_used_and_are_not_chips(path: Path) -> None:
+    assert "id" not in read_mapping(path)
+    users = [p for p in CATALOGUE.rglob("*.yaml") if read_mapping(p).get("extends") == path.name]
+    assert users
+
+
+def test_variants_state_only_what_differs() -> None:
+    h100, h800, h200, h20 = (load_chip(c) for c in ("h100", "h800", "h200", "h20"))
+    assert h800.cores == h100.cores
+    assert h800.matrix.flop_per_cycle["bf16"] == h100.matrix.flop_per_cycle["bf16"]
+    assert h800.matrix.flop_per_cycle["fp64"].value < 10
+    assert h200.scratchpad == h100.scratchpad == h20.scratchpad
+    assert h200.dram.bandwidth_bytes_per_s.value == 4.8e12
+    assert h20.matrix.flop_per_cycle["bf16"].value * 4 == h100.matrix.flop_per_cycle["bf16"].value
+    assert h20.cores.value == 78
+
+
+def test_known_peaks() -> None:
+    assert peak_flop_per_s(load_chip("a100"), "bf16") == pytest.approx(311.9e12, rel=1e-3)
+    assert peak_flop_per_s(load_chip("910b3"), "fp16") == pytest.approx(294.9e12, rel=1e-3)
+    assert peak_flop_per_s(load_chip("h100"), "fp8") == pytest.approx(2141e12, rel=1e-3)
+
+
+def test_matrix_clocks_reproduce_the_measured_rates() -> None:
+    """The derived clocks must give back the GEMM rates they were derived from."""
+    for name, burst, sustained in [
+        ("h100", 818e12, 698e12),
+        ("h200", 823e12, 662e12),
+        ("b200", 1644e12, 1268e12),
+        ("l40s", 249e12, 197e12),
+        ("a100", 273e12, 271.2e12),
+    ]:
+        chip = load_chip(name)
+        per_hz = (
+            chip.cores.value * chip.matrix.flop_per_cycle["bf16"].value * chip.matrix.mainloop_fraction.value
+        )
+        assert chip.clock.matrix_burst_hz is not None
+        assert chip.clock.matrix_sustained_hz is not None
+        assert per_hz * chip.clock.matrix_burst_hz.value == pytest.approx(burst, rel=2e-3), name
+        assert per_hz * chip.clock.matrix_sustained_hz.value == pytest.approx(sustained, rel=2e-3), name
+
+
+def test_inferred_numbers_are_known_as_such() -> None:
+    assert "matrix.flop_per_cycle.fp16" in load_chip("bw1000").inferred()
+    assert len(load_chip("h100").inferred()) < 10
+    assert load_chip("c550").unknown
+
+
+def test_a_chip_loads_in_a_few_milliseconds() -> None:
+    def cold() -> float:
+        for cached in (loader_module._load_builtin, loader_module._builtin):
+            cached.cache_clear()
+        for lru in (loader_module._document, loader_module._validated, loader_module._entry):
+            lru.cache_clear()
+        start = time.perf_counter()
+        load_chip("h800")
+        return time.perf_counter() - start
+
+    assert min(cold() for _ in range(5)) < 0.015
+
+
+def test_importing_the_room_stays_light() -> None:
+    code = (
+        "import sys; import foretile.hwmodels; "
+        "print(sorted({'numpy', 'scipy', 'pandas', 'matplotlib', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
