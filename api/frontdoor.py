@@ -72,18 +72,14 @@ def predict(
 
 
 @overload
-def predict_many(
-    op: str, chip: ChipRef, shapes: Any, *, details: Literal[False] = False
-) -> np.ndarray: ...
+def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: Literal[False] = False) -> np.ndarray: ...
 
 
 @overload
 def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: Literal[True]) -> pd.DataFrame: ...
 
 
-def predict_many(
-    op: str, chip: ChipRef, shapes: Any, *, details: bool = False
-) -> np.ndarray | pd.DataFrame:
+def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: bool = False) -> np.ndarray | pd.DataFrame:
     """Predict many shapes at once with the vectorised cost model, best configuration per row.
 
     ``shapes`` is a DataFrame or a mapping of equal-length columns named after the operator's

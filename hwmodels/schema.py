@@ -62,7 +62,9 @@ class Matrix(_Frozen):
     tensor memory), ``mfma`` (wave-wide, from registers), ``cube`` (a core of its own with its own buffers).
     ``m``/``n`` are the smallest tile one instruction works on at full rate, ``k_bytes`` its depth.
     ``mainloop_fraction`` is the share of the peak rate a well-written main loop reaches when
-    nothing else limits it (issue gaps, operand fetch, barriers).
+    nothing else limits it (issue gaps, operand fetch, barriers). ``sync_fraction``: where the
+    engine is asynchronous, the share of the peak that the older instructions of 16 rows reach
+    (small tiles fall back to them).
     """
 
     instruction: Literal["mma_sync", "wgmma", "tcgen05", "mfma", "cube"]
@@ -72,7 +74,7 @@ class Matrix(_Frozen):
     k_bytes: Count
     latency_cycles: Positive
     mainloop_fraction: Fraction
-    operand_bytes_per_cycle: Positive | None = None  # scratchpad → matrix engine, if not the scratchpad's own
+    sync_fraction: Fraction | None = None
 
 
 class Vector(_Frozen):
@@ -80,6 +82,8 @@ class Vector(_Frozen):
 
     ``fp32`` multiply-adds, ``half`` packed 16-bit operations, ``alu`` integer/compare/select/min/max,
     ``special`` exp2/log2/rsqrt/…, ``convert`` narrowing conversions, ``issue`` instructions × lanes.
+    ``code_fraction`` is the share of these rates that element-wise code between matrix products
+    reaches (dependent steps with one warp a scheduler, predicates, address arithmetic).
     """
 
     fp32_per_cycle: Positive
@@ -87,6 +91,7 @@ class Vector(_Frozen):
     special_per_cycle: Positive
     convert_per_cycle: Positive
     issue_per_cycle: Positive
+    code_fraction: Fraction
     half_per_cycle: Positive | None = None
     latency_cycles: Positive | None = None
 

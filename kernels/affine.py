@@ -12,13 +12,14 @@ Monomial = tuple[Expr, ...]
 
 def difference(a: Expr, b: Expr) -> Expr:
     """``a - b``, with ``b + e`` minus ``b`` giving exactly ``e`` and common terms cancelled."""
+    if isinstance(a, Binary) and a.op == "add" and a.a == b:
+        return a.b
     if a == b:
         return Const(0)
-    if isinstance(a, Binary) and a.op == "add":
-        if a.a == b:
-            return a.b
-        if a.b == b:
-            return a.a
+    if isinstance(a, Const) and isinstance(b, Const):
+        return binary("sub", a, b)
+    if isinstance(a, Binary) and a.op == "add" and a.b == b:
+        return a.a
     left, right = _polynomial(a), _polynomial(b)
     terms = dict(left)
     for monomial, factor in right.items():

@@ -6,8 +6,9 @@ from typing import Any
 
 from foretile.kernels.errors import fail
 from foretile.kernels.expr import Const, Expr, Var
+from foretile.kernels.messages import text
 from foretile.kernels.tracer import current
-from foretile.kernels.values import Index, Value, canonical, index_expr, text
+from foretile.kernels.values import Index, Result, Value, canonical, index_expr
 
 BLOCK_NAMES = ("bx", "by", "bz")
 DEFAULT_THREADS = 128
@@ -35,7 +36,7 @@ class Tensor:
     @property
     def shape(self) -> tuple[Any, ...]:
         """Extents: numbers, or values where symbolic."""
-        return tuple(e.value if isinstance(e, Const) else Value(e, "int32") for e in self.dims)
+        return tuple(e.value if isinstance(e, Const) else Result(e, "int32") for e in self.dims)
 
 
 def dynamic(names: str, dtype: Any = "int32") -> Any:

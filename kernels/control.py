@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from foretile.kernels import loops
@@ -18,7 +19,7 @@ from foretile.kernels.expr import Const, Expr
 from foretile.kernels.handles import BufferHandle, RegionHandle, VarHandle
 from foretile.kernels.ir import If, Loc, Stmt, While
 from foretile.kernels.tracer import STATE, Tracer, current
-from foretile.kernels.values import Index, Poison, Value, binary_value, function, operand
+from foretile.kernels.values import Index, Poison, Result, Value, binary_value, function, operand
 
 UNBOUND = Poison("this name is used before it is assigned")
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -98,8 +99,8 @@ class Branch:
             return changed[0]
         line = self.loc.line if self.loc else 0
         return Poison(
-            f"`{name}` was assigned under the symbolic condition of line {line}; after it the name has no single "
-            f"value: use T.if_then_else, or a variable {name} = T.alloc_var(dtype)"
+            f"`{name}` was assigned under the symbolic condition of line {line}; after it the name has no "
+            f"single value: use T.if_then_else, or a variable {name} = T.alloc_var(dtype)"
         )
 
 
@@ -133,8 +134,8 @@ class LoopRun:
         return tuple(
             [
                 Poison(
-                    f"`{name}` is carried from one iteration to the next, but the loop's body is traced once; "
-                    f"use a variable: {name} = T.alloc_var(dtype, init=...)"
+                    f"`{name}` is carried from one iteration to the next, but the loop's body is traced "
+                    f"once; use a variable: {name} = T.alloc_var(dtype, init=...)"
                 )
                 for name in names
             ]
@@ -150,8 +151,8 @@ class LoopRun:
     def _left(name: str, value: Any) -> Any:
         if isinstance(value, Poison) or (isinstance(value, Value) and not isinstance(value, VarHandle)):
             return Poison(
-                f"`{name}` was assigned inside a loop and has no single value after it; keep it in a buffer or "
-                f"in a variable {name} = T.alloc_var(dtype)"
+                f"`{name}` was assigned inside a loop and has no single value after it; keep it in a buffer "
+                f"or in a variable {name} = T.alloc_var(dtype)"
             )
         return value
 
@@ -223,8 +224,8 @@ def and_(first: Any, *rest: Callable[[], Any]) -> Any:
             second = later()
             truth = _truth(second)
             if truth is None:
-                first = Value(_condition(first), "bool")
-                first = binary_value("and", first, Value(_condition(second), "bool"))
+                first = Result(_condition(first), "bool")
+                first = binary_value("and", first, Result(_condition(second), "bool"))
             elif not truth:
                 return False
         elif first:
@@ -241,8 +242,8 @@ def or_(first: Any, *rest: Callable[[], Any]) -> Any:
             second = later()
             truth = _truth(second)
             if truth is None:
-                first = Value(_condition(first), "bool")
-                first = binary_value("or", first, Value(_condition(second), "bool"))
+                first = Result(_condition(first), "bool")
+                first = binary_value("or", first, Result(_condition(second), "bool"))
             elif truth:
                 return True
         elif first:
@@ -255,7 +256,7 @@ def or_(first: Any, *rest: Callable[[], Any]) -> Any:
 def not_(value: Any) -> Any:
     """``not value``."""
     if _truth(value) is None:
-        return ~Value(_condition(value), "bool")
+        return ~Result(_condition(value), "bool")
     return not value
 
 
@@ -263,17 +264,15 @@ def choose(condition: Any, a: Callable[[], Any], b: Callable[[], Any]) -> Any:
     """``a if condition else b``."""
     truth = _truth(condition)
     if truth is None:
-        return function("if_then_else", Value(_condition(condition), "bool"), a(), b())
+        return function("if_then_else", Result(_condition(condition), "bool"), a(), b())
     return a() if truth else b()
 
 
 def chain(ops: tuple[str, ...], *values: Any) -> Any:
     """``a < b < c``: the conjunction of neighbours."""
-    pairs = zip(ops, values, values[1:], strict=False)
-    op, a, b = next(pairs)
-    result = _COMPARE[op](a, b)
-    for op, a, b in pairs:
-        result = and_(result, lambda op=op, a=a, b=b: _COMPARE[op](a, b))
+    result: Any = True
+    for op, a, b in zip(ops, values, values[1:], strict=False):
+        result = and_(result, partial(_COMPARE[op], a, b))
     return result
 
 

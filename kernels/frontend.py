@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections import ChainMap
+from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType, FrameType, FunctionType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 from foretile.kernels.blocks import Tensor
 from foretile.kernels.errors import TraceError, fail, is_own
 from foretile.kernels.expr import Const, Expr, Var, variables
 from foretile.kernels.handles import BufferHandle
-from foretile.kernels.ir import Loc
+from foretile.kernels.ir import Loc, TileProgram
 from foretile.kernels.rewriter import rewrite
 from foretile.kernels.tracer import STATE, Tracer
 from foretile.kernels.values import Index
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@overload
+def prim_func(function: Callable[..., Any]) -> TileProgram: ...
+
+
+@overload
+def prim_func(**_options: Any) -> Callable[[Callable[..., Any]], TileProgram]: ...
 
 
 def prim_func(function: Any = None, **_options: Any) -> Any:
@@ -28,8 +40,8 @@ def prim_func(function: Any = None, **_options: Any) -> Any:
     loc = Loc(code.co_filename, code.co_firstlineno)
     if STATE.tracer is not None:
         fail(
-            f"@T.prim_func {function.__name__} inside the kernel {STATE.tracer.name}: kernels cannot be nested; "
-            f"use @T.macro for parts of a kernel"
+            f"@T.prim_func {function.__name__} inside the kernel {STATE.tracer.name}: kernels cannot be "
+            f"nested; use @T.macro for parts of a kernel"
         )
     rewritten = rewrite(function)
     tracer = Tracer(function.__name__, loc)
@@ -45,6 +57,14 @@ def prim_func(function: Any = None, **_options: Any) -> Any:
         raise TraceError(f"{type(error).__name__}: {error}", place) from error
     finally:
         STATE.tracer = None
+
+
+@overload
+def macro(function: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def macro(**_options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
 def macro(function: Any = None, **_options: Any) -> Any:
@@ -74,8 +94,8 @@ def _parameters(function: FunctionType, tracer: Tracer, loc: Loc) -> list[Buffer
         if not isinstance(kind, Tensor):
             what = "no annotation" if kind is None else f"the annotation {kind!r}"
             raise TraceError(
-                f"parameter `{name}` of {function.__name__} has {what}; declare {name}: T.Tensor(shape, dtype) "
-                f"(scalars: a one-element tensor, or a T.dynamic dimension)",
+                f"parameter `{name}` of {function.__name__} has {what}; declare it {name}: T.Tensor(shape, "
+                f"dtype) (scalars: a one-element tensor, or a T.dynamic dimension)",
                 loc,
             )
         declared.append(kind)

@@ -8,8 +8,9 @@ from foretile.kernels.affine import difference
 from foretile.kernels.errors import fail, here
 from foretile.kernels.expr import Const, Expr, Load, binary
 from foretile.kernels.ir import Buffer, Region, Scope, Store
+from foretile.kernels.messages import shape_text, text
 from foretile.kernels.tracer import Tracer, current
-from foretile.kernels.values import Index, Poison, Value, coerced, index_expr, shape_text, text
+from foretile.kernels.values import Index, Poison, Result, Value, coerced, index_expr
 
 ZERO = Const(0)
 ONE = Const(1)
@@ -43,7 +44,7 @@ class BufferHandle:
     @property
     def shape(self) -> tuple[Any, ...]:
         """Extents: numbers, or values where symbolic."""
-        return tuple(e.value if isinstance(e, Const) else Value(e, "int32") for e in self.dims)
+        return tuple(e.value if isinstance(e, Const) else Result(e, "int32") for e in self.dims)
 
     @property
     def ndim(self) -> int:
@@ -69,15 +70,17 @@ class BufferHandle:
         return True
 
     def _indices(self, key: Any) -> tuple[Any, ...]:
-        key = key if type(key) is tuple else (key,)
-        if len(key) != len(self.dims):
+        keys: tuple[Any, ...] = key if type(key) is tuple else (key,)
+        if len(keys) != len(self.dims):
             fail(
                 f"{self.name} has {len(self.dims)} dimensions {shape_text(self.dims)} but is indexed with "
-                f"{len(key)}; give one index or slice a dimension"
+                f"{len(keys)}; give one index or slice a dimension"
             )
-        return key
+        return keys
 
     def _index(self, axis: int, key: Any) -> Expr:
+        if type(key) is Index:
+            return key.expr
         e = index_expr(key, f"index {axis} of {self.name}")
         extent = self.dims[axis]
         if type(e) is Const and type(extent) is Const:
@@ -86,8 +89,8 @@ class BufferHandle:
                 return Const(at + size)
             if at < 0 or (at >= size and self.kind != "global"):
                 fail(
-                    f"index {at} is out of bounds for dimension {axis} of {self.name}{shape_text(self.dims)}; "
-                    f"valid are 0 to {size - 1}"
+                    f"index {at} is out of bounds for dimension {axis} of "
+                    f"{self.name}{shape_text(self.dims)}; valid are 0 to {size - 1}"
                 )
         elif type(e) is Const and e.value < 0:
             return binary("add", extent, e)
@@ -118,10 +121,7 @@ class BufferHandle:
 
     def __getitem__(self, key: Any) -> Any:
         keys = self._indices(key)
-        for k in keys:
-            if type(k) is slice:
-                break
-        else:
+        if slice not in map(type, keys):
             return Element(self, tuple([self._index(i, k) for i, k in enumerate(keys)]))
         mins, extents = [], []
         for axis, k in enumerate(keys):
@@ -136,11 +136,12 @@ class BufferHandle:
     def store(self, key: Any, value: Any, atomic: str = "") -> None:
         """Record ``self[key] = value`` (or an atomic update)."""
         keys = self._indices(key)
-        if any(type(k) is slice for k in keys):
+        if slice in map(type, keys):
             fail(f"{self.name}[...] = ... stores one element; for a slice use T.copy or T.fill")
         if isinstance(value, BufferHandle | RegionHandle):
             fail(
-                f"a whole buffer cannot be stored to one element of {self.name}; use T.copy, or index {value!r}"
+                f"a whole buffer cannot be stored to one element of {self.name}; use T.copy, "
+                f"or index {value!r}"
             )
         indices = tuple([self._index(i, k) for i, k in enumerate(keys)])
         self.tracer.emit(Store(self.name, indices, coerced(value, self.dtype), atomic, loc=here()), self.name)
@@ -160,7 +161,7 @@ class RegionHandle:
     @property
     def shape(self) -> tuple[Any, ...]:
         """Extents: numbers, or values where symbolic."""
-        return tuple(e.value if isinstance(e, Const) else Value(e, "int32") for e in self.extents)
+        return tuple(e.value if isinstance(e, Const) else Result(e, "int32") for e in self.extents)
 
     @property
     def dtype(self) -> str:

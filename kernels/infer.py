@@ -18,9 +18,12 @@ _BOOL_FUNCTIONS = frozenset({"isnan", "not"})
 _SAME_TYPE_FUNCTIONS = frozenset({"abs", "neg", "bitnot", "floor", "ceil", "round"})
 
 
+_FLOATS = frozenset(name for name, d in DTYPES.items() if d.kind == "float")
+
+
 def is_float(name: str) -> bool:
     """Whether the canonical dtype ``name`` is a floating-point type."""
-    return DTYPES[name].kind == "float"
+    return name in _FLOATS
 
 
 @cache
@@ -52,10 +55,8 @@ def binary_dtype(op: str, a: Expr, a_dtype: str, b: Expr, b_dtype: str) -> str:
     weak_b = isinstance(b, Const) and b_dtype in _WEAK
     if weak_a != weak_b:
         weak, strong = (a_dtype, b_dtype) if weak_a else (b_dtype, a_dtype)
-        if strong == "bool":
-            result = weak
-        else:
-            result = weak if is_float(weak) and not is_float(strong) else strong
+        wins = strong == "bool" or (is_float(weak) and not is_float(strong))
+        result = weak if wins else strong
     else:
         result = promote(a_dtype, b_dtype)
     return "float32" if op == "div" and not is_float(result) else result

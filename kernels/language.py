@@ -7,10 +7,11 @@ name does is described in ``docs/language.md``; unknown names fail with the near
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from foretile.kernels.blocks import Kernel, Tensor, dynamic
 from foretile.kernels.errors import TraceError
+from foretile.kernels.frontend import macro, prim_func
 from foretile.kernels.loops import Parallel, Persistent, Pipelined, grid, serial, unroll, vectorized
 from foretile.kernels.mathops import (
     Cast,
@@ -76,14 +77,6 @@ from foretile.kernels.tileops import (
     use_swizzle,
 )
 from foretile.kernels.values import DTypeName, cast
-
-if TYPE_CHECKING:
-    # Parameter annotations like ``T.Tensor((m, k), "float16")`` are calls, which are no types to a type
-    # checker; this tells it to leave the bodies of kernels alone.
-    from typing import no_type_check as macro
-    from typing import no_type_check as prim_func
-else:
-    from foretile.kernels.frontend import macro, prim_func
 
 Buffer = Tensor
 symbolic = dynamic

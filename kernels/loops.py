@@ -12,8 +12,9 @@ from foretile.kernels.affine import difference, quotient_up
 from foretile.kernels.errors import fail, here
 from foretile.kernels.expr import Binary, Const, Expr, Var
 from foretile.kernels.ir import For, LoopKind
+from foretile.kernels.messages import shape_text, text
 from foretile.kernels.tracer import current
-from foretile.kernels.values import Index, Value, index_expr, shape_text, text
+from foretile.kernels.values import Index, Value, index_expr
 
 DEFAULT_NAMES = ("i", "j", "k", "l", "m", "n")
 
@@ -56,9 +57,10 @@ class Loop:
         count = len(self.extents)
         if names is not None and len(names) != count:
             if len(names) > 1 or count == 1:
+                gives = "1 index" if count == 1 else f"{count} indices"
                 fail(
-                    f"{self.call}{shape_text(self.extents)} gives {count} "
-                    f"{'index' if count == 1 else 'indices'}, but the loop names {len(names)}: {', '.join(names)}"
+                    f"{self.call}{shape_text(self.extents)} gives {gives}, but the loop names "
+                    f"{len(names)}: {', '.join(names)}"
                 )
             names = [f"{names[0]}_{i}" for i in range(count)]
         if names is None:

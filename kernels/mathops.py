@@ -13,7 +13,7 @@ from foretile.kernels.expr import Const, Expr, binary
 from foretile.kernels.handles import BufferHandle, RegionHandle, region_of
 from foretile.kernels.infer import is_float
 from foretile.kernels.ir import Region
-from foretile.kernels.values import Value, binary_value, canonical, cast, function, operand
+from foretile.kernels.values import Result, Value, binary_value, canonical, cast, function, operand
 
 _ANY_OF_LIMIT = 1024
 
@@ -98,7 +98,7 @@ def ceildiv(a: Any, b: Any) -> Any:
         raised = binary("add", ea, Const(int(eb.value) - 1))
     else:
         raised = binary("sub", binary("add", ea, eb), Const(1))
-    return Value(binary("floordiv", raised, eb), binary_value("add", a, b).dtype)
+    return Result(binary("floordiv", raised, eb), binary_value("add", a, b).dtype)
 
 
 def floordiv(a: Any, b: Any) -> Any:
@@ -135,7 +135,7 @@ def infinity(dtype: Any = "float32") -> Value:
     name = canonical(dtype)
     if not is_float(name):
         fail(f"{name} has no infinity; use T.max_value({name!r})")
-    return Value(Const(math.inf, name), name)
+    return Result(Const(math.inf, name), name)
 
 
 def max_value(dtype: Any) -> Value:
@@ -167,14 +167,14 @@ def _limit(name: str, *, largest: bool) -> Value:
     info = DTYPES[name]
     if info.kind == "float":
         if name == "float8_e8m0" and not largest:
-            return Value(Const(2.0**-127, name), name)  # a scale format: positive only
-        return Value(Const(_LARGEST[name] if largest else -_LARGEST[name], name), name)
+            return Result(Const(2.0**-127, name), name)  # a scale format: positive only
+        return Result(Const(_LARGEST[name] if largest else -_LARGEST[name], name), name)
     if info.kind == "bool":
-        return Value(Const(largest, name), name)
+        return Result(Const(largest, name), name)
     if info.kind == "uint":
-        return Value(Const(2**info.bits - 1 if largest else 0, name), name)
+        return Result(Const(2**info.bits - 1 if largest else 0, name), name)
     half = 1 << (info.bits - 1)
-    return Value(Const(half - 1 if largest else -half, name), name)
+    return Result(Const(half - 1 if largest else -half, name), name)
 
 
 def _truths(what: str, args: tuple[Any, ...]) -> list[Value]:
@@ -186,7 +186,7 @@ def _truths(what: str, args: tuple[Any, ...]) -> list[Value]:
                 truths.append(binary_value("ne", handle[indices], 0))
         else:
             e, dtype = operand(arg)
-            truths.append(Value(e, dtype) if dtype == "bool" else binary_value("ne", arg, 0))
+            truths.append(Result(e, dtype) if dtype == "bool" else binary_value("ne", arg, 0))
     return truths
 
 
@@ -198,7 +198,7 @@ def _points(region: Region, what: str) -> list[tuple[Value, ...]]:
         points = [(*p, binary("add", low, Const(i))) for p in points for i in range(int(extent.value))]
         if len(points) > _ANY_OF_LIMIT:
             fail(f"{what} over more than {_ANY_OF_LIMIT} elements of {region.buffer}; use a T.reduce_max")
-    return [tuple(Value(e, "int32") for e in p) for p in points]
+    return [tuple(Result(e, "int32") for e in p) for p in points]
 
 
 def _tree(op: str, truths: list[Value]) -> Value:

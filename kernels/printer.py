@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from foretile.kernels.affine import difference
 from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary
 from foretile.kernels.handles import fit
 from foretile.kernels.infer import dtype_of, is_float
@@ -108,7 +109,8 @@ class _Printer:
             if kind == "layout":
                 shown = f"T.make_swizzled_layout({name})"
             else:
-                shown = self.const(Const(float(value) if not value.lstrip("-").isdigit() else int(value)))
+                whole = value.lstrip("-").isdigit()
+                shown = self.const(Const(int(value)) if whole else Const(float(value), "float32"))
             yield f"T.annotate_{kind}({{{name}: {shown}}})"
         swizzle = self.program.swizzle
         if swizzle is not None:
@@ -208,8 +210,7 @@ class _Printer:
         if s.start is None and s.step == 1:
             return self.expr(extent)
         start = _ZERO if s.start is None else s.start
-        length = extent if s.step == 1 else binary("mul", extent, Const(s.step))
-        stop = self.expr(binary("add", start, length))
+        stop = self.expr(_stop(start, extent, s.step))
         if s.step == 1:
             return f"{self.expr(start)}, {stop}"
         if s.kind == "pipelined":
@@ -240,7 +241,7 @@ class _Printer:
             elif low == _ZERO and extent == size:
                 parts.append(":")
             else:
-                parts.append(f"{self.expr(low)}:{self.expr(binary('add', low, extent))}")
+                parts.append(f"{self.expr(low)}:{self.expr(_stop(low, extent))}")
         return f"{r.buffer}[{', '.join(parts)}]"
 
     def pair(self, a: Region, b: Region) -> tuple[str, str]:
@@ -259,7 +260,7 @@ class _Printer:
     # -- expressions --------------------------------------------------------------------------
 
     def expr(self, e: Expr, above: int = 0, wanted: str = "int32") -> str:
-        """Text of ``e`` where an operator of precedence ``above`` and a value of type ``wanted`` surround it."""
+        """Text of ``e`` under an operator of precedence ``above``, where a ``wanted`` is expected."""
         text, precedence = self.parts(e, wanted)
         return text if precedence >= above else f"({text})"
 
@@ -309,7 +310,10 @@ class _Printer:
         right_assoc = e.op == "pow"
         left_needs = precedence + 1 if right_assoc or precedence == _COMPARISON else precedence
         right_needs = _UNARY if right_assoc else precedence + 1
-        left = self.literal(e.a, e.b, wanted, left_needs)
+        if precedence == _COMPARISON and isinstance(e.a, Const):
+            left = self.const(e.a, bare=False)  # Python would turn `1 < x` into `x > 1`
+        else:
+            left = self.literal(e.a, e.b, wanted, left_needs)
         return f"{left} {symbol} {self.expr(e.b, right_needs, wanted)}", precedence
 
     def literal(self, a: Expr, b: Expr, wanted: str, above: int = 0) -> str:
@@ -336,6 +340,14 @@ class _Printer:
 
     def wanted(self, args: tuple[Expr, ...]) -> str:
         return "float32" if any(is_float(dtype_of(a, self.dtypes)) for a in args) else "int32"
+
+
+def _stop(start: Expr, extent: Expr, step: int = 1) -> Expr:
+    """The end of a range: as it was probably written, if that gives this very extent again."""
+    written = extent.a if isinstance(extent, Binary) and extent.op == "sub" and extent.b == start else None
+    if step == 1 and written is not None and difference(written, start) == extent:
+        return written
+    return binary("add", start, extent if step == 1 else binary("mul", extent, Const(step)))
 
 
 def _ceildiv(e: Binary) -> tuple[Expr, Expr] | None:

@@ -15,7 +15,8 @@ from types import CellType, CodeType, FunctionType
 from foretile.kernels import control
 from foretile.kernels.errors import TraceError
 from foretile.kernels.ir import Loc
-from foretile.kernels.syntax import RUNTIME, Rewriter
+from foretile.kernels.nodes import RUNTIME
+from foretile.kernels.syntax import Rewriter
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -11,7 +11,6 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
-from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from foretile.kernels import expr, ir
@@ -28,6 +27,8 @@ _NODES: dict[str, type[Any]] = {
         *(ir.Store, ir.Sync, ir.For, ir.If, ir.While, ir.Swizzle, ir.TileProgram),
     )
 }
+_FIELDS: dict[type[Any], tuple[Field[Any], ...]] = {cls: fields(cls) for cls in _NODES.values()}
+_HINTS: dict[type[Any], dict[str, Any]] = {cls: get_type_hints(cls) for cls in _NODES.values()}
 # Fields that hold a name out of a table.
 _CHOICES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("Binary", "op"): expr.BINARY_OPS,
@@ -54,23 +55,13 @@ def _encode(value: Any, locs: bool) -> Any:
     if isinstance(value, Loc):
         return str(value)
     node: dict[str, Any] = {"node": type(value).__name__}
-    for f in _fields(type(value)):
+    for f in _FIELDS[type(value)]:
         part = getattr(value, f.name)
         if f.name == "loc" and (part is None or not locs):
             continue
         if f.default is MISSING or part != f.default or f.name == "loc":
             node[f.name] = _encode(part, locs)
     return node
-
-
-@cache
-def _fields(cls: type[Any]) -> tuple[Field[Any], ...]:
-    return fields(cls)
-
-
-@cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def from_json(data: Mapping[str, Any]) -> TileProgram:
@@ -108,15 +99,15 @@ def _node(data: Any, wanted: type[Any], path: str) -> Any:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; expected {' | '.join(known)}"
         raise _wrong(f"{path}.node", f"{name!r} is not a {wanted.__name__}{hint}")
-    hints = _hints(cls)
+    hints = _HINTS[cls]
     values: dict[str, Any] = {}
-    names = {f.name for f in _fields(cls)}
+    names = {f.name for f in _FIELDS[cls]}
     for key in data:
         if key != "node" and key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise _wrong(f"{path}.{key}", f"{name} has no such field{hint}")
-    for f in _fields(cls):
+    for f in _FIELDS[cls]:
         if f.name in data:
             values[f.name] = _value(data[f.name], hints[f.name], f"{path}.{f.name}")
             table = _CHOICES.get((name, f.name))
@@ -188,7 +179,7 @@ def _check_names(program: TileProgram) -> None:
     """Refuse references to buffers that are not there."""
     known = {b.name for b in (*program.params, *program.buffers)}
     for stmt in ir.walk_stmts(program.body):
-        for f in _fields(type(stmt)):
+        for f in _FIELDS[type(stmt)]:
             part = getattr(stmt, f.name)
             if isinstance(part, ir.Region) or f.name == "buffer":
                 name = part.buffer if isinstance(part, ir.Region) else part

@@ -9,9 +9,25 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Sequence
-from typing import cast
 
-RUNTIME = "__ft__"
+from foretile.kernels.nodes import (
+    INNER_SCOPES,
+    assigned_names,
+    call,
+    delayed,
+    is_alloc_var,
+    jump_in,
+    load_name,
+    load_tuple,
+    method,
+    runtime,
+    store_name,
+    store_tuple,
+    strings,
+    target_names,
+    walk_until,
+)
+
 _OPERATORS: dict[type[ast.cmpop], str] = {
     ast.Lt: "lt",
     ast.LtE: "le",
@@ -20,99 +36,6 @@ _OPERATORS: dict[type[ast.cmpop], str] = {
     ast.Eq: "eq",
     ast.NotEq: "ne",
 }
-_INNER_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-
-
-def _walk(nodes: Iterable[ast.AST], stop: tuple[type[ast.AST], ...]) -> Iterable[ast.AST]:
-    """``nodes`` and what is below, not looking into ``stop`` nodes (which are still yielded)."""
-    for node in nodes:
-        yield node
-        if not isinstance(node, stop):
-            yield from _walk(ast.iter_child_nodes(node), stop)
-
-
-def _assigned(nodes: Iterable[ast.AST]) -> list[str]:
-    """Names assigned by statements, in order, not those of inner functions and comprehensions."""
-    names = (
-        n.id
-        for n in _walk(nodes, _INNER_SCOPES + _COMPREHENSIONS)
-        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    )
-    return list(dict.fromkeys(names))
-
-
-def _jump(nodes: Iterable[ast.stmt]) -> str:
-    """``break``, ``continue`` or ``return`` that leaves ``nodes``; empty if none does."""
-    for node in _walk(nodes, (*_INNER_SCOPES, ast.For, ast.While)):
-        if isinstance(node, ast.Break):
-            return "break"
-        if isinstance(node, ast.Continue):
-            return "continue"
-        if isinstance(node, ast.Return):
-            return "return"
-        if isinstance(node, ast.For | ast.While):
-            for inner in _walk(node.body + node.orelse, _INNER_SCOPES):
-                if isinstance(inner, ast.Return):
-                    return "return"
-    return ""
-
-
-def _target_names(target: ast.expr) -> tuple[str, ...] | None:
-    if isinstance(target, ast.Name):
-        return (target.id,)
-    if isinstance(target, ast.Tuple | ast.List) and all(isinstance(e, ast.Name) for e in target.elts):
-        return tuple(cast(ast.Name, e).id for e in target.elts)
-    return None
-
-
-def _name(name: str) -> ast.Name:
-    return ast.Name(id=name, ctx=ast.Load())
-
-
-def _store(name: str) -> ast.Name:
-    return ast.Name(id=name, ctx=ast.Store())
-
-
-def _runtime(function: str) -> ast.Attribute:
-    return ast.Attribute(value=_name(RUNTIME), attr=function, ctx=ast.Load())
-
-
-def _call(function: str, *args: ast.expr) -> ast.Call:
-    return ast.Call(func=_runtime(function), args=list(args), keywords=[])
-
-
-def _method(owner: str, function: str, *args: ast.expr) -> ast.Call:
-    callee = ast.Attribute(value=_name(owner), attr=function, ctx=ast.Load())
-    return ast.Call(func=callee, args=list(args), keywords=[])
-
-
-def _delayed(body: ast.expr) -> ast.Lambda:
-    empty = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
-    return ast.copy_location(ast.Lambda(args=empty, body=body), body)
-
-
-def _strings(names: Sequence[str] | None) -> ast.expr:
-    if names is None:
-        return ast.Constant(value=None)
-    return ast.Tuple(elts=[ast.Constant(value=n) for n in names], ctx=ast.Load())
-
-
-def _loads(names: Sequence[str]) -> ast.Tuple:
-    return ast.Tuple(elts=[_name(n) for n in names], ctx=ast.Load())
-
-
-def _stores(names: Sequence[str]) -> ast.Tuple:
-    return ast.Tuple(elts=[_store(n) for n in names], ctx=ast.Store())
-
-
-def _is_alloc_var(value: ast.expr | None) -> bool:
-    if not isinstance(value, ast.Call):
-        return False
-    callee = value.func
-    return (isinstance(callee, ast.Attribute) and callee.attr == "alloc_var") or (
-        isinstance(callee, ast.Name) and callee.id == "alloc_var"
-    )
 
 
 class Rewriter(ast.NodeTransformer):
@@ -138,7 +61,7 @@ class Rewriter(ast.NodeTransformer):
         }
         self.outside = {
             name
-            for node in _walk(function.body, _INNER_SCOPES)
+            for node in walk_until(function.body, INNER_SCOPES)
             if isinstance(node, ast.Global | ast.Nonlocal)
             for name in node.names
         }
@@ -146,20 +69,20 @@ class Rewriter(ast.NodeTransformer):
 
     def _variables(self) -> set[str]:
         """Names that may stand for a ``T.alloc_var``: assigning to them stores."""
-        found = self.parameters & set(_assigned(self.function.body))
-        for node in _walk(self.function.body, _INNER_SCOPES):
+        found = self.parameters & set(assigned_names(self.function.body))
+        for node in walk_until(self.function.body, INNER_SCOPES):
             if isinstance(node, ast.Assign):
                 for target in node.targets:
-                    if isinstance(target, ast.Name) and _is_alloc_var(node.value):
+                    if isinstance(target, ast.Name) and is_alloc_var(node.value):
                         found.add(target.id)
                     elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
                         for t, v in zip(target.elts, node.value.elts, strict=False):
-                            if isinstance(t, ast.Name) and _is_alloc_var(v):
+                            if isinstance(t, ast.Name) and is_alloc_var(v):
                                 found.add(t.id)
             elif (
                 isinstance(node, ast.AnnAssign)
                 and isinstance(node.target, ast.Name)
-                and _is_alloc_var(node.value)
+                and is_alloc_var(node.value)
             ):
                 found.add(node.target.id)
         return found - self.outside
@@ -185,7 +108,7 @@ class Rewriter(ast.NodeTransformer):
         body = self._block(function.body)
         names = [n for n in self.unbound if n not in self.parameters and n not in self.outside]
         if names:
-            first = ast.Assign(targets=[_store(n) for n in names], value=_runtime("UNBOUND"))
+            first = ast.Assign(targets=[store_name(n) for n in names], value=runtime("UNBOUND"))
             body.insert(0, ast.copy_location(first, function.body[0]))
         function.body = body
 
@@ -211,7 +134,7 @@ class Rewriter(ast.NodeTransformer):
         return f"__ft_{kind}{self.counter}"
 
     def _tracked(self, nodes: Iterable[ast.AST]) -> list[str]:
-        names = [n for n in _assigned(nodes) if n not in self.variables and n not in self.outside]
+        names = [n for n in assigned_names(nodes) if n not in self.variables and n not in self.outside]
         self.unbound.update(dict.fromkeys(names))
         return names
 
@@ -231,38 +154,38 @@ class Rewriter(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> list[ast.stmt] | ast.stmt:
         """Record or run the branches."""
-        jump = _jump([*node.body, *node.orelse])
+        jump = jump_in([*node.body, *node.orelse])
         test = self.visit(node.test)
         if jump:
-            node.test = ast.copy_location(_call("concrete", test, ast.Constant(value=jump)), node.test)
+            node.test = ast.copy_location(call("concrete", test, ast.Constant(value=jump)), node.test)
             node.body = self._block(node.body)
             node.orelse = self._block(node.orelse)
             return node
         names = self._tracked([*node.body, *node.orelse])
         run, before, then = self._fresh("if"), self._fresh("before"), self._fresh("then")
-        out: list[ast.stmt] = [ast.Assign(targets=[_store(run)], value=_call("branch", test))]
+        out: list[ast.stmt] = [ast.Assign(targets=[store_name(run)], value=call("branch", test))]
         if names:
-            out.append(ast.Assign(targets=[_store(before)], value=_loads(names)))
-        out.append(self._once(_method(run, "then"), self._block(node.body)))
+            out.append(ast.Assign(targets=[store_name(before)], value=load_tuple(names)))
+        out.append(self._once(method(run, "then"), self._block(node.body)))
         if names:
-            out.append(ast.Assign(targets=[_store(then)], value=_loads(names)))
+            out.append(ast.Assign(targets=[store_name(then)], value=load_tuple(names)))
         if node.orelse:
             if names:
-                restore = ast.Assign(targets=[_stores(names)], value=_name(before))
-                symbolic = ast.Attribute(value=_name(run), attr="symbolic", ctx=ast.Load())
+                restore = ast.Assign(targets=[store_tuple(names)], value=load_name(before))
+                symbolic = ast.Attribute(value=load_name(run), attr="symbolic", ctx=ast.Load())
                 out.append(ast.If(test=symbolic, body=[restore], orelse=[]))
-            out.append(self._once(_method(run, "orelse"), self._block(node.orelse)))
+            out.append(self._once(method(run, "orelse"), self._block(node.orelse)))
         else:
-            out.append(ast.Expr(value=_method(run, "end")))
+            out.append(ast.Expr(value=method(run, "end")))
         if names:
-            after = _loads(names) if node.orelse else _name(before)
-            merged = _method(run, "merge", _strings(names), _name(before), _name(then), after)
-            out.append(ast.Assign(targets=[_stores(names)], value=merged))
+            after = load_tuple(names) if node.orelse else load_name(before)
+            merged = method(run, "merge", strings(names), load_name(before), load_name(then), after)
+            out.append(ast.Assign(targets=[store_tuple(names)], value=merged))
         return out
 
     @staticmethod
     def _once(iterable: ast.expr, body: list[ast.stmt]) -> ast.For:
-        return ast.For(target=_store("__ft_once"), iter=iterable, body=body, orelse=[])
+        return ast.For(target=store_name("__ft_once"), iter=iterable, body=body, orelse=[])
 
     def visit_For(self, node: ast.For) -> list[ast.stmt]:
         """Record or run the loop."""
@@ -274,20 +197,20 @@ class Rewriter(ast.NodeTransformer):
         ):
             source = ast.copy_location(
                 ast.Call(
-                    func=_runtime("call_range"),
+                    func=runtime("call_range"),
                     args=[node.iter.func, *node.iter.args],
                     keywords=node.iter.keywords,
                 ),
                 node.iter,
             )
-        targets = _target_names(node.target)
-        iterable = _call("loop", source, _strings(targets))
+        targets = target_names(node.target)
+        iterable = call("loop", source, strings(targets))
         return self._loop(node, ast.copy_location(iterable, node.iter), list(targets or ()))
 
     def visit_While(self, node: ast.While) -> list[ast.stmt]:
         """Record or run the loop."""
-        test = _delayed(self.visit(node.test))
-        return self._loop(node, ast.copy_location(_call("while_", test), node.test), [])
+        test = delayed(self.visit(node.test))
+        return self._loop(node, ast.copy_location(call("while_", test), node.test), [])
 
     def _loop(self, node: ast.For | ast.While, iterable: ast.expr, targets: list[str]) -> list[ast.stmt]:
         run = self._fresh("loop")
@@ -298,20 +221,20 @@ class Rewriter(ast.NodeTransformer):
         body = self._block(node.body)
         del self.indices[len(self.indices) - len(targets) :]
         self.loops.pop()
-        traced = ast.Attribute(value=_name(run), attr="traced", ctx=ast.Load())
+        traced = ast.Attribute(value=load_name(run), attr="traced", ctx=ast.Load())
         inner = [n for n in carried if n not in targets]
         if inner:
-            enter = ast.Assign(targets=[_stores(inner)], value=_method(run, "enter", _strings(inner)))
+            enter = ast.Assign(targets=[store_tuple(inner)], value=method(run, "enter", strings(inner)))
             start = ast.If(test=traced, body=[enter], orelse=[])
             body.insert(0, self._placed(start, node))
-        target = node.target if isinstance(node, ast.For) else _store("__ft_once")
-        loop = ast.For(target=target, iter=_name(run), body=body, orelse=self._block(node.orelse))
-        begin: ast.stmt = ast.copy_location(ast.Assign(targets=[_store(run)], value=iterable), iterable)
+        target = node.target if isinstance(node, ast.For) else store_name("__ft_once")
+        loop = ast.For(target=target, iter=load_name(run), body=body, orelse=self._block(node.orelse))
+        begin: ast.stmt = ast.copy_location(ast.Assign(targets=[store_name(run)], value=iterable), iterable)
         out = [begin, loop]
         names = list(dict.fromkeys([*carried, *targets]))
         if names:
-            left = _method(run, "leave", _strings(names), _loads(names))
-            out.append(ast.Assign(targets=[_stores(names)], value=left))
+            left = method(run, "leave", strings(names), load_tuple(names))
+            out.append(ast.Assign(targets=[store_tuple(names)], value=left))
         return out
 
     def visit_Break(self, node: ast.Break) -> list[ast.stmt]:
@@ -325,22 +248,18 @@ class Rewriter(ast.NodeTransformer):
 
     @staticmethod
     def _check(jump: str, runs: Sequence[str]) -> ast.Expr:
-        return ast.Expr(value=_call("check_jump", ast.Constant(value=jump), *(_name(r) for r in runs)))
+        return ast.Expr(value=call("check_jump", ast.Constant(value=jump), *(load_name(r) for r in runs)))
 
     def visit_With(self, node: ast.With) -> ast.With:
         """Tell ``T.Kernel`` the names of its indices."""
         names: list[str] = []
         for item in node.items:
             target = item.optional_vars
-            found = _target_names(target) if target is not None else None
+            found = target_names(target) if target is not None else None
             names.extend(found or ())
-            shown: ast.expr
-            if isinstance(target, ast.Name):
-                shown = ast.Constant(value=target.id)
-            else:
-                shown = _strings(found)
+            shown = ast.Constant(value=target.id) if isinstance(target, ast.Name) else strings(found)
             item.context_expr = ast.copy_location(
-                _call("block", self.visit(item.context_expr), shown), item.context_expr
+                call("block", self.visit(item.context_expr), shown), item.context_expr
             )
         self.indices.extend(names)
         node.body = self._block(node.body)
@@ -354,31 +273,31 @@ class Rewriter(ast.NodeTransformer):
         value = self.visit(node.value)
         targets = [self.visit(t) for t in node.targets]
         checks = [c for t in targets for c in self._index_checks(t)]
-        names = _target_names(targets[0])
+        names = target_names(targets[0])
         if len(targets) == 1 and isinstance(targets[0], ast.Name):
             return [*checks, self._assign(targets[0].id, value)]
-        involved = {n for t in targets for n in _target_names(t) or ()} & self.variables
+        involved = {n for t in targets for n in target_names(t) or ()} & self.variables
         if not involved:
             if names is not None and len(names) > 1:
-                node.value = _call("names", _strings(names), value)
+                node.value = call("names", strings(names), value)
             elif names is not None:
-                node.value = _call("name", ast.Constant(value=names[0]), value)
+                node.value = call("name", ast.Constant(value=names[0]), value)
             else:
                 node.value = value
             node.targets = targets
             return [*checks, node]
         held = self._fresh("value")
-        out: list[ast.stmt] = [*checks, ast.Assign(targets=[_store(held)], value=value)]
+        out: list[ast.stmt] = [*checks, ast.Assign(targets=[store_name(held)], value=value)]
         for target in targets:
-            found = _target_names(target)
+            found = target_names(target)
             if isinstance(target, ast.Name):
-                out.append(self._assign(target.id, _name(held)))
+                out.append(self._assign(target.id, load_name(held)))
             elif found is not None:
                 for i, name in enumerate(found):
-                    item = ast.Subscript(value=_name(held), slice=ast.Constant(value=i), ctx=ast.Load())
+                    item = ast.Subscript(value=load_name(held), slice=ast.Constant(value=i), ctx=ast.Load())
                     out.append(self._assign(name, item))
             else:
-                out.append(ast.Assign(targets=[target], value=_name(held)))
+                out.append(ast.Assign(targets=[target], value=load_name(held)))
         return out
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> list[ast.stmt] | ast.stmt:
@@ -399,22 +318,22 @@ class Rewriter(ast.NodeTransformer):
         checks = self._index_checks(node.target)
         if name not in self.variables:
             return [*checks, node]
-        value = ast.BinOp(left=_name(name), op=node.op, right=node.value)
+        value = ast.BinOp(left=load_name(name), op=node.op, right=node.value)
         return [*checks, self._assign(name, ast.copy_location(value, node))]
 
     def _assign(self, name: str, value: ast.expr) -> ast.Assign:
         if name in self.variables:
             if name not in self.parameters:
                 self.unbound[name] = None
-            value = _call("assign", ast.Constant(value=name), value, _name(name))
+            value = call("assign", ast.Constant(value=name), value, load_name(name))
         elif not isinstance(value, ast.Constant | ast.Lambda | ast.JoinedStr):
-            value = _call("name", ast.Constant(value=name), value)
-        return ast.Assign(targets=[_store(name)], value=value)
+            value = call("name", ast.Constant(value=name), value)
+        return ast.Assign(targets=[store_name(name)], value=value)
 
     def _index_checks(self, target: ast.expr) -> list[ast.stmt]:
-        names = _target_names(target) or ()
+        names = target_names(target) or ()
         return [
-            ast.Expr(value=_call("check_index", ast.Constant(value=n), _name(n)))
+            ast.Expr(value=call("check_index", ast.Constant(value=n), load_name(n)))
             for n in names
             if n in self.indices
         ]
@@ -425,17 +344,17 @@ class Rewriter(ast.NodeTransformer):
         """``and``/``or`` with the short circuit decided at trace time where possible."""
         values = [self.visit(v) for v in node.values]
         function = "and_" if isinstance(node.op, ast.And) else "or_"
-        return ast.copy_location(_call(function, values[0], *(_delayed(v) for v in values[1:])), node)
+        return ast.copy_location(call(function, values[0], *(delayed(v) for v in values[1:])), node)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
         """``not``."""
         node.operand = self.visit(node.operand)
-        return ast.copy_location(_call("not_", node.operand), node) if isinstance(node.op, ast.Not) else node
+        return ast.copy_location(call("not_", node.operand), node) if isinstance(node.op, ast.Not) else node
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         """``a if c else b``."""
         test, a, b = (self.visit(n) for n in (node.test, node.body, node.orelse))
-        return ast.copy_location(_call("choose", test, _delayed(a), _delayed(b)), node)
+        return ast.copy_location(call("choose", test, delayed(a), delayed(b)), node)
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         """Chained comparisons."""
@@ -444,5 +363,5 @@ class Rewriter(ast.NodeTransformer):
         if len(kinds) == 1 or None in kinds:
             return node
         return ast.copy_location(
-            _call("chain", _strings([k for k in kinds if k]), node.left, *node.comparators), node
+            call("chain", strings([k for k in kinds if k]), node.left, *node.comparators), node
         )

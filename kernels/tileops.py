@@ -30,8 +30,9 @@ from foretile.kernels.ir import (
     Swizzle,
     Sync,
 )
+from foretile.kernels.messages import shape_text, text
 from foretile.kernels.tracer import current
-from foretile.kernels.values import Value, canonical, coerced, constant, shape_text, text
+from foretile.kernels.values import Result, Value, canonical, coerced, constant
 
 
 class GemmWarpPolicy:
@@ -54,8 +55,8 @@ def _alloc(call: str, shape: Any, dtype: Any, scope: Scope) -> BufferHandle:
         e = size.expr if isinstance(size, Value) else constant(size)
         if not isinstance(e, Const):
             fail(
-                f"{call} with the symbolic extent {text(e)}; on-chip shapes must be constants, known when the "
-                f"kernel is traced"
+                f"{call} with the symbolic extent {text(e)}; on-chip shapes must be constants, known when "
+                f"the kernel is traced"
             )
         if isinstance(e.value, bool) or not isinstance(e.value, int) or e.value < 1:
             fail(f"{call}: extent {e.value!r} must be a whole number of at least 1")
@@ -100,7 +101,7 @@ def copy(
     """Copy a tile; element against element is a plain store. The keyword hints are not used."""
     if isinstance(src, Element) and isinstance(dst, Element):
         # Two single elements: TileLang's copy is a scalar store here.
-        dst.handle.store(tuple(Value(i, "int32") for i in dst.indices), src)
+        dst.handle.store(tuple(Result(i, "int32") for i in dst.indices), src)
         return
     _, source, handle, target = match(src, dst, "T.copy")
     current("T.copy").emit(Copy(source, target, loc=here()), handle.name)
@@ -110,7 +111,8 @@ def _matrix(x: Any, name: str) -> tuple[BufferHandle, Region, tuple[Expr, Expr]]
     handle, region = region_of(x, f"{name} of T.gemm")
     if handle.kind in ("global", "var"):
         fail(
-            f"{name} of T.gemm is the {handle.kind} buffer {handle.name}; copy it to a shared or fragment tile first"
+            f"{name} of T.gemm is the {handle.kind} buffer {handle.name}; copy it to a shared or "
+            f"fragment tile first"
         )
     extents = region.extents
     while len(extents) > 2 and extents[0] == ONE:
@@ -138,7 +140,8 @@ def gemm(
     c_handle, c, (m, n) = _matrix(C, "C")
     if c_handle.kind not in ("fragment", "local"):
         fail(
-            f"C of T.gemm must be a fragment, {c_handle.name} is in scope {c_handle.kind}; use T.alloc_fragment"
+            f"C of T.gemm must be a fragment, {c_handle.name} is in scope {c_handle.kind}; "
+            f"use T.alloc_fragment"
         )
     am, ak = (a1, a0) if transpose_A else (a0, a1)
     bk, bn = (b1, b0) if transpose_B else (b0, b1)
@@ -203,7 +206,8 @@ def reduce(
     if dst.extents not in (rest or (ONE,), kept):
         fail(
             f"{call} of {src_handle.name} {shape_text(src.extents)} along dim {dim} gives "
-            f"{shape_text(rest or (ONE,))} or {shape_text(kept)}, but {dst_handle.name} is {shape_text(dst.extents)}"
+            f"{shape_text(rest or (ONE,))} or {shape_text(kept)}, but {dst_handle.name} is "
+            f"{shape_text(dst.extents)}"
         )
     current(call).emit(
         Reduce(REDUCE_KINDS[reduce_type], src, dst, dim, bool(clear), loc=here()), dst_handle.name
@@ -257,7 +261,7 @@ def _atomic(kind: str, dst: Any, value: Any, return_prev: bool) -> None:
         fail(f"{call} on {handle.name} in scope {handle.kind}; only global and shared memory have atomics")
     if isinstance(value, BufferHandle | RegionHandle) or extents is not None:
         if extents == (ONE,) and not isinstance(value, BufferHandle | RegionHandle):
-            handle.store(tuple(Value(i, "int32") for i in mins), value, kind)  # a one-element buffer
+            handle.store(tuple(Result(i, "int32") for i in mins), value, kind)  # a one-element buffer
             return
         if kind != "add":
             fail(f"{call} of a whole tile; write it element by element in a T.Parallel loop")
@@ -266,7 +270,7 @@ def _atomic(kind: str, dst: Any, value: Any, return_prev: bool) -> None:
         _, source, handle, target = match(value, dst, call)
         current(call).emit(AtomicAdd(source, target, loc=here()), handle.name)
         return
-    handle.store(tuple(Value(i, "int32") for i in mins), value, kind)
+    handle.store(tuple(Result(i, "int32") for i in mins), value, kind)
 
 
 def atomic_add(
@@ -292,7 +296,7 @@ def sync_threads(*_ids: Any) -> None:
 
 
 def use_swizzle(panel_size: int, order: str = "row", enable: bool = True) -> None:
-    """Walk the grid in panels of ``panel_size`` rows (or columns), so that blocks near in time share L2 lines."""
+    """Walk the grid in panels of ``panel_size`` rows or columns: blocks near in time share L2 lines."""
     tracer = current("T.use_swizzle")
     tracer.need_kernel("T.use_swizzle")
     if not enable:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from foretile.kernels.errors import TraceError, fail, here
 from foretile.kernels.expr import Binary, Call, Cast, Expr, Load, Var, loads
-from foretile.kernels.ir import Buffer, For, If, Loc, Region, Stmt, Swizzle, TileProgram, While
+from foretile.kernels.ir import (
+    AtomicAdd,
+    Copy,
+    CumSum,
+    Fill,
+    For,
+    Gemm,
+    If,
+    Loc,
+    Reduce,
+    Region,
+    Stmt,
+    Store,
+    Swizzle,
+    Sync,
+    TileProgram,
+    While,
+)
 from foretile.kernels.values import Value
 
 if TYPE_CHECKING:
@@ -77,6 +95,7 @@ class Tracer:
         self.params: list[BufferHandle] = []
         self.buffers: list[BufferHandle] = []
         self.names: set[str] = {"T"}
+        self.suffixes: dict[str, int] = {}
         self.scopes: list[list[Stmt]] = []
         self.loops: list[OpenLoop] = []
         self.writes: dict[str, int] = {}
@@ -90,10 +109,11 @@ class Tracer:
 
     def unique(self, base: str) -> str:
         """``base``, or ``base_1``, ``base_2``, … if taken; the name is taken from now on."""
-        name, i = base, 0
+        name, i = base, self.suffixes.get(base, 0)
         while name in self.names:
             i += 1
             name = f"{base}_{i}"
+        self.suffixes[base] = i  # the lower ones stay taken, so the next search starts here
         self.names.add(name)
         return name
 
@@ -162,6 +182,13 @@ class Tracer:
         )
 
 
+# Fields of simple statements that hold expressions.
+_PARTS: dict[type[Stmt], tuple[str, ...]] = {
+    cls: tuple(f.name for f in fields(cls) if f.type in ("Region", "Expr", "tuple[Expr, ...]"))
+    for cls in (AtomicAdd, Copy, CumSum, Fill, Gemm, Reduce, Store, Sync)
+}
+
+
 class _FreeVariables:
     """Collects the symbolic dimensions in order of appearance and refuses indices out of scope."""
 
@@ -173,17 +200,16 @@ class _FreeVariables:
 
     def add(self, *exprs: Expr) -> None:
         for e in exprs:
-            kind = type(e)
-            if kind is Var:
-                self._var(e)  # type: ignore[arg-type]  # decided by type() for speed
-            elif kind is Binary:
-                self.add(e.a, e.b)  # type: ignore[attr-defined]
-            elif kind is Load:
-                self.add(*e.indices)  # type: ignore[attr-defined]
-            elif kind is Call:
-                self.add(*e.args)  # type: ignore[attr-defined]
-            elif kind is Cast:
-                self.add(e.a)  # type: ignore[attr-defined]
+            if isinstance(e, Var):
+                self._var(e)
+            elif isinstance(e, Binary):
+                self.add(e.a, e.b)
+            elif isinstance(e, Load):
+                self.add(*e.indices)
+            elif isinstance(e, Call):
+                self.add(*e.args)
+            elif isinstance(e, Cast):
+                self.add(e.a)
 
     def _var(self, var: Var) -> None:
         name = var.name
@@ -213,15 +239,15 @@ class _FreeVariables:
                 self.add(stmt.cond)
                 self.body(stmt.body)
             else:
-                for name in type(stmt).__dataclass_fields__:
+                for name in _PARTS[type(stmt)]:
                     part = getattr(stmt, name)
-                    if isinstance(part, Expr):
-                        self.add(part)
-                    elif type(part) is Region:
+                    if type(part) is Region:
                         self.add(*part.mins)
                         self.add(*part.extents)
                     elif type(part) is tuple:
                         self.add(*part)
+                    else:
+                        self.add(part)
 
 
 def current(what: str) -> Tracer:
@@ -234,6 +260,3 @@ def current(what: str) -> Tracer:
     if tracer is None:
         fail(f"{what} outside a @T.prim_func; it only has a meaning while a kernel is traced")
     return tracer
-
-
-__all__ = ["STATE", "Buffer", "OpenLoop", "ReadBinding", "Tracer", "current"]

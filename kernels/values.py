@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from foretile.kernels.dtypes import dtype as look_up_dtype
 from foretile.kernels.errors import fail
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary, call
+from foretile.kernels.expr import Cast, Const, Expr, Var, binary, call
 from foretile.kernels.infer import binary_dtype, call_dtype, is_float
+from foretile.kernels.messages import text
 
 _INT32_MAX = 2**31 - 1
 
@@ -85,7 +86,8 @@ class Value:
         if isinstance(self.expr, Const):
             return float(self.expr.value)
         fail(
-            "a number is needed here at trace time, but the value is symbolic; to convert use T.cast(x, dtype)"
+            "a number is needed here at trace time, but the value is symbolic; "
+            "to convert use T.cast(x, dtype)"
         )
 
     def astype(self, dtype: Any) -> Value:
@@ -184,7 +186,7 @@ class Value:
 
     def __neg__(self) -> Value:
         e, dtype = operand(self)
-        return Value(call("neg", (e,)), dtype)
+        return Result(call("neg", (e,)), dtype)
 
     def __pos__(self) -> Value:
         return self
@@ -194,7 +196,17 @@ class Value:
 
     def __invert__(self) -> Value:
         e, dtype = operand(self)
-        return Value(call("not" if dtype == "bool" else "bitnot", (e,)), dtype)
+        return Result(call("not" if dtype == "bool" else "bitnot", (e,)), dtype)
+
+
+class Result(Value):
+    """The value of an operation.
+
+    All kinds of values are siblings: Python lets the right operand of a comparison go first if its
+    type is a subclass of the left one's, which would turn ``a < b`` into ``b > a``.
+    """
+
+    __slots__ = ()
 
 
 class Index(Value):
@@ -229,16 +241,22 @@ class Poison:
 
 
 _REFUSED = """
-    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow lshift rlshift rshift rrshift
-    and rand or ror xor rxor lt le gt ge eq ne neg pos abs invert bool int float index iter len getitem setitem
-    call contains enter exit str
+    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow lshift rlshift
+    rshift rrshift and rand or ror xor rxor lt le gt ge eq ne neg pos abs invert bool int float index
+    iter len getitem setitem call contains enter exit str
 """
 for _name in _REFUSED.split():
     setattr(Poison, f"__{_name}__", Poison.refuse)
 
 
+# Literals of small integers are all over a program; one object each saves making and comparing them.
+_SMALL = {i: Const(i) for i in range(-1, 1025)}
+
+
 def constant(value: Any) -> Const:
     """The literal of a Python or NumPy number."""
+    if type(value) is int and value in _SMALL:
+        return _SMALL[value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):
@@ -270,8 +288,10 @@ def to_expr(value: Any) -> Expr:
 
 def index_expr(value: Any, what: str) -> Expr:
     """The expression of an integer: an index, an extent, a size (``what``, for the message)."""
+    if type(value) is Index:
+        return value.expr
     e, dtype = operand(value)
-    if is_float(dtype) or dtype == "bool":
+    if dtype == "bool" or is_float(dtype):
         fail(
             f"{what} must be a whole number, got {dtype} {_describe(value)}; convert with T.cast(x, 'int32')"
         )
@@ -294,11 +314,13 @@ def coerced(value: Any, dtype: str) -> Expr:
 def _meet(values: tuple[Any, ...]) -> tuple[list[Expr], list[str]]:
     """Operands of one operation: if one is a float, Python integers beside it are floats too."""
     exprs, dtypes = [], []
+    floats = 0
     for value in values:
         e, dtype = operand(value)
         exprs.append(e)
         dtypes.append(dtype)
-    if any(is_float(d) for d in dtypes):
+        floats += is_float(dtype)
+    if 0 < floats < len(values):
         for i, value in enumerate(values):
             e = exprs[i]
             if type(e) is Const and dtypes[i] in ("int32", "int64") and not isinstance(value, Value):
@@ -309,10 +331,10 @@ def _meet(values: tuple[Any, ...]) -> tuple[list[Expr], list[str]]:
 def binary_value(op: str, a: Any, b: Any) -> Value:
     """The value of ``Binary(op, a, b)``, constants folded."""
     (ea, eb), (da, db) = _meet((a, b))
-    if isinstance(eb, Const) and eb.value == 0 and op in ("floordiv", "mod"):
+    if type(eb) is Const and eb.value == 0 and op in ("floordiv", "mod"):
         fail(f"division by zero: {op} by the constant 0")
     e = binary(op, ea, eb)
-    return Value(e, e.dtype if type(e) is Const else binary_dtype(op, ea, da, eb, db))
+    return Result(e, e.dtype if type(e) is Const else binary_dtype(op, ea, da, eb, db))
 
 
 def divide(a: Any, b: Any) -> Value:
@@ -348,7 +370,7 @@ def function(fn: str, *args: Any) -> Value:
     else:
         exprs, dtypes = _meet(args)
     e = call(fn, tuple(exprs))
-    return Value(e, e.dtype if type(e) is Const else call_dtype(fn, tuple(exprs), tuple(dtypes)))
+    return Result(e, e.dtype if type(e) is Const else call_dtype(fn, tuple(exprs), tuple(dtypes)))
 
 
 def cast(value: Any, dtype: Any) -> Value:
@@ -360,41 +382,15 @@ def cast(value: Any, dtype: Any) -> Value:
     if isinstance(e, Const):
         kind = "float" if is_float(target) else target
         if kind == "float":
-            return Value(Const(math.nan if e.value != e.value else float(e.value), target), target)
+            return Result(Const(math.nan if e.value != e.value else float(e.value), target), target)
         if isinstance(e.value, float) and not math.isfinite(e.value):
             fail(f"{e.value} cannot be converted to {target}")
-        return Value(Const(bool(e.value) if kind == "bool" else int(e.value), target), target)
+        return Result(Const(bool(e.value) if kind == "bool" else int(e.value), target), target)
     if source == target:
-        return value if isinstance(value, Value) else Value(e, source)
-    return Value(Cast(target, e), target)
+        return value if isinstance(value, Value) else Result(e, source)
+    return Result(Cast(target, e), target)
 
 
 def _describe(value: Any) -> str:
     shown = text(value.expr) if isinstance(value, Value) else repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def text(e: Expr) -> str:
-    """A short rendering of ``e`` for messages."""
-    if isinstance(e, Const):
-        return str(e.value)
-    if isinstance(e, Var):
-        return e.name
-    if isinstance(e, Binary):
-        symbols = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
-        if e.op in symbols:
-            return f"({text(e.a)} {symbols[e.op]} {text(e.b)})"
-        return f"{e.op}({text(e.a)}, {text(e.b)})"
-    if isinstance(e, Call):
-        return f"{e.fn}({', '.join(text(a) for a in e.args)})"
-    if isinstance(e, Cast):
-        return f"{e.dtype}({text(e.a)})"
-    if isinstance(e, Load):
-        return f"{e.buffer}[{', '.join(text(i) for i in e.indices)}]"
-    return repr(e)
-
-
-def shape_text(shape: tuple[Expr, ...] | list[Expr]) -> str:
-    """``(128, n)`` for messages."""
-    inside = ", ".join(text(e) for e in shape)
-    return f"({inside},)" if len(shape) == 1 else f"({inside})"

@@ -20,9 +20,13 @@ from typing import Any
 import numpy as np
 
 from foretile.simulator.machine import settle_decades
-from foretile.simulator.plan import Array, Plan
+from foretile.simulator.plan import Array, Plan, last_longest
 from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
 
+# Blocks that have drifted apart overlap one's waiting with another's work, but not perfectly: the
+# round takes this norm of (a block alone, the busiest engine's service). Fitted to the event engine.
+_OVERLAP = 2.0
+_SPREAD = 0.3  # relative difference of block lengths beyond which waves no longer line up
 _LINE_BYTES = 128  # a cache line; a tile waits for its slowest one
 
 
@@ -72,24 +76,26 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     tail_resident = np.ceil(tail / machine.cores)
 
     full = _Timeline(plan, slow, resident, slots).run()
+    alone = _Timeline(plan, slow, 1.0, float(machine.cores)).run() if resident > 1 else full
     last = _Timeline(plan, slow, np.maximum(1.0, tail_resident), np.maximum(1.0, tail)).run()
     has_tail = tail > 0
     waves = plan.blocks / slots
-
-    if plan.samples == 1:
-        lined_up = plan.full_waves * full.total + np.where(has_tail, last.total, 0.0)
-        even = waves * full.total
-    else:  # blocks of unequal length: the scheduler evens them out, all but the last ones
-        longest = np.max(np.where(plan.full_waves > 0, full.total, last.total), axis=-1, keepdims=True)
-        mean = np.mean(full.total, axis=-1, keepdims=True)
-        shortest = np.min(full.total, axis=-1, keepdims=True)
-        even = waves * mean
-        lined_up = np.where(plan.full_waves > 0, np.maximum(longest, even + 0.5 * shortest), longest)
-
     pick = plan.full_waves > 0
+
+    # The first blocks of a core start together and contend throughout; later ones have drifted
+    # apart, and one's ramp and epilogue hide behind the others' main loops.
+    service = _service(plan, slow, resident, slots) * full.total / np.maximum(1e-30, _mean(full.total))
+    apart = np.minimum(full.total, (alone.total**_OVERLAP + service**_OVERLAP) ** (1 / _OVERLAP))
+    first = np.where(pick, _mean(full.total), 0.0)
+    tail_time = np.where(has_tail, _mean(last.total), 0.0)
+    lined_up = first + np.maximum(0.0, plan.full_waves - 1.0) * _mean(apart) + tail_time
+    even = first + (waves - 1.0) * _mean(apart)
+    if plan.samples > 1:
+        lined_up = _unequal(plan, np.where(pick, full.total, last.total), apart, lined_up, even)
+
     fill = _mean(np.where(pick, full.fill, last.fill))
     epilogue = _mean(np.where(pick, full.epilogue, last.epilogue))
-    idle = _mean(np.where(pick, full.total - full.steady, last.total - last.steady))
+    idle = _mean(np.where(pick, full.total - full.looped, last.total - last.looped))
 
     core_blocks = np.ceil(plan.blocks / machine.cores) if plan.samples == 1 else plan.blocks / machine.cores
     time = lined_up
@@ -97,10 +103,11 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     for engine, seconds in plan.core_busy.items():
         service = seconds * slow if engine in CLOCKED else seconds
         busy[engine] = service * plan.blocks / machine.cores
-        time = np.maximum(time, idle + core_blocks * service)
+        before = idle - np.where(pick, full.outside.get(engine, 0.0), last.outside.get(engine, 0.0))
+        time = np.maximum(time, np.maximum(0.0, before) + core_blocks * service)
     for engine, seconds in plan.chip_busy.items():
         busy[engine] = seconds
-        time = np.maximum(time, idle + seconds)
+        time = np.maximum(time, seconds)
     dispatch = plan.blocks * machine.dispatch_s
     launch = machine.launch_s + machine.ramp_s + 0.0 * plan.blocks
     total = launch + np.maximum(time, dispatch)
@@ -112,6 +119,34 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
         tail_s=np.maximum(0.0, lined_up - even),
         epilogue_s=epilogue,
     )
+
+
+def _unequal(plan: Plan, course: Array, apart: Array, lined_up: Array, even: Array) -> Array:
+    """Time of blocks of unequal length, dealt in raster order to whichever slot is free.
+
+    Nearly equal blocks stay lined up in waves. Very unequal ones even out, but for half of a short
+    block at the end, or for a long block that is dealt late. In between the two are mixed by the spread.
+    """
+    longest = np.max(course, axis=-1, keepdims=True)
+    shortest = np.min(course, axis=-1, keepdims=True)
+    spread = (longest - shortest) / np.maximum(longest, 1e-30)
+    alike = np.clip(1.0 - spread / _SPREAD, 0.0, 1.0)
+    at = last_longest(plan, course)
+    dealt_at = np.where(at < plan.slots, 0.0, np.maximum(0.0, even * at / plan.blocks - 0.5 * _mean(apart)))
+    late = dealt_at + np.max(apart, axis=-1, keepdims=True)
+    dealt = np.maximum(even + 0.5 * np.min(apart, axis=-1, keepdims=True), late)
+    mixed = alike * lined_up + (1.0 - alike) * dealt
+    return np.where(plan.full_waves > 0, np.maximum(longest, mixed), longest)
+
+
+def _service(plan: Plan, slow: Array, resident: float, slots: float) -> Array:
+    """Longest service any engine needs for one round of resident blocks."""
+    longest: Array = np.zeros((1, 1))
+    for engine, seconds in plan.core_busy.items():
+        longest = np.maximum(longest, resident * (seconds * slow if engine in CLOCKED else seconds))
+    for seconds in plan.chip_busy.values():
+        longest = np.maximum(longest, seconds * slots / plan.blocks)
+    return longest
 
 
 def block_times(plan: Plan, slow: float, resident: float, active: float) -> Array:
@@ -137,10 +172,11 @@ class _Timeline:
         self.agents = float(w.agents)
         self.rate = self.agents * w.agent_rate
         self.fill: Array = 0.0
-        self.steady: Array = 0.0
+        self.looped: Array = 0.0  # time inside loops, fill included
         self.total: Array = 0.0
         self.epilogue: Array = 0.0
-        self._seen_loop = False
+        self.outside: dict[str, Array] = {}  # service of operations outside of loops, whole block
+        self._ahead: Array = 0.0
 
     def run(self) -> _Timeline:
         self.total = self.sequence(self.plan.workload.nodes, outer=True)
@@ -157,15 +193,19 @@ class _Timeline:
             return np.maximum(op.serial_s, port) / self.agents
         return op.serial_s * self.slow / self.rate
 
-    def arrival(self, *ops: Op) -> Array:
-        """Time from the issue of one iteration's loads until all their tiles are on the core."""
+    def arrival(self, *ops: Op, first: bool = False) -> Array:
+        """Time from the issue of loads until all their tiles are on the core.
+
+        The ``first`` loads of a loop find their buffers free: no producer has to be told.
+        """
         t, m = self.plan.traffic, self.machine
         latency: Array = 0.0
         service: dict[str, Array] = {"port": 0.0}
         for op in ops:
             lines = max(1.0, self.plan.workload.accesses[op.access].full_bytes / _LINE_BYTES)
             missing = 1.0 - (1.0 - np.minimum(1.0, t.dram_share[op.access])) ** lines
-            reached = m.l2_latency_s + (m.dram_latency_s - m.l2_latency_s) * missing + op.latency_s
+            reached = m.l2_latency_s + (m.dram_latency_s - m.l2_latency_s) * missing
+            reached = reached + (0.0 if first else op.latency_s)
             latency = np.maximum(latency, reached)
             service["port"] = service["port"] + t.port_bytes[op.access] / m.port_bytes_per_s
             for engine, seconds in op.work:
@@ -175,9 +215,22 @@ class _Timeline:
             longest = np.maximum(longest, seconds)
         return latency + longest / self.agents
 
+    def queueing(self, op: Op) -> Array:
+        """What a load outside of loops waits beyond its own turn: all blocks ask at the same time."""
+        t, m = self.plan.traffic, self.machine
+        moved = t.l2_bytes[op.access]
+        own = t.port_bytes[op.access] / self.agents / m.port_bytes_per_s
+        longest = np.maximum(
+            self.resident * t.port_bytes[op.access] / m.port_bytes_per_s,
+            self.active * moved / m.l2_chip_bytes_per_s,
+        )
+        longest = np.maximum(longest, self.active * moved * t.dram_share[op.access] / self.plan.dram_rate)
+        return np.maximum(0.0, longest - own)
+
     def sequence(self, nodes: tuple[Node, ...], outer: bool = False) -> Array:
         t: Array = np.zeros((1, 1))
         longest: Array = np.zeros((1, 1))
+        looped_time: Array = np.zeros((1, 1))
         after: Array = np.zeros((1, 1))
         pending: dict[str, Array] = {}
         looped = False
@@ -189,8 +242,10 @@ class _Timeline:
                         t = np.maximum(t, pending.pop(name))
                 began = t
                 t = t + self.duration(node)
+                if outer:
+                    self._outside(node)
                 if node.kind == "load":
-                    pending[node.writes] = t + self.arrival(node)
+                    pending[node.writes] = t + self.arrival(node) + self.queueing(node)
                 longest = np.maximum(longest, t - began)
                 after = after + (t - before)
             elif isinstance(node, Loop):
@@ -202,7 +257,7 @@ class _Timeline:
                 looped = True
                 steady, rest = self.loop(node)
                 t = t + steady + rest
-                longest = longest + steady
+                looped_time = looped_time + steady + rest
                 after = np.zeros((1, 1))
             else:
                 for ready in pending.values():
@@ -213,10 +268,20 @@ class _Timeline:
         for ready in pending.values():
             t = np.maximum(t, ready)
         if outer:
-            self.steady = np.minimum(longest, t)
+            # A block ends with its last agent: the others' turns on the busiest engine come first.
+            turns: Array = 0.0
+            for seconds in self.outside.values():
+                turns = np.maximum(turns, seconds)
+            t = t + turns * (1.0 - 1.0 / self.agents)
+            self.looped = looped_time
             self.epilogue = after if looped else np.zeros((1, 1))
             self.fill = self.fill if looped else t - longest
         return t
+
+    def _outside(self, op: Op) -> None:
+        for engine, seconds in op.work:
+            service = seconds * self.slow if engine in CLOCKED else seconds
+            self.outside[engine] = self.outside.get(engine, 0.0) + service
 
     def loop(self, loop: Loop) -> tuple[Array, Array]:
         """Time in the steady state, and the rest (fill and drain), over all iterations.
@@ -225,21 +290,28 @@ class _Timeline:
         one chain that it takes no part in (before its first and after its last use).
         """
         trips = self.plan.trips[id(loop)]
-        inner_seen, self._seen_loop = self._seen_loop, False
+        nested = any(isinstance(node, Loop) for node in loop.body)
+        ahead_before = self._ahead
+        # In a loop of tiles whose loads run ahead, only the first tile's first loads are waited for.
+        self._ahead = np.inf if nested and loop.run_ahead else 0.0
         chain = self.sequence(loop.body)
-        self._seen_loop = inner_seen
+        self._ahead = ahead_before
         interval = chain
         rest: Array = np.zeros((1, 1))
         if loop.loads:
-            latency = self.arrival(*loop.loads)
-            interval = np.maximum(interval, (latency + chain) / loop.stages)
-            ahead = (loop.stages - 1) * interval if loop.run_ahead and self._seen_loop else 0.0
-            rest = np.maximum(0.0, latency - ahead)
-        self._seen_loop = True
+            interval = np.maximum(interval, (self.arrival(*loop.loads) + chain) / loop.stages)
+            ahead = self._ahead if loop.run_ahead else 0.0
+            rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
         steady = np.maximum(0.0, trips - 1.0) * interval
         for service, own in self.service(loop):
-            steady = np.maximum(steady, trips * service - np.minimum(chain, own))
-        return steady * np.minimum(1.0, trips), np.minimum(1.0, trips) * (rest + chain)
+            if nested:  # the chain holds the inner loops' contention already
+                own = service
+            steady = np.maximum(steady, trips * service - np.minimum(rest + chain, own))
+        runs = np.minimum(1.0, trips)
+        # How long before its end this loop has buffers to spare for the next one's first loads.
+        spare = np.where(trips < loop.stages, steady + rest + chain, (loop.stages - 1) * interval)
+        self._ahead = np.where(trips > 0, spare, self._ahead)
+        return steady * runs, runs * (rest + chain)
 
     def service(self, loop: Loop) -> list[tuple[Array, Array]]:
         """Per engine: service of one iteration for all resident (or active) blocks, and one agent's own."""
@@ -247,6 +319,8 @@ class _Timeline:
         chip = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
         self._collect((*loop.loads, *loop.body), 1.0, core, chip)
         m = self.machine
+        lead: dict[str, Any] = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
+        self._collect(loop.loads[: loop.lead], 1.0, {}, lead)
         found: list[tuple[Array, Array]] = []
         for engine, seconds in core.items():
             service = seconds * self.slow if engine in CLOCKED else seconds
@@ -257,7 +331,13 @@ class _Timeline:
             ("dram", self.active, self.plan.dram_rate),
             ("atomic", self.active, m.atomic_chip_bytes_per_s),
         )
-        return found + [(blocks * chip[name] / rate, 0.0) for name, blocks, rate in rates]
+        # What arrives after the first operation has started overlaps the chain; what it waits for
+        # is partly in the fill already (this block's own turn on the port).
+        turn = lead["port"] / self.agents / m.port_bytes_per_s
+        for name, blocks, rate in rates:
+            before = blocks * lead[name] / rate
+            found.append((blocks * chip[name] / rate, blocks * chip[name] / rate - before + np.minimum(before, turn)))
+        return found
 
     def _collect(self, nodes: tuple[Node, ...], times: Array, core: dict[str, Array], chip: dict[str, Any]) -> None:
         t = self.plan.traffic

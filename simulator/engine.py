@@ -15,7 +15,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from foretile.simulator.program import Code, Instruction, LoadSpec
+from foretile.simulator.program import Code, Instruction, LoadSpec, LoopSpec
 
 _WINDOW = 4  # iterations compared when looking for the steady state
 _OUTER_WINDOW = 1
@@ -38,7 +38,7 @@ class Slice:
 class Run:
     """What a run found. ``finish_ps`` holds the completion time of every block, in order.
 
-    ``jumps`` records the skipped stretches as (time, length).
+    ``drained_ps`` is when the last posted write has left the engines. ``jumps`` records the skipped stretches as (time, length).
     """
 
     finish_ps: list[int]
@@ -46,6 +46,7 @@ class Run:
     slices: list[Slice] = field(default_factory=list)
     jumps: list[tuple[int, int]] = field(default_factory=list)
     steps: int = 0
+    drained_ps: int = 0
 
 
 @dataclass(slots=True)
@@ -75,8 +76,12 @@ class _Agent:
 class Core:
     """One core with its engines, the agents on it, and the blocks still to come."""
 
-    def __init__(self, engines: Sequence[str], agents_per_block: int, *, trace: bool = False) -> None:
+    def __init__(
+        self, engines: Sequence[str], agents_per_block: int, *, write_buffer_ps: int, trace: bool = False
+    ) -> None:
         self.engines = tuple(engines)
+        self.write_buffer = write_buffer_ps
+        self.unwritten = [0] * len(engines)
         self.agents_per_block = agents_per_block
         self.free = [0] * len(engines)
         self.busy = [0] * len(engines)
@@ -108,6 +113,7 @@ class Core:
                 if waiting:
                     self._start(*waiting.pop(), now)
         self.result.finish_ps = finish
+        self.result.drained_ps = max(f + w for f, w in zip(self.free, self.unwritten, strict=True))
         return self.result
 
     def _start(self, block: int, code: Code, now: int) -> None:
@@ -174,7 +180,11 @@ class Core:
     def _load(self, agent: _Agent, load: LoadSpec, now: int) -> int:
         arrived = now
         for engine, service in load.service:
-            start = self.free[engine] if self.free[engine] > now else now
+            if load.posted:
+                self.unwritten[engine] += service
+                self.busy[engine] += service
+                continue
+            start = self._free_for_read(engine, now)
             end = start + service
             self.free[engine] = end
             self.busy[engine] += service
@@ -183,6 +193,20 @@ class Core:
             if end > arrived:
                 arrived = end
         return arrived + load.latency_ps
+
+    def _free_for_read(self, engine: int, now: int) -> int:
+        """When a read can start: writes wait in the L2 and drain in the gaps, up to its capacity."""
+        free = self.free[engine]
+        waiting = self.unwritten[engine]
+        if waiting:
+            if now > free:
+                drained = min(waiting, now - free)
+                waiting -= drained
+            if waiting > self.write_buffer:
+                free = max(free, now) + waiting - self.write_buffer
+                waiting = self.write_buffer
+            self.unwritten[engine] = waiting
+        return free if free > now else now
 
     # -- loops -------------------------------------------------------------------------------
 
@@ -202,8 +226,19 @@ class Core:
             while state.issued < min(loop.stages, loop.trips):
                 state.arrivals[state.issued] = [self._load(agent, load, now) for load in loop.loads]
                 state.issued += 1
+            self._prefetch(agent, loop, loop.stages - loop.trips, now)
             self._bind(agent, state, loop.loads)
         agent.pc += 1
+
+    def _prefetch(self, agent: _Agent, loop: LoopSpec, buffers: int, now: int) -> None:
+        """Fill ``buffers`` that this loop no longer needs for the next loop with loads."""
+        if buffers < 1 or loop.next_loop is None or not loop.run_ahead:
+            return
+        following = agent.code.loops[loop.next_loop]
+        queue = agent.prefetched.setdefault(following.number, [])
+        while buffers > 0 and len(queue) < min(following.stages, following.trips):
+            queue.append([self._load(agent, load, now) for load in following.loads])
+            buffers -= 1
 
     def _bind(self, agent: _Agent, state: _LoopState, loads: Sequence[LoadSpec]) -> None:
         for load, arrived in zip(loads, state.arrivals.pop(state.done), strict=True):
@@ -219,11 +254,8 @@ class Core:
             if state.issued < state.trips:
                 state.arrivals[state.issued] = [self._load(agent, load, now) for load in loop.loads]
                 state.issued += 1
-            elif loop.next_loop is not None and loop.run_ahead:
-                following = agent.code.loops[loop.next_loop]
-                queue = agent.prefetched.setdefault(following.number, [])
-                if len(queue) < min(following.stages, following.trips):
-                    queue.append([self._load(agent, load, now) for load in following.loads])
+            else:
+                self._prefetch(agent, loop, 1, now)
         if state.done >= state.trips:
             del agent.loops[loop.number]
             agent.stack.pop()

@@ -41,6 +41,8 @@ class Machine:
     matrix_n: int
     matrix_k_bytes: int
     matrix_latency_s: float
+    sync_fraction: float  # share of the rate that 16-row warp-synchronous instructions reach
+    code_fraction: float
     burst_ratio: float  # clock under matrix load / maximum clock, at most 1
     matrix_sustained_ratio: float  # sustained / burst clock, at most 1
     settle_s: float
@@ -103,22 +105,15 @@ class Machine:
         return _rate(self.matrix_peak_flop_per_s, dtype, self.id) * self.cores
 
     def under_matrix_load(self) -> Machine:
-        """The machine at the clock its cores hold while the matrix engines work.
+        """The machine as a kernel with matrix products finds it.
 
         A core has one clock: what the power limit takes from the matrix engine it takes from the
-        vector units and the scratchpad too. The L2 and DRAM have clocks of their own.
+        vector units and the scratchpad too; the L2 and DRAM have clocks of their own. Element-wise
+        code between products runs with few warps and reaches ``code_fraction`` of the rates.
         """
-        slowed = _times(
-            self,
-            self.burst_ratio,
-            "fp32_per_s",
-            "alu_per_s",
-            "special_per_s",
-            "convert_per_s",
-            "issue_per_s",
-            "scratchpad_bytes_per_s",
-            "tensor_memory_bytes_per_s",
-        )
+        pipes = ("fp32_per_s", "alu_per_s", "special_per_s", "convert_per_s", "issue_per_s")
+        slowed = _times(self, self.burst_ratio, *pipes, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s")
+        slowed = _times(slowed, self.code_fraction, *pipes)
         return _times(
             slowed,
             1 / self.burst_ratio,
@@ -197,6 +192,8 @@ def machine(chip: Chip) -> Machine:
         matrix_n=chip.matrix.n.value,
         matrix_k_bytes=chip.matrix.k_bytes.value,
         matrix_latency_s=chip.matrix.latency_cycles.value * cycle,
+        sync_fraction=_of(chip.matrix.sync_fraction, 1.0),
+        code_fraction=chip.vector.code_fraction.value,
         burst_ratio=burst_hz / hz,
         matrix_sustained_ratio=sustained_hz / burst_hz,
         settle_s=_of(chip.clock.settle_s, 1.0),

@@ -202,15 +202,15 @@ def _size(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
 
 
 def _pair(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
-    """Blocks served by one L2 read: two where clusters exist and raster neighbours share the tile.
+    """Blocks served by one L2 read: two where a cluster's blocks both need the tile.
 
-    Chips with clusters multicast a tile that both blocks of a pair need (CUTLASS and cuBLAS do so
-    by default on Hopper; the two-SM matrix instruction of Blackwell splits it between the cores).
+    Chips with clusters multicast it (CUTLASS and cuBLAS do so by default on Hopper); the two-core
+    matrix instruction of Blackwell splits it between the cores. A block without a partner reads alone.
     """
-    if not workload.machine.clusters or not workload.raster:
+    name = workload.pair_var
+    if not name or not access.loops:
         return 1.0
-    fastest = workload.raster[0]
-    depends = any(isinstance(x, Var) and x.name == fastest.var for m in access.region.mins for x in walk(m))
-    if depends:
+    if any(isinstance(x, Var) and x.name == name for m in access.region.mins for x in walk(m)):
         return 1.0
-    return np.where(np.asarray(evaluate(fastest.extent, env)) % 2 == 0, 2.0, 1.0)
+    extent = np.maximum(1.0, evaluate(workload.ranges[name], env))
+    return extent / np.ceil(extent / 2.0)

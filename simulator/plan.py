@@ -68,6 +68,8 @@ def plan(
     blocks: Array = np.ones((1, 1))
     for extent in workload.grid:
         blocks = blocks * np.maximum(1.0, evaluate(extent, env))
+    if workload.persistent is not None:  # blocks without a tile leave at once
+        blocks = np.minimum(blocks, np.maximum(1.0, evaluate(workload.persistent, env)))
     env, samples = _with_samples(workload, env, resolution)
 
     counter = _Counter(workload, env, blocks)
@@ -141,6 +143,25 @@ def _shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:
             yield from _shape_exprs(node.orelse)
 
 
+def last_longest(p: Plan, course: Array) -> Array:
+    """Place in the raster order of the last block of the longest class (``course``: time by sample)."""
+    names = sampled_vars(p.workload)
+    if len(names) != 1:
+        return p.blocks - 1.0
+    period: Array = np.ones((1, 1))
+    inner: Array = np.ones((1, 1))
+    extent: Array = np.ones((1, 1))
+    for digit in p.workload.raster:
+        size = np.maximum(1.0, evaluate(digit.extent, p.env))
+        if digit.var == names[0]:
+            inner, extent = period, size
+        period = period * size
+        if digit.var == names[0]:
+            break
+    place = np.floor((np.argmax(course, axis=-1).reshape(-1, 1) + 0.5) / p.samples * extent) * inner
+    return np.floor(np.maximum(0.0, p.blocks - 1.0 - place) / period) * period + place
+
+
 def reads_tensors(workload: Workload) -> frozenset[str]:
     """Tensors whose values decide trip counts or branches."""
     return frozenset(
@@ -153,7 +174,11 @@ def _with_samples(workload: Workload, env: dict[str, Any], resolution: int | Non
     per_index = _SAMPLES[min(3, len(names))]
     if resolution is not None and len(names) == 1:
         per_index = int(min(resolution, np.max(np.maximum(1.0, evaluate(workload.ranges[names[0]], env)))))
-    centres = (np.arange(per_index) + 0.5) / per_index
+    # One point in every stratum, shifted by the golden ratio: even spacing would beat with trip
+    # counts that alternate from block to block.
+    index = np.arange(per_index)
+    shift = 0.5 if resolution is not None else (0.618034 * (index + 1.0)) % 1.0
+    centres = (index + shift) / per_index
     grid = np.meshgrid(*([centres] * len(names)), indexing="ij")
     for name, points in zip(names, grid, strict=True):
         extent = np.maximum(1.0, evaluate(workload.ranges[name], env))

@@ -15,16 +15,18 @@ ENGINES = (*CORE_ENGINES, *CHIP_ENGINES)
 _INDEX = {name: i for i, name in enumerate(ENGINES)}
 _PS = 1e12
 _LINE_BYTES = 128
+_POSTED = "posted write "  # nobody waits for these: a block may end while its writes drain
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """A tile on its way to the core: service by engine, then latency."""
+    """A tile on its way to the core (or, ``posted``, from it): service by engine, then latency."""
 
     label: str
     target: int
     service: tuple[tuple[int, int], ...]
     latency_ps: int
+    posted: bool = False  # a write: nobody waits for it, and reads overtake it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,11 @@ def compile_agent(plan: Plan, sample: int, slow: float, resident: float, active:
     return _Compiler(plan, sample, slow, resident / active).compile()
 
 
+def write_buffer_ps(plan: Plan) -> int:
+    """Picoseconds of DRAM writing that the L2 holds back while reads go first."""
+    return _ps(plan.workload.machine.l2_bytes / float(np.ravel(plan.dram_rate)[0]))
+
+
 class _Compiler:
     def __init__(self, plan: Plan, sample: int, slow: float, share: float) -> None:
         self.plan = plan
@@ -99,7 +106,8 @@ class _Compiler:
         self.emit(self.plan.workload.nodes, 1.0)
         self._link_loops()
         # A load nobody reads still has to arrive before the block ends.
-        self.instructions.append(Instruction("op", "end", waits=tuple(self.targets.values())))
+        loaded = tuple(t for name, t in self.targets.items() if not name.startswith(_POSTED))
+        self.instructions.append(Instruction("op", "end", waits=loaded))
         return Code(tuple(self.instructions), self.loops)
 
     def value(self, array: Array) -> float:
@@ -183,7 +191,7 @@ class _Compiler:
             # Posted: the agent goes on when its bytes have left the core.
             service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CORE_ENGINES)
             posted = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CHIP_ENGINES)
-            write = LoadSpec(op.label, self._target(f"write {op.access}"), posted, 0)
+            write = LoadSpec(op.label, self._target(f"{_POSTED}{op.access}"), posted, 0, True)
             return Instruction("op", op.label, _ps(duration), _ps(longest), 0, service, waits, write)
         load = self.load(op, chance) if op.kind == "load" else None
         service = () if load else tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())

@@ -13,7 +13,7 @@ from foretile.kernels.expr import evaluate
 from foretile.simulator.cost import Estimate, block_times, estimate, matrix_slowdown
 from foretile.simulator.engine import Core, Run
 from foretile.simulator.plan import Plan, plan, sampled_vars
-from foretile.simulator.program import ENGINES, compile_agent
+from foretile.simulator.program import ENGINES, compile_agent, write_buffer_ps
 from foretile.simulator.workload import Workload
 
 _ROUNDS = 3  # rounds of resident blocks played before the last interval repeats
@@ -76,9 +76,9 @@ def _equal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
         codes += [compile_agent(p, 0, slow, resident, p.slots)] * (played * resident)
     if last:
         codes += [compile_agent(p, 0, slow, last, tail)] * last
-    run = Core(ENGINES, w.agents, trace=trace).run(codes, resident)
+    run = Core(ENGINES, w.agents, write_buffer_ps=write_buffer_ps(p), trace=trace).run(codes, resident)
     ends = run.finish_ps
-    total = max(ends)
+    total = max(*ends, run.drained_ps)
     tail_ps = 0
     if played:
         marks = [max(ends[: (i + 1) * resident]) for i in range(played)]
@@ -104,26 +104,39 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     modelled = block_times(p, slow, float(resident), active)
     order = np.argsort(modelled, kind="stable")
     chosen = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])}, key=lambda i: modelled[i])
-    played, run = [], Run([], [])
+    together, apart, run = [], [], Run([], [])
+    rounds = _ROUNDS if blocks > slots else 1
     for index in chosen:
         code = compile_agent(p, index, slow, resident, active)
-        run = Core(ENGINES, w.agents, trace=trace and index == chosen[-1]).run([code] * resident, resident)
-        played.append(max(run.finish_ps) / _PS)
-    ratio = np.interp(modelled, modelled[chosen], np.asarray(played) / modelled[chosen])
-    times = modelled * ratio
-    durations = times[_classes(p, np.arange(max(0, int(blocks - _LAST_WAVES * slots)), int(blocks)))]
-    earlier = max(0.0, blocks * float(np.mean(times)) - float(np.sum(durations)))
-    total = _deal(durations, int(active), earlier / slots)
-    even = blocks * float(np.mean(times)) / slots if blocks > slots else float(np.mean(times))
+        traced = trace and index == chosen[-1]
+        core = Core(ENGINES, w.agents, write_buffer_ps=write_buffer_ps(p), trace=traced)
+        run = core.run([code] * (resident * rounds), resident)
+        first = max(run.finish_ps[:resident])
+        together.append(first / _PS)
+        apart.append((max(run.finish_ps) - first) / max(1, rounds - 1) / _PS if rounds > 1 else first / _PS)
+    points = modelled[chosen]
+    starting = modelled * np.interp(modelled, points, np.asarray(together) / points)
+    following = modelled * np.interp(modelled, points, np.asarray(apart) / points)
+    if blocks <= slots:
+        durations = starting[_classes(p, np.arange(int(blocks)))]
+        return float(np.max(durations)), float(np.max(durations) - np.mean(durations)), run
+    head = starting[_classes(p, np.arange(int(slots)))]
+    begin = max(int(slots), int(blocks - _LAST_WAVES * slots))
+    durations = following[_classes(p, np.arange(begin, int(blocks)))]
+    skipped = following[_classes(p, np.arange(int(slots), begin))] if begin < 1 << 16 else None
+    between = float(np.sum(skipped)) if skipped is not None else (begin - slots) * float(np.mean(following))
+    total = _deal(durations, head + max(0.0, between) / slots)
+    even = (float(np.sum(head)) + between + float(np.sum(durations))) / slots
     return total, max(0.0, total - even), run
 
 
-def _deal(durations: np.ndarray, slots: int, start: float) -> float:
+def _deal(durations: np.ndarray, free: np.ndarray) -> float:
     """Finish time when blocks in order go to whichever slot is free first."""
-    free = [start] * slots
+    slots: list[float] = free.tolist()
+    heapq.heapify(slots)
     for duration in durations.tolist():
-        heapq.heapreplace(free, free[0] + duration)
-    return max(free)
+        heapq.heapreplace(slots, slots[0] + duration)
+    return max(slots)
 
 
 def _classes(p: Plan, linear: np.ndarray) -> np.ndarray:

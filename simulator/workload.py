@@ -27,7 +27,6 @@ class Access:
 
     ``loops`` are the loop variables around it with their extents, outermost first; ``guards`` the
     conditions it is under. ``full_bytes`` is the tile's size when nothing is clipped.
-    ``sharers``: how many neighbouring blocks one L2 read serves (cluster multicast).
     """
 
     tensor: str
@@ -38,6 +37,7 @@ class Access:
     loops: tuple[tuple[str, Expr], ...]
     guards: tuple[Expr, ...]
     per_element: bool = False  # a gather or scatter by computed indices
+    target: str = ""  # on-chip buffer a read fills
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ class Loop:
     loads: tuple[Op, ...]
     body: tuple[Op | Loop | Branch, ...]
     run_ahead: bool = False  # loads of the next entry may start before this one's body ends
+    lead: int = 0  # how many of the loads the first operation that needs any of them waits for
     dealt: Expr | None = None  # persistent tiles dealt over all blocks: their number on the whole chip
 
 
@@ -121,6 +122,7 @@ class Workload:
     persistent: Expr | None  # number of tiles dealt to persistent blocks
     nodes: tuple[Node, ...]
     accesses: tuple[Access, ...]
+    pair_var: str  # block variable along which clusters of two share reads, "" for none
     agents: int
     agent_rate: float  # share of the core's issue rate that one agent can use
     occupancy: Occupancy

@@ -26,7 +26,13 @@ def ops(as_json: bool = JSON) -> None:
 
         out = show.console()
         for operator in operators:
-            out.print(Text.assemble((operator.name, "bold cyan"), "  ", operator.doc.strip().partition(". ")[0].rstrip(".") + "."))
+            out.print(
+                Text.assemble(
+                    (operator.name, "bold cyan"),
+                    "  ",
+                    operator.doc.strip().partition(". ")[0].rstrip(".") + ".",
+                )
+            )
             made = show.table("  parameter", "default", "meaning")
             for param in operator.params:
                 choices = f" ({', '.join(param.choices)})" if param.choices else ""

@@ -15,6 +15,7 @@ from foretile.cli.errors import reported
 if TYPE_CHECKING:
     from foretile.simulator.prediction import Explanation, Prediction
 
+_FELT = 0.0005  # a smaller relative change of the time would print as 0.0 %
 _SHAPE_EXAMPLE = "m=4096 n=7168 k=2048"
 _CONFIG_EXAMPLE = "--config block_m=128 num_stages=3"
 
@@ -116,7 +117,7 @@ def _print_predictions(found: Sequence[Prediction], chips: Sequence[str]) -> Non
             out.print(Text(f"occupancy: {_occupancy(first.occupancy)}"))
     else:
         made = show.table(
-            "chip", "time", "90 % interval", "slower", "FLOP rate", "DRAM rate", "of peak", "bound", "config",
+            "chip", "time", "90 % interval", "slower", "FLOP rate", "DRAM rate", "of peak", "bound",
             right=("time", "90 % interval", "slower", "FLOP rate", "DRAM rate", "of peak"),
         )  # fmt: skip
         best = min(p.time_s for p in found)
@@ -130,7 +131,6 @@ def _print_predictions(found: Sequence[Prediction], chips: Sequence[str]) -> Non
                 units.byte_rate(r.dram_bytes_per_s),
                 units.percent(r.of_peak[1]),
                 p.bound,
-                Text(_shape_words(p.config)),
             )
         out.print(made)
     _print_warnings(found)
@@ -202,9 +202,10 @@ def _print_explanation(found: Explanation) -> None:
         bounds.add_row(name.replace("_", " "), units.seconds(value), units.percent(share), show.bar(share))
     out.print(bounds)
     gains = show.table("10 % more of", "time changes by", right=("time changes by",))
-    for name, change in sorted(found.gains.items(), key=lambda part: part[1]):
+    felt = {name: change for name, change in found.gains.items() if abs(change) >= _FELT}
+    for name, change in sorted(felt.items(), key=lambda part: part[1]):
         gains.add_row(name.replace("_", " "), f"{change * 100:+.1f} %".replace("-", "−"))
-    if found.gains:
+    if felt:
         out.print(gains)
     _print_warnings([p])
 

@@ -6,28 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from foretile.report import style, units
 from foretile.report.collect import complete
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from foretile.hwmodels.schema import Chip
     from foretile.report.suite import Phase, Point
-    from matplotlib.figure import Figure
 
 WIDTH = 10.0  # inches; the page scales figures to its column
 ROOFLINE_CHIPS = 12  # small multiples that still can be read
 
 
 def _figure(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **options
-    )
-    return figure, axes
+    # Without pyplot: no window system is asked for, and nothing outlives the report.
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def order(total: pd.DataFrame, phase: Phase) -> list[str]:
@@ -35,6 +33,11 @@ def order(total: pd.DataFrame, phase: Phase) -> list[str]:
     at = complete(total)
     at = at[(at["phase"] == phase.id) & (at["point"] == phase.highlight)]
     return [str(chip) for chip in at.sort_values("time_s")["chip"]]
+
+
+def ranking(total: pd.DataFrame, phases: Sequence[Phase]) -> list[str]:
+    """Chips by the last phase; those that cannot complete it follow by the phases before."""
+    return list(dict.fromkeys(chip for phase in reversed(phases) for chip in order(total, phase)))
 
 
 def stacked(frame: pd.DataFrame, total: pd.DataFrame, phase: Phase, groups: Mapping[str, str]) -> str:
@@ -101,7 +104,7 @@ def heat_map(frame: pd.DataFrame, total: pd.DataFrame, phases: Sequence[Phase]) 
         grid = here.pivot_table(index="entry", columns="chip", values="time_s", sort=False, dropna=False)
         share = here.groupby("entry", sort=False)["total_time_s"].mean()
         blocks.append(grid.loc[share.sort_values(ascending=False).index].rename(index=_titles(here)))
-    columns = order(total, phases[-1])
+    columns = ranking(total, phases)
     columns += [c for block in blocks for c in block.columns if c not in columns]
     columns = list(dict.fromkeys(columns))
     with mpl.rc_context(style.use()):

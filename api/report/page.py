@@ -33,6 +33,8 @@ GLOSSARY = (
     ("bound", "The engine or memory level with the most work; making anything else faster helps little."),
     ("matrix, vector, special", "Tensor cores (cube, MFMA); ordinary arithmetic; exponentials and the like."),
     ("scratchpad, L2, DRAM", "Memory of a core; the last on-chip cache; off-chip memory (HBM, GDDR)."),
+    ("port", "The way from the L2 into one core."),
+    ("feed, drain", "Copy engines into and out of a matrix or vector engine that has buffers of its own."),
     (
         "latency, launch",
         "No unit is busy most of the time: the kernel waits for single accesses, or is too short.",
@@ -106,7 +108,8 @@ def _figures(suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame, total: pd
             Figure(
                 f"Where the time of a {phase.unit} goes",
                 findings.stacked_caption(phase, frame, suite.groups)
-                + " The number is the whole pass, the whisker its 90 % interval.",
+                + " The number is the whole pass, the whisker its 90 % interval."
+                + _left_out(total, phase),
                 figures.stacked(predicted, total, phase, suite.groups),
             )
         )
@@ -129,7 +132,7 @@ def _figures(suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame, total: pd
         )
     dtype = suite.dtypes[0] if suite.dtypes else None
     peaks = {chip.id: peak for chip in chips if (peak := peak_flop_per_s(chip, dtype))}
-    ranked = figures.order(total, suite.phases[-1])
+    ranked = figures.ranking(total, suite.phases)
     drawn.append(
         Figure(
             "Operators under each chip's roof",
@@ -141,6 +144,12 @@ def _figures(suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame, total: pd
         )
     )
     return [figure for figure in drawn if figure.drawing]
+
+
+def _left_out(total: pd.DataFrame, phase: Phase) -> str:
+    here = total[(total["phase"] == phase.id) & (total["point"] == phase.highlight)]
+    names = [str(chip) for chip in here[here["missing"] > 0]["chip"]]
+    return f" Left out, because operators are missing: {', '.join(names)}." if names else ""
 
 
 def _summary(content: Content) -> list[dict[str, Any]]:
@@ -169,7 +178,7 @@ def _summary(content: Content) -> list[dict[str, Any]]:
                 }
             )
         rows.append({"chip": chip, "cells": cells, "grounds": provenance(chip)})
-    ranked = figures.order(content.total, content.suite.phases[-1])
+    ranked = figures.ranking(content.total, content.suite.phases)
     place = {chip: i for i, chip in enumerate(ranked)}
     return sorted(rows, key=lambda row: place.get(row["chip"].id, len(place)))
 

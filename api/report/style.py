@@ -20,7 +20,8 @@ INK, SOFT, RULE, PAPER = "#1f2328", "#656d77", "#d8dce2", "#fdfcfb"
 _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 
 FAMILY = {
-    "dram": "memory", "l2": "memory", "matrix": "compute", "vector": "compute", "special": "compute",
+    "dram": "memory", "l2": "memory", "port": "memory", "atomic": "memory",
+    "matrix": "compute", "vector": "compute", "special": "compute",
     "scratchpad": "on-chip", "latency": "latency", "launch": "latency",
 }  # fmt: skip
 """What a bound belongs to; bounds not listed are engines of particular chips: on-chip."""
@@ -83,7 +84,6 @@ def svg(figure: Figure, label: str) -> str:
     buffer = io.StringIO()
     # Without dates and creator the same figure gives the same text.
     figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.04, metadata={"Date": None})
-    figure.clear()
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

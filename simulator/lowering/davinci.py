@@ -37,7 +37,7 @@ class DavinciRules:
         self.machine = machine
         self.roles = roles
         self.d = machine.davinci
-        self._second = 1.0 / machine.cycle_s
+        self._fetched: set[str] = set()  # accumulators already moved to the vector cores
 
     def agents(self) -> tuple[int, float]:
         mixed = bool(self.roles.accumulators) and bool(self.roles.vector_written - self.roles.accumulators)
@@ -76,7 +76,11 @@ class DavinciRules:
                     f"{p.name} needs {needed:.0f} bytes of {name}; {self.machine.id} has {limits[name]}: "
                     "use a smaller tile or fewer stages"
                 )
-        return Occupancy(1, "one block a core", p.threads, int(use["L1"] + use["UB"]), 0)
+        # A core runs its blocks one after the other; where every buffer fits twice, the next
+        # block's copies overlap this one's work, as two resident blocks would.
+        tightest = max(limits, key=lambda name: use[name] / limits[name])
+        resident = 2 if 2 * use[tightest] <= limits[tightest] else 1
+        return Occupancy(resident, tightest, p.threads, int(use["L1"] + use["UB"]), 0)
 
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         machine, d = self.machine, self.d
@@ -95,6 +99,7 @@ class DavinciRules:
             a * a_passes / d.l1_to_l0a_bytes_per_cycle.value + b * b_passes / d.l1_to_l0b_bytes_per_cycle.value
         ) * machine.cycle_s
         work = {"matrix": matrix_s, "scratchpad": feed}
+        self._fetched.discard(stmt.c.buffer)
         hand_over = 0.0
         if stmt.a.buffer in self.roles.vector_written:
             hand_over = a * (1 / d.ub_to_gm_bytes_per_cycle.value + 1 / d.gm_to_l1_bytes_per_cycle.value)
@@ -103,7 +108,7 @@ class DavinciRules:
         latency = machine.matrix_latency_s + (d.handoff_cycles.value * machine.cycle_s if hand_over else 0.0)
         return Cost(work, serial, latency, flops)
 
-    def _vector(self, elements: int, passes: float, element_bytes: float, accumulator: bool) -> Cost:
+    def _vector(self, elements: int, passes: float, element_bytes: float, *sources: str) -> Cost:
         machine, d = self.machine, self.d
         share = elements * element_bytes / d.vector_cores_per_cube.value
         cycles = passes * share / d.vector_bytes_per_cycle.value
@@ -111,7 +116,9 @@ class DavinciRules:
         busy = (cycles + instructions * d.vector_issue_cycles.value) * machine.cycle_s
         work = {"vector": busy}
         serial, latency = busy, 0.0
-        if accumulator and d.handoff == "l2":  # L0C → global memory → UB
+        arriving = {s for s in sources if s in self.roles.accumulators} - self._fetched
+        self._fetched |= arriving
+        if arriving and d.handoff == "l2":  # L0C → global memory → UB, once a product
             out = elements * _ACCUMULATOR_BYTES / d.l0c_to_gm_bytes_per_cycle.value * machine.cycle_s
             back = share / d.gm_to_ub_bytes_per_cycle.value * machine.cycle_s
             work |= {"drain": out, "feed": back}
@@ -121,8 +128,7 @@ class DavinciRules:
 
     def elementwise(self, elements: int, count: Count, target: Buffer) -> Cost:
         passes = count.fp32 + count.alu + count.convert + _SPECIAL_PASSES * count.special
-        accumulator = any(load.buffer in self.roles.accumulators for load in count.loads)
-        return self._vector(elements, max(1.0, passes), 4.0, accumulator)
+        return self._vector(elements, max(1.0, passes), 4.0, *(load.buffer for load in count.loads))
 
     def move(self, stmt: Copy, elements: int, source: Buffer, target: Buffer) -> Cost:
         machine, d = self.machine, self.d
@@ -143,12 +149,12 @@ class DavinciRules:
             busy = written / rate * machine.cycle_s
             return Cost({"drain": busy}, busy)
         passes = max(1.0, convert_count(source.dtype, target.dtype).total)
-        return self._vector(elements, passes, DTYPES[source.dtype].bytes, source.name in self.roles.accumulators)
+        return self._vector(elements, passes, DTYPES[source.dtype].bytes, source.name)
 
     def reduce(self, stmt: Reduce | CumSum, elements: int, rows: int) -> Cost:
-        return self._vector(elements, 2.0, 4.0, stmt.src.buffer in self.roles.accumulators)
+        return self._vector(elements, 2.0, 4.0, stmt.src.buffer)
 
     def fill(self, stmt: Fill, elements: int, target: Buffer) -> Cost:
         if target.name in self.roles.accumulators:
             return Cost({}, 0.0)  # the first product overwrites L0C
-        return self._vector(elements, 1.0, DTYPES[target.dtype].bytes, accumulator=False)
+        return self._vector(elements, 1.0, DTYPES[target.dtype].bytes)

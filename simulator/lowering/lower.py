@@ -54,6 +54,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     nodes = _settle(walker.block(program.body), loaded, cyclic=False)
     agents, rate = rules.agents()
     raster, ranges, tiles = _raster(program)
+    accesses = tuple(walker.accesses)
     return Workload(
         program=program,
         machine=machine,
@@ -62,7 +63,8 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         ranges=ranges,
         persistent=tiles,
         nodes=nodes,
-        accesses=tuple(walker.accesses),
+        accesses=accesses,
+        pair_var=_pair_var(machine, roles, tuple(ranges), accesses),
         agents=agents,
         agent_rate=rate,
         occupancy=rules.occupancy(),
@@ -93,6 +95,15 @@ def _settle(nodes: tuple[Node, ...], machine: Machine, *, cyclic: bool) -> tuple
     return tuple(settled)
 
 
+def _lead(loads: list[Op], body: list[Node]) -> int:
+    """Loads that must have arrived before the first operation that uses any of them can start."""
+    filled = [op.writes for op in loads]
+    for node in body:
+        if isinstance(node, Op) and any(name in filled for name in node.reads):
+            return max(filled.index(name) for name in node.reads if name in filled) + 1
+    return len(loads)
+
+
 def _roles(program: TileProgram) -> Roles:
     stmts = list(walk_stmts(program.body))
     gemms = [s for s in stmts if isinstance(s, Gemm)]
@@ -110,9 +121,33 @@ def _roles(program: TileProgram) -> Roles:
     return Roles(
         accumulators=frozenset(g.c.buffer for g in gemms),
         operands=frozenset(x for g in gemms for x in (g.a.buffer, g.b.buffer)),
+        right_operands=frozenset(g.b.buffer for g in gemms),
         staged=staged,
         vector_written=frozenset(b for b in written if program.buffer(b).scope != "global"),
     )
+
+
+def _pair_var(machine: Machine, roles: Roles, names: tuple[str, ...], accesses: tuple[Access, ...]) -> str:
+    """The block variable along which clusters of two are formed, "" without clusters.
+
+    Two neighbours along it read some tiles in common and fetch those once. It is the variable that
+    saves most bytes; where two cores work on one product, the right operand is what they share.
+    """
+    if not machine.clusters or not roles.accumulators:
+        return ""
+    saved: dict[str, float] = {}
+    for name in names:
+        shared = [a for a in accesses if a.direction == "read" and a.loops and name not in _uses(a)]
+        if machine.matrix_instruction == "tcgen05":
+            shared = [a for a in shared if a.target in roles.right_operands]
+        if len(shared) < sum(a.direction == "read" and bool(a.loops) for a in accesses):
+            saved[name] = sum(a.full_bytes for a in shared)
+    best = max(saved, key=lambda n: saved[n], default="")
+    return best if best and saved[best] > 0 else ""
+
+
+def _uses(access: Access) -> frozenset[str]:
+    return frozenset[str]().union(*(variables(m) for m in access.region.mins))
 
 
 def _is_load(stmt: Copy, program: TileProgram) -> bool:
@@ -228,6 +263,7 @@ class _Walker:
                 stages=self.rules.stages(stmt.num_stages) if pipelined else 1,
                 loads=tuple(ahead),
                 body=tuple(body),
+                lead=_lead(ahead, body),
                 run_ahead=self.rules.runs_ahead(),
                 dealt=dealt,
             )
@@ -374,7 +410,13 @@ class _Walker:
     # -- accesses ----------------------------------------------------------------------------
 
     def _access(
-        self, region: Region, tensor: Buffer, direction: Any, points: int | None, scattered: bool
+        self,
+        region: Region,
+        tensor: Buffer,
+        direction: Any,
+        points: int | None,
+        scattered: bool,
+        fills: str = "",
     ) -> int:
         element = DTYPES[tensor.dtype].bytes
         elements = points
@@ -396,6 +438,7 @@ class _Walker:
                 region=region,
                 direction=direction,
                 element_bytes=element,
+                target=fills,
                 full_bytes=full,
                 loops=tuple(self.loops),
                 guards=tuple(self.guards),
@@ -414,7 +457,7 @@ class _Walker:
         points: int | None = None,
         scattered: bool = False,
     ) -> Op:
-        access = self._access(region, tensor, "read", points, scattered)
+        access = self._access(region, tensor, "read", points, scattered, fills)
         op = _op("load", label, cost)
         return replace(op, access=access, writes=fills)
 

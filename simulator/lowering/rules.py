@@ -27,6 +27,7 @@ class Roles:
 
     accumulators: frozenset[str]
     operands: frozenset[str]
+    right_operands: frozenset[str]
     staged: dict[str, int]  # shared buffers filled by a pipelined loop → versions
     vector_written: frozenset[str]  # written by element-wise code
 

@@ -21,6 +21,7 @@ _PRODUCER_REGISTERS = 24
 _CONSUMER_REGISTERS = 240
 _VECTOR_BYTES = 16  # widest load, store or asynchronous copy of one thread
 _TENSOR_MEMORY_LANES = 128
+_SYNC_ROWS = 16  # rows of a warp-synchronous matrix instruction (mma.m16n8k16)
 _ACCUMULATOR_BYTES = 4
 
 
@@ -43,6 +44,10 @@ class SimtRules:
             roles.accumulators if machine.matrix_instruction == "tcgen05" else frozenset[str]()
         )
         self._warps = ceil(program.threads / machine.warp_size)
+        # Accumulators that element-wise code has fetched into registers, and those it has changed
+        # there: fetched once after a product, written back before the next one.
+        self._fetched: set[str] = set()
+        self._changed: set[str] = set()
 
     def agents(self) -> tuple[int, float]:
         return max(1, self._warps // SCHEDULERS), min(1.0, self._warps / SCHEDULERS)
@@ -61,6 +66,11 @@ class SimtRules:
             # issue) and the drain of the products that read the buffer delay the next load.
             return m.barrier_s * tiles, m.pipeline_barrier_s + m.matrix_latency_s
         return m.pipeline_barrier_s, 0.0
+
+    def shared_by_pair(self, buffer: str) -> float:
+        """Share of a tile that each core of a pair holds: half of B where two cores do one product."""
+        paired = self.machine.matrix_instruction == "tcgen05" and self.machine.clusters
+        return 0.5 if paired and buffer in self.roles.right_operands else 1.0
 
     def barrier(self) -> Cost:
         m = self.machine
@@ -134,31 +144,54 @@ class SimtRules:
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         machine = self.machine
         element = DTYPES[self.program.buffer(stmt.a.buffer).dtype].bytes
-        rows = ceil(m / machine.matrix_m) * machine.matrix_m
         columns = ceil(n / 8) * 8
         depth_step = max(1, int(machine.matrix_k_bytes / element))
         depth = ceil(k / depth_step) * depth_step
+        step, rate = machine.matrix_m, machine.matrix_rate(dtype)
+        asynchronous = machine.matrix_instruction in ("wgmma", "tcgen05")
+        if asynchronous and m < step:
+            # A tile of few rows: pad it to the asynchronous instruction, or use the older one of
+            # 16 rows at its lower rate, whichever is faster.
+            narrow = ceil(m / _SYNC_ROWS) * _SYNC_ROWS
+            if narrow / machine.sync_fraction < step:
+                step, rate, asynchronous = _SYNC_ROWS, rate * machine.sync_fraction, False
+        rows = ceil(m / step) * step
         flops = 2.0 * rows * columns * depth
-        matrix_s = flops / machine.matrix_rate(dtype)
-        operand_bytes = self._operand_bytes(stmt, rows, columns, depth, element)
+        matrix_s = flops / rate
+        operand_bytes = self._operand_bytes(stmt, rows, columns, depth, element, step if asynchronous else 0)
         pad_s = operand_bytes / machine.scratchpad_bytes_per_s
         work = {"matrix": matrix_s, "scratchpad": pad_s}
+        c = stmt.c.buffer
+        if c in self._changed and not stmt.clear_accum:
+            work["tensor_memory"] = m * n * _ACCUMULATOR_BYTES / machine.tensor_memory_bytes_per_s
+        self._fetched.discard(c)
+        self._changed.discard(c)
         return Cost(work, max(matrix_s, pad_s), machine.matrix_latency_s, flops)
 
-    def _operand_bytes(self, stmt: Gemm, m: int, n: int, k: int, element: float) -> float:
+    def _fetch(self, buffer: Buffer, elements: int) -> float:
+        """Bytes read from tensor memory by an operation on ``buffer`` (none if already in registers)."""
+        if buffer.name not in self._in_tensor_memory or buffer.name in self._fetched:
+            return 0.0
+        self._fetched.add(buffer.name)
+        return elements * _ACCUMULATOR_BYTES
+
+    def _operand_bytes(self, stmt: Gemm, m: int, n: int, k: int, element: float, step: int) -> float:
         """Scratchpad bytes the matrix engine reads for one tile product.
 
-        An asynchronous instruction of ``matrix_m`` rows reads all of B again for its rows and its
-        own A once per 256 columns; warps that load fragments themselves (ldmatrix) read A once per
+        An asynchronous instruction of ``step`` rows reads all of B again for its rows and its own
+        A once per 256 columns; a pair of cores that works on one product holds half of B each.
+        With ``step`` 0, warps that load fragments themselves (ldmatrix) read A once per
         column of the warp grid and B once per row of it.
         """
         machine = self.machine
         a_shared = self.program.buffer(stmt.a.buffer).scope == "shared"
         b_shared = self.program.buffer(stmt.b.buffer).scope == "shared"
-        if machine.matrix_instruction in ("wgmma", "tcgen05"):
-            a_reads, b_reads = ceil(n / 256), ceil(m / machine.matrix_m)
+        a_reads: float
+        b_reads: float
+        if step:
+            a_reads, b_reads = ceil(n / 256), ceil(m / step) * self.shared_by_pair(stmt.b.buffer)
         else:
-            warp_rows, warp_columns = warp_grid(self._warps, m, n, stmt.policy, machine.matrix_m)
+            warp_rows, warp_columns = warp_grid(self._warps, m, n, stmt.policy, _SYNC_ROWS)
             a_reads, b_reads = warp_columns, warp_rows
         a = m * k * element * a_reads if a_shared else 0.0
         b = n * k * element * b_reads if b_shared else 0.0
@@ -173,12 +206,12 @@ class SimtRules:
             source = self.program.buffer(load.buffer)
             if source.scope == "shared":
                 pad_bytes += elements * DTYPES[source.dtype].bytes
-            elif source.name in self._in_tensor_memory:
-                tensor_bytes += elements * _ACCUMULATOR_BYTES
+            tensor_bytes += self._fetch(source, elements)
         if target.scope == "shared":
             pad_bytes += elements * DTYPES[target.dtype].bytes
         elif target.name in self._in_tensor_memory:
-            tensor_bytes += elements * _ACCUMULATOR_BYTES
+            self._fetched.add(target.name)
+            self._changed.add(target.name)
         vector = padded * max(
             count.fp32 / m.fp32_per_s,
             count.alu / m.alu_per_s,
@@ -211,10 +244,10 @@ class SimtRules:
                 elements * convert.convert / m.convert_per_s,
                 elements * convert.alu / m.alu_per_s,
             ),
-            "scratchpad": pad / m.scratchpad_bytes_per_s,
+            "scratchpad": pad * self.shared_by_pair(target.name) / m.scratchpad_bytes_per_s,
         }
-        if source.name in self._in_tensor_memory:
-            work["tensor_memory"] = elements * _ACCUMULATOR_BYTES / m.tensor_memory_bytes_per_s
+        if fetched := self._fetch(source, elements):
+            work["tensor_memory"] = fetched / m.tensor_memory_bytes_per_s
         latency = m.scratchpad_latency_s if pad and not bulk else 0.0
         return Cost(work, max(work.values()) + latency)
 
@@ -229,8 +262,8 @@ class SimtRules:
         source = self.program.buffer(stmt.src.buffer)
         cost = self.elementwise(elements, each, source if source.scope == "shared" else _REGISTER)
         work = dict(cost.work)
-        if source.name in self._in_tensor_memory:
-            work["tensor_memory"] = elements * _ACCUMULATOR_BYTES / m.tensor_memory_bytes_per_s
+        if fetched := self._fetch(source, elements):
+            work["tensor_memory"] = fetched / m.tensor_memory_bytes_per_s
         # Lanes that share a row combine by shuffles, whose latency is close to the scratchpad's
         # (24 against 29 cycles on Hopper); beyond a warp the scratchpad and a barrier join in.
         lanes = min(self.program.threads, max(SCHEDULERS, self.program.threads // max(1, rows)))

@@ -38,6 +38,7 @@ def make_chip(
             "vector": {
                 "fp32_per_cycle": _q(128), "alu_per_cycle": _q(64), "special_per_cycle": _q(16),
                 "convert_per_cycle": _q(64, guess), "issue_per_cycle": _q(128),
+                "code_fraction": _q(0.65, guess),
             },
             "registers": {
                 "bytes_per_core": _q(262144), "max_per_thread": _q(255), "base_per_thread": _q(24, guess),

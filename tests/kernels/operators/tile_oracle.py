@@ -8,7 +8,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-
 from foretile.kernels.expr import Expr, evaluate, loads
 from foretile.kernels.ir import (
     AtomicAdd,

@@ -1,0 +1,201 @@
+"""Commands in this process, on made-up chips: what goes to which stream, and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foretile.simulator.prediction import Prediction
+
+from tests.api.conftest import Run
+
+GEMM = ("gemm", "m=4096", "n=7168", "k=2048")
+
+
+def test_version_names_the_release(run: Run) -> None:
+    import foretile
+
+    said = run("--version")
+    assert said.code == 0
+    assert said.out.startswith(f"foretile {foretile.__version__}")
+
+
+def test_no_arguments_shows_help(run: Run) -> None:
+    said = run()
+    assert "predict" in said.out + said.err
+
+
+@pytest.mark.usefixtures("fake")
+def test_predict_answers_first_then_says_why(run: Run) -> None:
+    said = run("predict", *GEMM, "--chip", "big-one")
+    assert said.code == 0
+    head, answer, why, *_ = said.out.splitlines()
+    assert head.startswith("gemm")
+    assert "µs" in answer
+    assert "peak" in answer
+    assert why.startswith("bound by matrix")
+    assert "not calibrated" in said.err
+
+
+@pytest.mark.usefixtures("fake")
+def test_predict_json_is_an_object_for_one_chip(run: Run) -> None:
+    said = run("predict", *GEMM, "--chip", "big-one", "--json")
+    found = json.loads(said.out)
+    assert said.err == ""
+    assert set(found) >= {
+        "operator", "shape", "chip", "time_s", "interval_s", "bound", "breakdown_s", "utilisation",
+        "traffic_bytes", "flops", "occupancy", "config", "model",
+    }  # fmt: skip
+    low, high = found["interval_s"]
+    assert low < found["time_s"] < high
+    assert Prediction.from_json(found).to_json() == found
+
+
+@pytest.mark.usefixtures("fake")
+def test_predict_json_is_a_list_in_the_order_asked_for_several_chips(run: Run) -> None:
+    said = run(
+        "predict", "gemm", "--chip", "small-one", "m=4096", "--chip", "big-one", "n=7168", "k=2048", "--json"
+    )
+    assert [p["chip"] for p in json.loads(said.out)] == ["small-one", "big-one"]
+
+
+@pytest.mark.usefixtures("fake")
+def test_several_chips_are_compared_fastest_first(run: Run) -> None:
+    said = run("predict", *GEMM, "--chip", "small-one,big-one")
+    rows = [line for line in said.out.splitlines() if "-one" in line]
+    assert "big-one" in rows[0]
+    assert "1.00×" in rows[0]
+    assert "small-one" in rows[1]
+
+
+@pytest.mark.usefixtures("fake")
+def test_config_and_model_reach_the_predictor(run: Run) -> None:
+    argv = ("--config", "block_m=64", "num_stages=3", "--model", "cost-model", "--json", "--chip", "big-one")
+    found = json.loads(run("predict", *GEMM, *argv).out)
+    assert found["config"] == {"block_m": "64", "num_stages": "3"}
+    assert found["model"]["kind"] == "cost_model"
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("predict", "gemm", "m", "--chip", "big-one"), "'m' is not of the form key=value"),
+        (("predict", "gemm", "model=engine", "--chip", "big-one"), "write --model engine"),
+        (("predict", *GEMM, "--chip", "nowhere"), "unknown chip 'nowhere'"),
+        (("predict", *GEMM, "--chip", ","), "--chip needs an id"),
+        (("predict", "softmax", "rows=1", "--chip", "small-one"), "no special-function rate"),
+        (("compare", "--suite", "nothing", "--out", "."), "unknown suite 'nothing'"),
+        (("compare", "--suite", "nothing.yaml", "--out", "."), "No such file"),
+    ],
+)
+def test_wrong_requests_are_one_message_and_code_2(
+    run: Run, argv: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = run(*argv)
+    assert said.code == 2
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert "Traceback" not in said.err
+
+
+def _broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a fault of ours")
+
+
+def test_our_own_faults_are_code_1_and_show_where_on_request(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foretile.frontdoor.predict", _broken)
+    said = run("predict", *GEMM, "--chip", "h20")
+    assert said.code == 1
+    assert "internal error: RuntimeError: a fault of ours" in said.err
+    assert "Traceback" not in said.err
+    monkeypatch.setenv("FORETILE_DEBUG", "1")
+    assert "Traceback" in run("predict", *GEMM, "--chip", "h20").err
+
+
+def test_an_interrupt_is_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foretile.frontdoor.predict", interrupted)
+    said = run("predict", *GEMM, "--chip", "h20")
+    assert said.code == 130
+    assert "Traceback" not in said.err
+
+
+def test_an_error_in_a_kernel_file_names_its_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def kernel():\n    return 1 / 0\n")
+
+    def load(op: str, *_: Any, **__: Any) -> Any:
+        scope: dict[str, Any] = {}
+        exec(compile(file.read_text(), str(file), "exec"), scope)
+        return scope["kernel"]()
+
+    monkeypatch.setattr("foretile.frontdoor.predict", load)
+    said = run("predict", f"{file}:kernel", "--chip", "h20")
+    assert said.code == 2
+    assert f"{file}:2: ZeroDivisionError" in said.err
+
+
+@pytest.mark.usefixtures("fake")
+def test_explain_says_why_and_what_would_help(run: Run) -> None:
+    said = run("explain", *GEMM, "--chip", "big-one")
+    assert "· DRAM is busy." in said.out
+    assert "−8.0 %" in said.out
+    found = json.loads(run("explain", *GEMM, "--chip", "big-one", "--json").out)
+    assert found["gains"] == {"dram": -0.08}
+
+
+def test_trace_writes_a_whole_file_or_none(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foretile.frontdoor.trace_events", lambda *_, **__: {"traceEvents": [{"ph": "X"}]})
+    out = tmp_path / "t.json"
+    said = run("trace", *GEMM, "--chip", "h20", "--out", str(out))
+    assert said.code == 0
+    assert said.out.strip() == str(out)
+    assert "ui.perfetto.dev" in said.err
+    assert json.loads(out.read_text())["traceEvents"] == [{"ph": "X"}]
+    packed = tmp_path / "t.json.gz"
+    run("trace", *GEMM, "--chip", "h20", "--out", str(packed))
+    import gzip
+
+    assert gzip.decompress(packed.read_bytes()) == out.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.json", "t.json.gz"]
+
+
+def test_trace_looks_at_the_place_before_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foretile.frontdoor.trace_events", _broken)
+    said = run("trace", *GEMM, "--chip", "h20", "--out", str(tmp_path / "missing" / "t.json"))
+    assert said.code == 2
+    assert "does not exist" in said.err
+
+
+@pytest.mark.usefixtures("fake")
+def test_chips_lists_and_shows_with_sources(run: Run) -> None:
+    assert "bandwidth-heavy" in run("chips").out
+    listed = json.loads(run("chips", "--json").out)
+    assert [chip["id"] for chip in listed] == ["big-one", "bandwidth-heavy", "compute-heavy", "small-one"]
+    shown = run("chips", "show", "big-one")
+    assert "made up for tests" in shown.out
+    assert "measured" in shown.out
+    one = json.loads(run("chips", "show", "big-one", "--json").out)
+    assert one["cores"] == {"value": 132, "source": "made up for tests", "confidence": "datasheet"}
+
+
+def test_ops_lists_parameters_with_their_defaults(run: Run) -> None:
+    said = run("ops")
+    assert said.code == 0
+    assert "gemm" in said.out
+    assert "required" in said.out
+    params = {op["name"]: [p["name"] for p in op["params"]] for op in json.loads(run("ops", "--json").out)}
+    assert {"m", "n", "k"} <= set(params["gemm"])
