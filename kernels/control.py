@@ -280,8 +280,11 @@ def name(target: str, value: Any) -> Any:
     """The value assigned to the Python name ``target``; buffers take the name, reads are watched."""
     if isinstance(value, Value):
         if isinstance(value, VarHandle):
-            value.suggest(target)
-        elif value.binding is None and not isinstance(value, Index) and STATE.tracer is not None:
+            if value.fresh:
+                value.suggest(target)
+                return value
+            value = Result(value.expr, value.dtype)  # ``y = x`` copies the variable's value
+        if value.binding is None and not isinstance(value, Index) and STATE.tracer is not None:
             STATE.tracer.bind(target, value)
     elif isinstance(value, BufferHandle):
         value.suggest(target)
@@ -295,17 +298,14 @@ def name(target: str, value: Any) -> Any:
 def names(targets: tuple[str, ...], value: Any) -> Any:
     """The values of ``a, b = value``, each named."""
     if isinstance(value, list | tuple) and len(value) == len(targets):
-        for target, item in zip(targets, value, strict=True):
-            name(target, item)
+        return [name(target, item) for target, item in zip(targets, value, strict=True)]
     return value
 
 
 def assign(target: str, value: Any, old: Any) -> Any:
     """``target = value`` where the name may stand for a variable: then this stores to it."""
-    if isinstance(value, VarHandle) and value.fresh:
-        value.suggest(target)
-        return value
-    if isinstance(old, VarHandle) and not isinstance(value, BufferHandle | RegionHandle):
+    fresh = isinstance(value, VarHandle) and value.fresh
+    if isinstance(old, VarHandle) and not fresh and not isinstance(value, BufferHandle | RegionHandle):
         old.assign(value)
         return old
     return name(target, value)

@@ -87,7 +87,7 @@ def _parameters(function: FunctionType, tracer: Tracer, loc: Loc) -> list[Buffer
     declared: list[Tensor] = []
     for name in code.co_varnames[:count]:
         kind = annotations.get(name)
-        if isinstance(kind, str):
+        if type(kind) is str:  # T.float16 is a text too, but no annotation to evaluate
             if scope is None:
                 scope = _annotation_scope(function)
             kind = _evaluate(kind, function, scope, name, loc)

@@ -83,7 +83,7 @@ def from_script(text: str, name: str | None = None) -> TileProgram:
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {"T": language, "__name__": "tile_script"}
     try:
-        exec(compile(text, filename, "exec"), namespace)
+        exec(compile(text, filename, "exec", dont_inherit=True), namespace)
     except SyntaxError as error:
         raise TraceError(f"{error.msg}", Loc(filename, error.lineno or 1)) from error
     finally:

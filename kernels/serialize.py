@@ -178,12 +178,19 @@ def _short(data: Any) -> str:
 def _check_names(program: TileProgram) -> None:
     """Refuse references to buffers that are not there."""
     known = {b.name for b in (*program.params, *program.buffers)}
-    for stmt in ir.walk_stmts(program.body):
-        for f in _FIELDS[type(stmt)]:
-            part = getattr(stmt, f.name)
-            if isinstance(part, ir.Region) or f.name == "buffer":
-                name = part.buffer if isinstance(part, ir.Region) else part
-                if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
+
+    def check(value: Any, path: str) -> None:
+        if isinstance(value, tuple):
+            for i, item in enumerate(value):
+                check(item, f"{path}[{i}]")
+        elif type(value) in _FIELDS and not isinstance(value, ir.Buffer):
+            for f in _FIELDS[type(value)]:
+                part = getattr(value, f.name)
+                if f.name != "buffer":
+                    check(part, f"{path}.{f.name}")
+                elif part not in known:
+                    near = difflib.get_close_matches(part, known, n=1)
                     hint = f"; did you mean {near[0]!r}?" if near else ""
-                    raise _wrong(f"{type(stmt).__name__}.{f.name}", f"there is no buffer {name!r}{hint}")
+                    raise _wrong(f"{path}.buffer", f"there is no buffer {part!r}{hint}")
+
+    check(program, "program")

@@ -266,6 +266,22 @@ class Rewriter(ast.NodeTransformer):
         del self.indices[len(self.indices) - len(names) :]
         return node
 
+    def visit_Try(self, node: ast.Try) -> ast.Try:
+        """Its blocks are statements like any others."""
+        node.body, node.orelse = self._block(node.body), self._block(node.orelse)
+        node.finalbody = self._block(node.finalbody)
+        for handler in node.handlers:
+            handler.body = self._block(handler.body)
+        return node
+
+    def visit_Match(self, node: ast.Match) -> ast.Match:
+        """Decided at trace time; its cases are statements like any others."""
+        node.subject = self.visit(node.subject)
+        for case in node.cases:
+            case.guard = self.visit(case.guard) if case.guard is not None else None
+            case.body = self._block(case.body)
+        return node
+
     # -- assignments --------------------------------------------------------------------------
 
     def visit_Assign(self, node: ast.Assign) -> list[ast.stmt] | ast.stmt:

@@ -25,7 +25,9 @@ from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
 
 # Blocks that have drifted apart overlap one's waiting with another's work, but not perfectly: the
 # round takes this norm of (a block alone, the busiest engine's service). Fitted to the event engine.
-_OVERLAP = 2.0
+_OVERLAP = 3.0
+# Agents that share engines inside a loop interleave a little less than perfectly. Fitted likewise.
+_INTERLEAVE = 5.0
 _SPREAD = 0.3  # relative difference of block lengths beyond which waves no longer line up
 _LINE_BYTES = 128  # a cache line; a tile waits for its slowest one
 
@@ -176,6 +178,7 @@ class _Timeline:
         self.total: Array = 0.0
         self.epilogue: Array = 0.0
         self.outside: dict[str, Array] = {}  # service of operations outside of loops, whole block
+        self.queued: Array = 0.0  # waiting for others' loads, outside of loops
         self._ahead: Array = 0.0
 
     def run(self) -> _Timeline:
@@ -227,7 +230,10 @@ class _Timeline:
         longest = np.maximum(longest, self.active * moved * t.dram_share[op.access] / self.plan.dram_rate)
         return np.maximum(0.0, longest - own)
 
-    def sequence(self, nodes: tuple[Node, ...], outer: bool = False) -> Array:
+    def sequence(
+        self, nodes: tuple[Node, ...], outer: bool = False, spans: dict[str, tuple[Array, Array]] | None = None
+    ) -> Array:
+        """Time of ``nodes`` in program order; ``spans`` collects first and last use of each engine."""
         t: Array = np.zeros((1, 1))
         longest: Array = np.zeros((1, 1))
         looped_time: Array = np.zeros((1, 1))
@@ -244,14 +250,19 @@ class _Timeline:
                 t = t + self.duration(node)
                 if outer:
                     self._outside(node)
+                if spans is not None:
+                    for engine, _ in node.work:
+                        spans[engine] = (spans[engine][0] if engine in spans else began, t)
                 if node.kind == "load":
-                    pending[node.writes] = t + self.arrival(node) + self.queueing(node)
+                    queue = self.queueing(node)
+                    self.queued = self.queued + (queue if outer else 0.0)
+                    pending[node.writes] = t + self.arrival(node) + queue
                 longest = np.maximum(longest, t - began)
                 after = after + (t - before)
             elif isinstance(node, Loop):
-                for ready in pending.values():
-                    t = np.maximum(t, ready)
-                pending.clear()
+                runs = np.minimum(1.0, self.plan.trips[id(node)])
+                for ready in pending.values():  # the body needs them; an empty loop does not
+                    t = t + runs * np.maximum(0.0, ready - t)
                 if outer and not looped:
                     self.fill = t
                 looped = True
@@ -272,13 +283,17 @@ class _Timeline:
             turns: Array = 0.0
             for seconds in self.outside.values():
                 turns = np.maximum(turns, seconds)
-            t = t + turns * (1.0 - 1.0 / self.agents)
+            # Agents that queued for their loads arrive one after the other and take turns for free.
+            t = t + np.maximum(0.0, turns * (1.0 - 1.0 / self.agents) - self.queued)
             self.looped = looped_time
             self.epilogue = after if looped else np.zeros((1, 1))
             self.fill = self.fill if looped else t - longest
         return t
 
     def _outside(self, op: Op) -> None:
+        if op.access >= 0:
+            port = self.plan.traffic.port_bytes[op.access] / self.machine.port_bytes_per_s
+            self.outside["port"] = self.outside.get("port", 0.0) + port
         for engine, seconds in op.work:
             service = seconds * self.slow if engine in CLOCKED else seconds
             self.outside[engine] = self.outside.get(engine, 0.0) + service
@@ -286,15 +301,16 @@ class _Timeline:
     def loop(self, loop: Loop) -> tuple[Array, Array]:
         """Time in the steady state, and the rest (fill and drain), over all iterations.
 
-        Every engine needs its service for all iterations of all resident blocks, plus the part of
-        one chain that it takes no part in (before its first and after its last use).
+        Every engine needs its service for all iterations of all resident blocks, plus the parts of
+        one chain before its first and after its last use.
         """
         trips = self.plan.trips[id(loop)]
         nested = any(isinstance(node, Loop) for node in loop.body)
         ahead_before = self._ahead
         # In a loop of tiles whose loads run ahead, only the first tile's first loads are waited for.
         self._ahead = np.inf if nested and loop.run_ahead else 0.0
-        chain = self.sequence(loop.body)
+        spans: dict[str, tuple[Array, Array]] = {}
+        chain = self.sequence(loop.body, spans=spans)
         self._ahead = ahead_before
         interval = chain
         rest: Array = np.zeros((1, 1))
@@ -303,18 +319,24 @@ class _Timeline:
             ahead = self._ahead if loop.run_ahead else 0.0
             rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
         steady = np.maximum(0.0, trips - 1.0) * interval
-        for service, own in self.service(loop):
+        busiest: Array = np.zeros((1, 1))
+        for service, own in self.service(loop, spans):
             if nested:  # the chain holds the inner loops' contention already
                 own = service
-            steady = np.maximum(steady, trips * service - np.minimum(rest + chain, own))
+            busiest = np.maximum(busiest, trips * service - np.minimum(rest + chain, own))
+        if self.agents * np.max(self.resident) > 1:
+            steady = (steady**_INTERLEAVE + busiest**_INTERLEAVE) ** (1 / _INTERLEAVE)
+        else:
+            steady = np.maximum(steady, busiest)
         runs = np.minimum(1.0, trips)
         # How long before its end this loop has buffers to spare for the next one's first loads.
         spare = np.where(trips < loop.stages, steady + rest + chain, (loop.stages - 1) * interval)
         self._ahead = np.where(trips > 0, spare, self._ahead)
         return steady * runs, runs * (rest + chain)
 
-    def service(self, loop: Loop) -> list[tuple[Array, Array]]:
-        """Per engine: service of one iteration for all resident (or active) blocks, and one agent's own."""
+    def service(self, loop: Loop, spans: Mapping[str, tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+        """Per engine: service of one iteration for all resident (or active) blocks, and the part of
+        the chain (or of the fill) during which the engine can be at work."""
         core: dict[str, Array] = {}
         chip = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
         self._collect((*loop.loads, *loop.body), 1.0, core, chip)
@@ -324,7 +346,8 @@ class _Timeline:
         found: list[tuple[Array, Array]] = []
         for engine, seconds in core.items():
             service = seconds * self.slow if engine in CLOCKED else seconds
-            found.append((self.resident * service, service / self.agents))
+            began, ended = spans.get(engine, (0.0, service / self.agents))
+            found.append((self.resident * service, ended - began))
         rates = (
             ("port", self.resident, m.port_bytes_per_s),
             ("l2", self.active, m.l2_chip_bytes_per_s),

@@ -38,7 +38,7 @@ class Slice:
 class Run:
     """What a run found. ``finish_ps`` holds the completion time of every block, in order.
 
-    ``drained_ps`` is when the last posted write has left the engines. ``jumps`` records the skipped stretches as (time, length).
+    ``drained_ps`` is when the posted writes have left the engines or fit the L2. ``jumps`` records the skipped stretches as (time, length).
     """
 
     finish_ps: list[int]
@@ -113,7 +113,8 @@ class Core:
                 if waiting:
                     self._start(*waiting.pop(), now)
         self.result.finish_ps = finish
-        self.result.drained_ps = max(f + w for f, w in zip(self.free, self.unwritten, strict=True))
+        left = (max(0, waiting - self.write_buffer) for waiting in self.unwritten)
+        self.result.drained_ps = max(f + w for f, w in zip(self.free, left, strict=True))
         return self.result
 
     def _start(self, block: int, code: Code, now: int) -> None:

@@ -18,7 +18,7 @@ from foretile.simulator.memory import Traffic, traffic
 from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
 
 Array = Any
-_SAMPLES = {0: 1, 1: 16, 2: 6, 3: 4}  # points per index, by number of indices that matter
+_SAMPLES = {0: 1, 1: 32, 2: 6, 3: 4}  # points per index, by number of indices that matter
 _LOOP_SAMPLES = 8
 
 

@@ -19,6 +19,7 @@ from foretile.simulator.workload import Workload
 _ROUNDS = 3  # rounds of resident blocks played before the last interval repeats
 _CLASSES = 256  # distinct block lengths told apart at most, per index
 _LAST_WAVES = 3  # waves of unequal blocks placed one by one; those before only fill the slots evenly
+_EXACT_BLOCKS = 1 << 16  # up to so many blocks their lengths are summed one by one
 _PS = 1e12
 
 
@@ -104,30 +105,42 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     modelled = block_times(p, slow, float(resident), active)
     order = np.argsort(modelled, kind="stable")
     chosen = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])}, key=lambda i: modelled[i])
-    together, apart, run = [], [], Run([], [])
-    rounds = _ROUNDS if blocks > slots else 1
-    for index in chosen:
-        code = compile_agent(p, index, slow, resident, active)
-        traced = trace and index == chosen[-1]
+    def played(index: int, residents: float, actives: float, rounds: int, traced: bool = False) -> Run:
+        code = compile_agent(p, index, slow, residents, actives)
         core = Core(ENGINES, w.agents, write_buffer_ps=write_buffer_ps(p), trace=traced)
-        run = core.run([code] * (resident * rounds), resident)
-        first = max(run.finish_ps[:resident])
-        together.append(first / _PS)
-        apart.append((max(run.finish_ps) - first) / max(1, rounds - 1) / _PS if rounds > 1 else first / _PS)
+        return core.run([code] * (int(residents) * rounds), int(residents))
+
+    rounds = _ROUNDS if blocks > slots else 1
+    runs = [played(i, resident, active, rounds, trace and i == chosen[-1]) for i in chosen]
+    first = [max(run.finish_ps[:resident]) / _PS for run in runs]
     points = modelled[chosen]
-    starting = modelled * np.interp(modelled, points, np.asarray(together) / points)
-    following = modelled * np.interp(modelled, points, np.asarray(apart) / points)
+    starting = modelled * np.interp(modelled, points, np.asarray(first) / points)
     if blocks <= slots:
         durations = starting[_classes(p, np.arange(int(blocks)))]
-        return float(np.max(durations)), float(np.max(durations) - np.mean(durations)), run
+        return float(np.max(durations)), float(np.max(durations) - np.mean(durations)), runs[-1]
+
+    # Later blocks have drifted apart; those of the last, partial wave share the chip with fewer.
+    later = [(max(r.finish_ps) / _PS - f) / (rounds - 1) for r, f in zip(runs, first, strict=True)]
+    following = modelled * np.interp(modelled, points, np.asarray(later) / points)
+    tail = blocks % slots
+    ending = following
+    if tail:
+        last = [max(played(i, ceil(tail / w.machine.cores), tail, 1).finish_ps) / _PS for i in chosen]
+        ending = np.minimum(following, modelled * np.interp(modelled, points, np.asarray(last) / points))
     head = starting[_classes(p, np.arange(int(slots)))]
     begin = max(int(slots), int(blocks - _LAST_WAVES * slots))
-    durations = following[_classes(p, np.arange(begin, int(blocks)))]
-    skipped = following[_classes(p, np.arange(int(slots), begin))] if begin < 1 << 16 else None
-    between = float(np.sum(skipped)) if skipped is not None else (begin - slots) * float(np.mean(following))
+    ends_at = int(blocks - tail)
+    begin = min(begin, ends_at)
+    durations = np.concatenate(
+        [following[_classes(p, np.arange(begin, ends_at))], ending[_classes(p, np.arange(ends_at, int(blocks)))]]
+    )
+    if begin < _EXACT_BLOCKS:
+        between = float(np.sum(following[_classes(p, np.arange(int(slots), begin))]))
+    else:
+        between = (begin - slots) * float(np.mean(following))
     total = _deal(durations, head + max(0.0, between) / slots)
     even = (float(np.sum(head)) + between + float(np.sum(durations))) / slots
-    return total, max(0.0, total - even), run
+    return total, max(0.0, total - even), runs[-1]
 
 
 def _deal(durations: np.ndarray, free: np.ndarray) -> float:

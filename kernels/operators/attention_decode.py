@@ -189,7 +189,19 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
 
 
 # (block_h, block_n, num_stages, threads), likeliest first.
-_TILES = ((16, 64, 3, 128), (16, 128, 2, 128), (64, 64, 2, 128), (64, 128, 2, 128), (32, 64, 3, 128))
+# The last ones are for chips with 64 KB of shared memory a block, or wide heads.
+_TILES = (
+    (16, 64, 3, 128),
+    (16, 128, 2, 128),
+    (64, 64, 2, 128),
+    (64, 128, 2, 128),
+    (32, 64, 3, 128),
+    (16, 32, 2, 128),
+    (64, 32, 2, 128),
+    (16, 16, 2, 128),
+    (32, 16, 2, 128),
+    (64, 16, 1, 128),
+)
 
 
 def configs(shape: Shape) -> list[Config]:

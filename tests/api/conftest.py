@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.api import fakes
+from . import fakes
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The front door answers from :mod:`tests.api.fakes`, on four made-up chips."""
+    """The front door answers from :mod:`.fakes`, on four made-up chips."""
     import foretile.frontdoor
     import foretile.hwmodels
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from foretile.simulator.prediction import Prediction
 
-from tests.api.conftest import Run
+from .conftest import Run
 
 GEMM = ("gemm", "m=4096", "n=7168", "k=2048")
 

@@ -17,9 +17,9 @@ from foretile.report.output import OutputError
 from foretile.report.suite import SuiteError, cases, load_suite, parse_suite
 from foretile.simulator.machine import SimulationError
 
-from tests.api import fakes
-from tests.api.conftest import Run
-from tests.api.test_suite import GOOD
+from . import fakes
+from .conftest import Run
+from .test_suite import GOOD
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """What the tracer records: programs written as users write them, statement by statement."""
 
-# ruff: noqa: N803, N806, E741
+# ruff: noqa: E741
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from zoo import ZOO, flash_attention, grouped_rows, layer, matmul, persistent_matmul
-
 from foretile.kernels import language as T
 from foretile.kernels.errors import TraceError
 from foretile.kernels.expr import Binary, Call, Cast, Const, Load, Var
@@ -25,6 +23,7 @@ from foretile.kernels.ir import (
     While,
     walk_stmts,
 )
+from zoo import ZOO, flash_attention, grouped_rows, layer, matmul, persistent_matmul
 
 
 def body_of(build, grid=(4,)):
@@ -32,7 +31,9 @@ def body_of(build, grid=(4,)):
 
     @T.prim_func
     def program(
-        A: T.Tensor((64, 32), "float32"), B: T.Tensor((T.dynamic("m"), 32), "float16"), I: T.Tensor((64,), "int32")
+        A: T.Tensor((64, 32), "float32"),
+        B: T.Tensor((T.dynamic("m"), 32), "float16"),
+        I: T.Tensor((64,), "int32"),
     ):
         with T.Kernel(*grid) as bx:
             build(A, B, I, bx)
@@ -236,6 +237,85 @@ def test_variables_in_tuples_and_macros():
     assert stores[5] == ("A", Load("y", (c(0),)))
 
 
+def test_a_name_given_to_a_variable_is_a_copy():
+    @T.prim_func
+    def program(A: T.Tensor((4,), "float32")):
+        with T.Kernel(1):
+            x = T.alloc_var("float32", 1.0)
+            y = x
+            A[0] = y
+            x = 2.0
+            z = x + 1
+            A[1] = z
+
+    assert [s.buffer for s in program.body] == ["x", "A", "x", "A"]
+
+    with pytest.raises(TraceError, match="`y` was read from x"):
+
+        @T.prim_func
+        def stale(A: T.Tensor((4,), "float32")):
+            with T.Kernel(1):
+                x = T.alloc_var("float32", 1.0)
+                y = x
+                x = 2.0
+                A[0] = y
+
+
+def test_other_statements_of_python():
+    mode = "fast"
+
+    @T.prim_func
+    def program(A: T.Tensor((4,), "float32")):
+        with T.Kernel(4) as bx:
+
+            @T.macro
+            def inner(i):
+                if i > 2:
+                    A[i] = 5
+
+            try:
+                first: int = len("ab")
+                A[first] = 1
+            finally:
+                A[3] = 2
+            match mode:
+                case "fast":
+                    value = bx * 2
+                    A[0] = value
+                case _:
+                    A[1] = 3
+            for pair in [(0, 1), (2, 3)]:
+                a, b = pair
+                if a == 2:
+                    A[b] = a
+            inner(bx)
+            scale = (lambda c: 1.0 if c > 1 else 0.0)(bx)
+            A[0] += scale
+            assert mode == "fast", "concrete conditions may be asserted"
+
+    kinds = [type(s).__name__ for s in program.body]
+    assert kinds == ["Store"] * 4 + ["If", "Store"]
+    assert program.body[-1].value.b.fn == "if_then_else"
+
+
+def test_a_name_rebound_in_a_branch_keeps_its_old_value_in_the_other():
+    @T.prim_func
+    def program(A: T.Tensor((4,), "float32")):
+        with T.Kernel(4) as bx:
+            i = bx + 1
+            if bx > 1:
+                i = bx + 2
+                A[i] = 1
+            else:
+                A[i] = 2
+            for i in T.serial(2):
+                A[i] = 3
+
+    branch = program.body[0]
+    assert branch.then[0].indices == (Binary("add", Var("bx"), c(2)),)
+    assert branch.orelse[0].indices == (Binary("add", Var("bx"), c(1)),)
+
+
 def test_loops():
     def build(A, B, I, bx):
         for i in T.serial(4):
@@ -297,7 +377,7 @@ def test_logic_is_recorded_or_decided():
                 A[0] = 1
             if not flag or bx > 2:
                 A[1] = 1
-            if 1 < bx <= 5 and not (bx == 3):
+            if 1 < bx <= 5 and not (bx == 3):  # noqa: SIM201
                 A[2] = 1.0 if flag else 2.0
             A[3] = 1.0 if bx % 2 else 2.0
             if flag or bx > 2:
@@ -319,7 +399,7 @@ def test_values():
         A[0, 0] = x * 2 + 1
         A[0, 1] = 3 - bx
         A[0, 2] = T.max(x, 0)
-        A[0, 3] = -x**2
+        A[0, 3] = -(x**2)
         I[0] = (bx << 2 | 1) ^ ~bx
         A[0, 4] = T.cast(2, "float16") * B[0, 0]
         A[0, 5] = np.int64(3) * bx + np.float32(0.5)
@@ -358,7 +438,9 @@ def test_copy_regions():
         T.copy(A[0, 0], tile[0, 0])
 
     copies = body_of(build)
-    assert copies[0].src == copies[1].src == Region("A", (Binary("mul", Var("bx"), c(16)), c(0)), (c(16), c(32)))
+    assert (
+        copies[0].src == copies[1].src == Region("A", (Binary("mul", Var("bx"), c(16)), c(0)), (c(16), c(32)))
+    )
     assert copies[2].src == Region("A", (c(3), c(0)), (c(1), c(32)))
     assert copies[3].dst == Region("shared", (c(5), c(0)), (c(1), c(32)))
     assert copies[4].src == Region("shared", (c(15), c(0)), (c(1), c(32)))

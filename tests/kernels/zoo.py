@@ -1,7 +1,5 @@
 """Kernels written as users of TileLang write them; the tests trace, print and compare them."""
 
-# ruff: noqa: E741, N803, N806
-
 from __future__ import annotations
 
 from foretile.kernels import language as T

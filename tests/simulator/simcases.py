@@ -95,6 +95,9 @@ class Case:
         shape = " ".join(f"{k}={v}" for k, v in self.shape.items())
         return f"{self.operator.name} {shape} on {self.chip.id} with {self.config}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # what hypothesis prints
+        printer.text(repr(self))
+
 
 def case(source: Source, operators: Sequence[str], chips: Sequence[str] = CHIPS) -> Case | None:
     """A drawn case, or None if the shape makes no sense or nothing near the drawn choice fits."""

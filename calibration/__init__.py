@@ -1,0 +1,1 @@
+"""What reality says: measurements, fitting and validation (the work that follows the spine)."""
