@@ -319,7 +319,8 @@ class _Printer:
     def literal(self, a: Expr, b: Expr, wanted: str, above: int = 0) -> str:
         """Left operand; between two literals it is spelled as a value, or Python would compute them."""
         if isinstance(a, Const) and isinstance(b, Const):
-            return self.const(a, bare=False)
+            text = self.const(a, bare=False)
+            return f"({text})" if text.startswith("-") and above > _UNARY else text
         return self.expr(a, above, wanted)
 
     def call(self, e: Call) -> tuple[str, int]:

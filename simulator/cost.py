@@ -23,13 +23,7 @@ from foretile.simulator.machine import settle_decades
 from foretile.simulator.plan import Array, Plan, last_longest
 from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
 
-# Blocks that have drifted apart overlap one's waiting with another's work, but not perfectly: the
-# round takes this norm of (a block alone, the busiest engine's service). Fitted to the event engine.
-_OVERLAP = 3.0
-# Agents that share engines inside a loop interleave a little less than perfectly. Fitted likewise.
-_INTERLEAVE = 5.0
 _SPREAD = 0.3  # relative difference of block lengths beyond which waves no longer line up
-_LINE_BYTES = 128  # a cache line; a tile waits for its slowest one
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     # The first blocks of a core start together and contend throughout; later ones have drifted
     # apart, and one's ramp and epilogue hide behind the others' main loops.
     service = _service(plan, slow, resident, slots) * full.total / np.maximum(1e-30, _mean(full.total))
-    apart = np.minimum(full.total, (alone.total**_OVERLAP + service**_OVERLAP) ** (1 / _OVERLAP))
+    apart = np.minimum(full.total, _soft_max(alone.total, service))
     first = np.where(pick, _mean(full.total), 0.0)
     tail_time = np.where(has_tail, _mean(last.total), 0.0)
     lined_up = first + np.maximum(0.0, plan.full_waves - 1.0) * _mean(apart) + tail_time
@@ -158,7 +152,19 @@ def block_times(plan: Plan, slow: float, resident: float, active: float) -> Arra
 
 
 def _mean(values: Array) -> Array:
+    if np.ndim(values) < 2 or values.shape[-1] == 1:
+        return values
     return np.mean(values, axis=-1, keepdims=True)
+
+
+def _soft_max(a: Array, b: Array) -> Array:
+    """The 4-norm of two times, a maximum that is soft where they are close.
+
+    Work that competes (agents inside a loop, blocks that have drifted apart) overlaps one's waiting
+    with another's service, but not perfectly. The exponent is fitted to the event engine.
+    """
+    a2, b2 = a * a, b * b
+    return np.sqrt(np.sqrt(a2 * a2 + b2 * b2))
 
 
 class _Timeline:
@@ -203,14 +209,14 @@ class _Timeline:
         """
         t, m = self.plan.traffic, self.machine
         latency: Array = 0.0
-        service: dict[str, Array] = {"port": 0.0}
+        service: dict[str, Array] = {"port": 0.0, "l2": 0.0, "dram": 0.0}
+        share = self.active / self.resident  # the core gets its blocks' share of the chip's engines
         for op in ops:
-            lines = max(1.0, self.plan.workload.accesses[op.access].full_bytes / _LINE_BYTES)
-            missing = 1.0 - (1.0 - np.minimum(1.0, t.dram_share[op.access])) ** lines
-            reached = m.l2_latency_s + (m.dram_latency_s - m.l2_latency_s) * missing
-            reached = reached + (0.0 if first else op.latency_s)
-            latency = np.maximum(latency, reached)
+            latency = np.maximum(latency, t.latency_s[op.access] + (0.0 if first else op.latency_s))
+            moved = t.l2_bytes[op.access] * share
             service["port"] = service["port"] + t.port_bytes[op.access] / m.port_bytes_per_s
+            service["l2"] = service["l2"] + moved / m.l2_chip_bytes_per_s
+            service["dram"] = service["dram"] + moved * t.dram_share[op.access] / self.plan.dram_rate
             for engine, seconds in op.work:
                 service[engine] = service.get(engine, 0.0) + seconds
         longest: Array = 0.0
@@ -222,7 +228,14 @@ class _Timeline:
         """What a load outside of loops waits beyond its own turn: all blocks ask at the same time."""
         t, m = self.plan.traffic, self.machine
         moved = t.l2_bytes[op.access]
-        own = t.port_bytes[op.access] / self.agents / m.port_bytes_per_s
+        share = self.active / self.resident / self.agents
+        own = np.maximum(
+            t.port_bytes[op.access] / self.agents / m.port_bytes_per_s,
+            np.maximum(
+                share * moved / m.l2_chip_bytes_per_s,
+                share * moved * t.dram_share[op.access] / self.plan.dram_rate,
+            ),
+        )
         longest = np.maximum(
             self.resident * t.port_bytes[op.access] / m.port_bytes_per_s,
             self.active * moved / m.l2_chip_bytes_per_s,
@@ -279,12 +292,13 @@ class _Timeline:
         for ready in pending.values():
             t = np.maximum(t, ready)
         if outer:
-            # A block ends with its last agent: the others' turns on the busiest engine come first.
+            # Of agents that start together the last one ends after the others' turns on the busiest
+            # engine.
             turns: Array = 0.0
             for seconds in self.outside.values():
                 turns = np.maximum(turns, seconds)
             # Agents that queued for their loads arrive one after the other and take turns for free.
-            t = t + np.maximum(0.0, turns * (1.0 - 1.0 / self.agents) - self.queued)
+            t = t + np.maximum(0.0, turns * (self.resident - 1.0 / self.agents) - self.queued)
             self.looped = looped_time
             self.epilogue = after if looped else np.zeros((1, 1))
             self.fill = self.fill if looped else t - longest
@@ -320,12 +334,12 @@ class _Timeline:
             rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
         steady = np.maximum(0.0, trips - 1.0) * interval
         busiest: Array = np.zeros((1, 1))
-        for service, own in self.service(loop, spans):
+        for service, own in self.service(loop, spans, rest):
             if nested:  # the chain holds the inner loops' contention already
                 own = service
             busiest = np.maximum(busiest, trips * service - np.minimum(rest + chain, own))
         if self.agents * np.max(self.resident) > 1:
-            steady = (steady**_INTERLEAVE + busiest**_INTERLEAVE) ** (1 / _INTERLEAVE)
+            steady = _soft_max(steady, busiest)
         else:
             steady = np.maximum(steady, busiest)
         runs = np.minimum(1.0, trips)
@@ -334,7 +348,9 @@ class _Timeline:
         self._ahead = np.where(trips > 0, spare, self._ahead)
         return steady * runs, runs * (rest + chain)
 
-    def service(self, loop: Loop, spans: Mapping[str, tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+    def service(
+        self, loop: Loop, spans: Mapping[str, tuple[Array, Array]], rest: Array
+    ) -> list[tuple[Array, Array]]:
         """Per engine: service of one iteration for all resident (or active) blocks, and the part of
         the chain (or of the fill) during which the engine can be at work."""
         core: dict[str, Array] = {}
@@ -343,11 +359,13 @@ class _Timeline:
         m = self.machine
         lead: dict[str, Any] = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
         self._collect(loop.loads[: loop.lead], 1.0, {}, lead)
+        filling = {engine for op in loop.loads for engine, _ in op.work}
         found: list[tuple[Array, Array]] = []
         for engine, seconds in core.items():
             service = seconds * self.slow if engine in CLOCKED else seconds
             began, ended = spans.get(engine, (0.0, service / self.agents))
-            found.append((self.resident * service, ended - began))
+            # An engine that loads use too is at work from the first one's issue on.
+            found.append((self.resident * service, ended + rest if engine in filling else ended - began))
         rates = (
             ("port", self.resident, m.port_bytes_per_s),
             ("l2", self.active, m.l2_chip_bytes_per_s),
@@ -356,10 +374,10 @@ class _Timeline:
         )
         # What arrives after the first operation has started overlaps the chain; what it waits for
         # is partly in the fill already (this block's own turn on the port).
-        turn = lead["port"] / self.agents / m.port_bytes_per_s
         for name, blocks, rate in rates:
             before = blocks * lead[name] / rate
-            found.append((blocks * chip[name] / rate, blocks * chip[name] / rate - before + np.minimum(before, turn)))
+            turn = before / (self.resident * self.agents)
+            found.append((blocks * chip[name] / rate, blocks * chip[name] / rate - before + turn))
         return found
 
     def _collect(self, nodes: tuple[Node, ...], times: Array, core: dict[str, Array], chip: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ class Core:
                 finish = end + instruction.duration_ps - instruction.longest_ps
         return finish + instruction.latency_ps
 
-    def _load(self, agent: _Agent, load: LoadSpec, now: int) -> int:
+    def _load(self, agent: _Agent, load: LoadSpec, now: int, *, refill: bool = False) -> int:
         arrived = now
         for engine, service in load.service:
             if load.posted:
@@ -193,7 +193,7 @@ class Core:
                 self.result.slices.append(Slice(self.engines[engine], load.label, agent.number, start, end))
             if end > arrived:
                 arrived = end
-        return arrived + load.latency_ps
+        return arrived + load.latency_ps + (load.lag_ps if refill else 0)
 
     def _free_for_read(self, engine: int, now: int) -> int:
         """When a read can start: writes wait in the L2 and drain in the gaps, up to its capacity."""
@@ -253,7 +253,7 @@ class Core:
         state.done += 1
         if loop.loads:
             if state.issued < state.trips:
-                state.arrivals[state.issued] = [self._load(agent, load, now) for load in loop.loads]
+                state.arrivals[state.issued] = [self._load(agent, load, now, refill=True) for load in loop.loads]
                 state.issued += 1
             else:
                 self._prefetch(agent, loop, 1, now)

@@ -16,8 +16,10 @@ import numpy as np
 
 from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, evaluate, walk
 from foretile.kernels.ir import Buffer
+from foretile.simulator.machine import Machine
 from foretile.simulator.workload import Access, Workload
 
+_LINE_BYTES = 128  # a cache line
 Array = Any  # float or float64 array; everything here broadcasts
 
 
@@ -120,6 +122,7 @@ class Traffic:
     l2_bytes: list[Array]  # leaving or entering the L2 for one execution by one block
     port_bytes: list[Array]  # arriving at (or leaving) the core
     dram_share: list[Array]  # DRAM bytes per L2 byte
+    latency_s: list[Array]  # until a read's slowest line is on its way to the core
     dram_read_bytes: Array  # whole kernel
     dram_write_bytes: Array
     l2_read_bytes: Array
@@ -185,7 +188,19 @@ def traffic(workload: Workload, counts: list[Array], blocks: Array, wave: Array,
             l2.append(tile)
             port.append(tile)
             share.append(np.where(moved > 0, dram / np.maximum(moved, 1e-30), 0.0))
-    return Traffic(l2, port, share, read, write, l2_read, l2_write, atomic)
+    latency = [_latency(machine, access, s) for access, s in zip(workload.accesses, share, strict=True)]
+    return Traffic(l2, port, share, latency, read, write, l2_read, l2_write, atomic)
+
+
+def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:
+    """Latency of a tile: with a share of its lines from DRAM, the chance that at least one is.
+
+    A tile is complete when its slowest line is; of ``n`` lines, none comes from DRAM with
+    probability ``(1 - share) ** n``.
+    """
+    lines = max(1.0, access.full_bytes / _LINE_BYTES)
+    missing = 1.0 - (1.0 - np.minimum(1.0, dram_share)) ** lines
+    return machine.l2_latency_s + (machine.dram_latency_s - machine.l2_latency_s) * missing
 
 
 def _longest(extent: Expr, env: Mapping[str, Any]) -> Array:

@@ -14,7 +14,6 @@ from foretile.simulator.workload import CHIP_ENGINES, CLOCKED, CORE_ENGINES, Bra
 ENGINES = (*CORE_ENGINES, *CHIP_ENGINES)
 _INDEX = {name: i for i, name in enumerate(ENGINES)}
 _PS = 1e12
-_LINE_BYTES = 128
 _POSTED = "posted write "  # nobody waits for these: a block may end while its writes drain
 
 
@@ -26,6 +25,7 @@ class LoadSpec:
     target: int
     service: tuple[tuple[int, int], ...]
     latency_ps: int
+    lag_ps: int = 0  # until the producer learns that a buffer is free again
     posted: bool = False  # a write: nobody waits for it, and reads overtake it
 
 
@@ -191,7 +191,7 @@ class _Compiler:
             # Posted: the agent goes on when its bytes have left the core.
             service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CORE_ENGINES)
             posted = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CHIP_ENGINES)
-            write = LoadSpec(op.label, self._target(f"{_POSTED}{op.access}"), posted, 0, True)
+            write = LoadSpec(op.label, self._target(f"{_POSTED}{op.access}"), posted, 0, posted=True)
             return Instruction("op", op.label, _ps(duration), _ps(longest), 0, service, waits, write)
         load = self.load(op, chance) if op.kind == "load" else None
         service = () if load else tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())
@@ -214,12 +214,9 @@ class _Compiler:
         port = self.value(traffic.port_bytes[op.access]) * chance / self.agents
         seconds["port"] = port / self.machine.port_bytes_per_s
         self._chip(op, chance, seconds)
-        m = self.machine
-        lines = max(1.0, self.plan.workload.accesses[op.access].full_bytes / _LINE_BYTES)
-        missing = 1.0 - (1.0 - min(1.0, self.value(traffic.dram_share[op.access]))) ** lines
-        latency = m.l2_latency_s + (m.dram_latency_s - m.l2_latency_s) * missing + op.latency_s
+        latency = self.value(traffic.latency_s[op.access])
         service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())
-        return LoadSpec(op.label, self._target(op.writes), service, _ps(latency))
+        return LoadSpec(op.label, self._target(op.writes), service, _ps(latency), _ps(op.latency_s))
 
     def _target(self, name: str) -> int:
         return self.targets.setdefault(name, len(self.targets))

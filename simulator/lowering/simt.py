@@ -64,7 +64,8 @@ class SimtRules:
         if self.runs_ahead():
             # A consumer tests one "full" barrier a tile; the producer's round trip (arrive, wait,
             # issue) and the drain of the products that read the buffer delay the next load.
-            return m.barrier_s * tiles, m.pipeline_barrier_s + m.matrix_latency_s
+            drain = m.matrix_latency_s if self.roles.accumulators else 0.0
+            return m.barrier_s * tiles, m.pipeline_barrier_s + drain
         return m.pipeline_barrier_s, 0.0
 
     def shared_by_pair(self, buffer: str) -> float:

@@ -11,7 +11,7 @@ from foretile.kernels.ir import AtomicAdd, Buffer, Copy, For, If, Region, Store,
 from foretile.kernels.load import from_script
 from foretile.kernels.printer import script
 from foretile.kernels.values import cast, function
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import bindings, programs
 from zoo import ZOO, flash_attention, matmul
@@ -27,7 +27,7 @@ def test_zoo_round_trip(name):
     assert from_script(bound.script()) == bound
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(programs(), st.data())
 def test_random_programs_round_trip(p, data):
     assert from_script(p.script()) == p
@@ -172,7 +172,7 @@ def program_with(*values, conditions=()):
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(_ints, _floats), min_size=1, max_size=4), st.lists(_conditions, max_size=3))
 def test_expressions_round_trip(values, conditions):
     p = program_with(*values, conditions=conditions)

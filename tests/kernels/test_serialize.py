@@ -9,7 +9,7 @@ import pytest
 from foretile.kernels.expr import Const
 from foretile.kernels.ir import TileProgram, walk_stmts
 from foretile.kernels.serialize import to_json
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from strategies import programs
 from zoo import ZOO, flash_attention, grouped_rows, matmul
 
@@ -23,7 +23,7 @@ def test_zoo_round_trip(name):
     assert [s.loc for s in walk_stmts(again.body)] == [s.loc for s in walk_stmts(p.body)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(programs())
 def test_random_programs_round_trip(p):
     assert TileProgram.from_json(json.loads(json.dumps(p.to_json()))) == p

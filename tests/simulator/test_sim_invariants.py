@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import RESOURCES
 from foretile.simulator.prediction import Prediction
@@ -149,14 +150,11 @@ def test_some_time_depends_on_every_resource(resource: str) -> None:
 
 
 def _beyond_l2() -> Case:
-    """A product of narrow tiles whose wave touches more than the L2 holds, and that waits for DRAM."""
+    """A product of narrow tiles without swizzle: a wave touches more than the L2 holds, DRAM binds."""
     operator = load_operator("gemm")
-    shape = operator.shape(m=16, n=65536, k=16384, batch=4)
-    config = operator.config(shape, variant="tile", block_m=16, block_n=128, swizzle=0)
-    tall = operator.shape(m=65536, n=65536, k=1024)
-    wide = operator.config(tall, variant="tile", block_m=128, block_n=64, swizzle=0)
-    del shape, config
-    return Case(operator, tall, wide, load_chip("metax-c550"))
+    shape = operator.shape(m=65536, n=65536, k=2048)
+    config = operator.config(shape, variant="tile", block_m=16, block_n=64, swizzle=0)
+    return Case(operator, shape, config, load_chip("a100-sxm4-80gb"))
 
 
 def test_the_engine_is_hardly_ever_slower_with_more_of_a_resource() -> None:

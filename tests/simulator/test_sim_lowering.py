@@ -1,0 +1,205 @@
+"""What lowering decides: instruction intervals, occupancy, pipelines, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from foretile.frontdoor import predict
+from foretile.hwmodels import load_chip
+from foretile.kernels import language as T
+from foretile.kernels.operator import load_operator
+from foretile.simulator.lowering import lower
+from foretile.simulator.machine import SimulationError
+from foretile.simulator.predictor import machine_of
+from foretile.simulator.search import workloads
+from foretile.simulator.workload import Loop, Node, Op, Workload
+
+TILE = {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64, "num_stages": 3, "threads": 256, "swizzle": 8}
+SHAPE = {"m": 8192, "n": 8192, "k": 4096}
+
+
+def gemm_workload(chip: str, **config: Any) -> Workload:
+    operator = load_operator("gemm")
+    shape = operator.shape(**SHAPE)
+    return workloads(operator, shape, operator.config(shape, **{**TILE, **config}), machine_of(load_chip(chip)))[0]
+
+
+def operations(nodes: tuple[Node, ...]) -> list[Op]:
+    found: list[Op] = []
+    for node in nodes:
+        if isinstance(node, Op):
+            found.append(node)
+        elif isinstance(node, Loop):
+            found += [*node.loads, *operations(node.body)]
+        else:
+            found += [*operations(node.then), *operations(node.orelse)]
+    return found
+
+
+def labelled(workload: Workload, start: str) -> list[Op]:
+    return [op for op in operations(workload.nodes) if op.label.startswith(start)]
+
+
+# -- matrix instructions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [64, 128, 256])
+def test_a_wgmma_takes_the_measured_interval(n: int) -> None:
+    """m64nNk16 from shared memory: max(N / 2, (2048 + 32 N) / 128) + 0.7 cycles (measured on H100)."""
+    chip = load_chip("h100-sxm5-80gb")
+    workload = gemm_workload(chip.id, block_m=64, block_n=n, block_k=16, threads=128)
+    (product,) = labelled(workload, "gemm")
+    work = dict(product.work)
+    clock = chip.clock.matrix_burst_hz
+    assert clock is not None
+    matrix = work["matrix"] * chip.matrix.mainloop_fraction.value
+    cycles = max(matrix, work["scratchpad"]) * clock.value
+    assert cycles == pytest.approx(max(n / 2, (2048 + 32 * n) / 128) + 0.7, rel=0.05)
+
+
+def test_a_tcgen05_product_reads_half_of_b_for_each_core_of_a_pair() -> None:
+    """Two cores, M256: per core its own A and half of B (2 · 64 · (128 + 256 / 2) bytes a 64-deep step)."""
+    workload = gemm_workload("b200-sxm", block_n=256)
+    (product,) = labelled(workload, "gemm")
+    m = workload.machine.under_matrix_load()
+    assert dict(product.work)["scratchpad"] * m.scratchpad_bytes_per_s == pytest.approx(2 * 64 * (128 + 128))
+
+
+def test_half_filled_instructions_are_padded_and_counted() -> None:
+    p = predict("gemm", "a100-sxm4-80gb", m=8, n=4096, k=4096, config=TILE | {"block_m": 16, "threads": 128})
+    assert p.overhead_flops["tile_padding_and_masking"] == pytest.approx(p.flops)
+    assert p.overhead_flops["instruction_padding"] == 0
+    wide = predict("gemm", "b200-sxm", m=8192, n=8192, k=4096, config=TILE | {"block_m": 64, "threads": 128})
+    assert wide.overhead_flops["tile_padding_and_masking"] == 0
+    # 64 rows in an instruction of 128: the engine runs at half rate.
+    (product,) = labelled(gemm_workload("b200-sxm", block_m=64, threads=128), "gemm")
+    assert product.flops in (2 * product.tile_flops, product.tile_flops)
+    full = predict("gemm", "b200-sxm", m=8192, n=8192, k=4096, config=TILE)
+    assert wide.time_s > 1.5 * full.time_s
+
+
+def test_few_rows_fall_back_to_the_narrow_instruction() -> None:
+    """16 rows on Hopper: padding to 64 costs four times the work, mma.sync 1 / 0.63."""
+    sixteen = labelled(gemm_workload("h100-sxm5-80gb", block_m=16, threads=128), "gemm")[0]
+    sixty_four = labelled(gemm_workload("h100-sxm5-80gb", block_m=64, threads=128), "gemm")[0]
+    assert sixteen.flops == sixteen.tile_flops
+    assert dict(sixteen.work)["matrix"] == pytest.approx(dict(sixty_four.work)["matrix"] / 4 / 0.63, rel=1e-6)
+
+
+@pytest.mark.parametrize("chip", ["a100-sxm4-80gb", "h100-sxm5-80gb", "b200-sxm", "ascend-910b3", "metax-c550"])
+def test_deeper_pipelines_are_never_slower_while_they_fit(chip: str) -> None:
+    times = []
+    for stages in (2, 3, 4, 5, 6):
+        try:
+            config = TILE | {"num_stages": stages, "block_n": 64, "block_k": 32}
+            # As many blocks as cores: residency, which deeper pipelines cost, plays no part.
+            p = predict("gemm", chip, m=512, n=512, k=16384, config=config, model="cost_model")
+        except SimulationError:
+            break
+        times.append(p.time_s)
+    assert len(times) >= 2
+    assert all(b <= a * (1 + 1e-9) for a, b in zip(times, times[1:], strict=False)), times
+
+
+# -- occupancy ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chip", "config", "name", "blocks"),
+    [
+        # 3 · 2 · 128 · 64 · 2 bytes + 1024 reserved: 233472 // 99328
+        ("h100-sxm5-80gb", {}, "shared memory", 2),
+        ("a100-sxm4-80gb", {}, "shared memory", 1),
+        # 128 × 128 fp32 over 256 threads + 32: 96 registers a thread, 65536 // (256 · 96)
+        ("a100-sxm4-80gb", {"block_k": 32, "num_stages": 2}, "registers", 2),
+        # 128 lanes × 256 columns × 4 bytes of 256 KiB
+        ("b200-sxm", {"block_n": 256, "block_k": 16, "num_stages": 2}, "tensor memory", 2),
+    ],
+)
+def test_the_resource_that_limits_occupancy_is_named(chip: str, config: Any, name: str, blocks: int) -> None:
+    occupancy = gemm_workload(chip, **config).occupancy
+    assert (occupancy.limited_by, occupancy.blocks_per_core) == (name, blocks)
+
+
+def test_threads_and_block_slots_limit_occupancy_too() -> None:
+    def resident(threads: int) -> tuple[str, int]:
+        @T.prim_func
+        def program(A: T.Tensor((4096,), "float32"), B: T.Tensor((4096,), "float32")) -> None:  # type: ignore[valid-type]
+            with T.Kernel(4, threads=threads) as bx:
+                for i in T.Parallel(1024):
+                    B[bx * 1024 + i] = A[bx * 1024 + i] + 1.0
+
+        found = lower(program, machine_of(load_chip("l40s"))).occupancy
+        return found.limited_by, found.blocks_per_core
+
+    assert resident(1024) == ("threads", 1)
+    assert resident(32) == ("blocks", 24)
+
+
+# -- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chip", "config", "numbers"),
+    [
+        ("a100-sxm4-80gb", {"block_m": 256, "block_n": 256, "num_stages": 4}, ("262144 bytes", "166912", "shared memory")),
+        ("a100-sxm4-80gb", {"block_m": 256, "block_n": 256, "block_k": 32, "num_stages": 2}, ("288 registers", "255")),
+        ("h100-sxm5-80gb", {"threads": 2048}, ("2176 threads", "1024")),
+        ("ascend-910b3", {"block_m": 256, "block_n": 256}, ("262144 bytes of L0C", "131072")),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_both_numbers(chip: str, config: Any, numbers: tuple[str, ...]) -> None:
+    with pytest.raises(SimulationError) as refused:
+        predict("gemm", chip, config=TILE | config, **SHAPE)
+    for part in (*numbers, chip, "gemm"):
+        assert part in str(refused.value)
+
+
+def test_arithmetic_that_a_chip_lacks_is_refused_with_what_it_has() -> None:
+    with pytest.raises(SimulationError, match=r"a100-sxm4-80gb: matrix\.flop_per_cycle\.fp8: unknown.*bf16"):
+        predict("gemm", "a100-sxm4-80gb", m=256, n=256, k=256, dtype="fp8")
+
+
+# -- what is counted ---------------------------------------------------------------------------
+
+
+def test_special_functions_and_conversions_are_counted_by_pipe() -> None:
+    @T.prim_func
+    def program(A: T.Tensor((1024,), "float32"), B: T.Tensor((1024,), "bfloat16")) -> None:  # type: ignore[valid-type]
+        with T.Kernel(1, threads=256) as bx:
+            x = T.alloc_fragment((1024,), "float32")
+            T.copy(A[bx * 1024], x)
+            for i in T.Parallel(1024):
+                x[i] = T.exp2(x[i])
+            T.copy(x, B[bx * 1024])
+
+    workload = lower(program, machine_of(load_chip("h100-sxm5-80gb")))
+    m = workload.machine
+    (power,) = labelled(workload, "x = ")
+    assert dict(power.work)["special"] * m.special_per_s == pytest.approx(1024)
+    (out,) = labelled(workload, "copy x")
+    assert dict(out.work)["vector"] >= 1024 / m.convert_per_s * (1 - 1e-9)
+
+
+def test_a_pipelined_loop_loads_ahead_and_counts_its_trips() -> None:
+    workload = gemm_workload("h100-sxm5-80gb", num_stages=4)
+    (loop,) = (n for n in workload.nodes if isinstance(n, Loop))
+    assert loop.stages == 4
+    assert len(loop.loads) == 2
+    assert workload.agents == 2  # 256 threads: two warp groups
+    serial = gemm_workload("h100-sxm5-80gb", num_stages=0)
+    (loop,) = (n for n in serial.nodes if isinstance(n, Loop))
+    assert (loop.stages, loop.loads) == (1, ())
+
+
+def test_an_unknown_statement_in_a_parallel_nest_is_refused_with_its_line() -> None:
+    @T.prim_func
+    def program(A: T.Tensor((64, 64), "float32")) -> None:  # type: ignore[valid-type]
+        with T.Kernel(1, threads=128):
+            x = T.alloc_fragment((64, 64), "float32")
+            for _ in T.Parallel(64):
+                T.copy(A, x)
+
+    with pytest.raises(SimulationError, match=r"test_sim_lowering\.py.*Copy inside T\.Parallel"):
+        lower(program, machine_of(load_chip("h100-sxm5-80gb")))
