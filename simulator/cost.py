@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from foretile.simulator.machine import settle_decades
-from foretile.simulator.plan import Array, Plan, last_longest
+from foretile.simulator.plan import Array, Plan, company, last_longest
 from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
 
 _SPREAD = 0.3  # relative difference of block lengths beyond which waves no longer line up
@@ -72,7 +72,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     tail_resident = np.ceil(tail / machine.cores)
 
     full = _Timeline(plan, slow, resident, slots).run()
-    alone = _Timeline(plan, slow, 1.0, float(machine.cores)).run() if resident > 1 else full
+    alone = _Timeline(plan, slow, 1.0, np.minimum(float(machine.cores), plan.blocks)).run()
     last = _Timeline(plan, slow, np.maximum(1.0, tail_resident), np.maximum(1.0, tail)).run()
     has_tail = tail > 0
     waves = plan.blocks / slots
@@ -84,14 +84,17 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     apart = np.minimum(full.total, _soft_max(alone.total, service))
     first = np.where(pick, _mean(full.total), 0.0)
     tail_time = np.where(has_tail, _mean(last.total), 0.0)
-    lined_up = first + np.maximum(0.0, plan.full_waves - 1.0) * _mean(apart) + tail_time
+    # The tail's blocks start when the first of the last full round ends, not the last.
+    opening = np.minimum(first, np.maximum(_mean(alone.total), first - _mean(full.stagger)))
+    rounds = np.maximum(0.0, plan.full_waves - 1.0) * _mean(apart)
+    lined_up = rounds + np.where(has_tail, np.maximum(first, np.where(pick, opening, 0.0) + tail_time), first)
     even = first + (waves - 1.0) * _mean(apart)
     if plan.samples > 1:
         lined_up = _unequal(plan, np.where(pick, full.total, last.total), apart, lined_up, even)
 
     fill = _mean(np.where(pick, full.fill, last.fill))
     epilogue = _mean(np.where(pick, full.epilogue, last.epilogue))
-    idle = _mean(np.where(pick, full.total - full.looped, last.total - last.looped))
+    idle = _mean(alone.total - alone.looped)
 
     core_blocks = np.ceil(plan.blocks / machine.cores) if plan.samples == 1 else plan.blocks / machine.cores
     time = lined_up
@@ -99,7 +102,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     for engine, seconds in plan.core_busy.items():
         service = seconds * slow if engine in CLOCKED else seconds
         busy[engine] = service * plan.blocks / machine.cores
-        before = idle - np.where(pick, full.outside.get(engine, 0.0), last.outside.get(engine, 0.0))
+        before = idle - alone.outside.get(engine, 0.0)
         time = np.maximum(time, np.maximum(0.0, before) + core_blocks * service)
     for engine, seconds in plan.chip_busy.items():
         busy[engine] = seconds
@@ -184,8 +187,10 @@ class _Timeline:
         self.total: Array = 0.0
         self.epilogue: Array = 0.0
         self.outside: dict[str, Array] = {}  # service of operations outside of loops, whole block
+        self.stagger: Array = 0.0  # between the first and the last of the blocks that start together
         self.queued: Array = 0.0  # waiting for others' loads, outside of loops
         self._ahead: Array = 0.0
+        self._inside = False
 
     def run(self) -> _Timeline:
         self.total = self.sequence(self.plan.workload.nodes, outer=True)
@@ -271,17 +276,19 @@ class _Timeline:
                     self.queued = self.queued + (queue if outer else 0.0)
                     pending[node.writes] = t + self.arrival(node) + queue
                 longest = np.maximum(longest, t - began)
+                self._ahead = np.where(self._ahead > 0, self._ahead + t - before, self._ahead)
                 after = after + (t - before)
             elif isinstance(node, Loop):
                 runs = np.minimum(1.0, self.plan.trips[id(node)])
+                steady, rest, chain = self.loop(node)
+                waited = rest
                 for ready in pending.values():  # the body needs them; an empty loop does not
-                    t = t + runs * np.maximum(0.0, ready - t)
+                    waited = np.maximum(waited, ready - t)
                 if outer and not looped:
-                    self.fill = t
+                    self.fill = t + runs * waited
                 looped = True
-                steady, rest = self.loop(node)
-                t = t + steady + rest
-                looped_time = looped_time + steady + rest
+                t = t + runs * (waited + steady + chain)
+                looped_time = looped_time + runs * (rest + steady + chain)
                 after = np.zeros((1, 1))
             else:
                 for ready in pending.values():
@@ -298,7 +305,9 @@ class _Timeline:
             for seconds in self.outside.values():
                 turns = np.maximum(turns, seconds)
             # Agents that queued for their loads arrive one after the other and take turns for free.
-            t = t + np.maximum(0.0, turns * (self.resident - 1.0 / self.agents) - self.queued)
+            extra = np.maximum(0.0, turns * (self.resident - 1.0 / self.agents) - self.queued)
+            self.stagger = self.stagger + extra + self.queued
+            t = t + extra
             self.looped = looped_time
             self.epilogue = after if looped else np.zeros((1, 1))
             self.fill = self.fill if looped else t - longest
@@ -312,29 +321,42 @@ class _Timeline:
             service = seconds * self.slow if engine in CLOCKED else seconds
             self.outside[engine] = self.outside.get(engine, 0.0) + service
 
-    def loop(self, loop: Loop) -> tuple[Array, Array]:
-        """Time in the steady state, and the rest (fill and drain), over all iterations.
+    def loop(self, loop: Loop) -> tuple[Array, Array, Array]:
+        """Time in the steady state, wait for the first loads, and one chain, if it runs at all.
 
         Every engine needs its service for all iterations of all resident blocks, plus the parts of
         one chain before its first and after its last use.
         """
         trips = self.plan.trips[id(loop)]
         nested = any(isinstance(node, Loop) for node in loop.body)
+        outermost, self._inside = not self._inside, True
         ahead_before = self._ahead
         # In a loop of tiles whose loads run ahead, only the first tile's first loads are waited for.
         self._ahead = np.inf if nested and loop.run_ahead else 0.0
         spans: dict[str, tuple[Array, Array]] = {}
         chain = self.sequence(loop.body, spans=spans)
-        self._ahead = ahead_before
         interval = chain
+        if nested:  # agents drift apart: one's epilogue hides behind the others' products
+            shared = self.resident, self.active
+            self.resident, self.active = 1.0 / self.agents, shared[1] / (shared[0] * self.agents)
+            self._ahead = np.inf if loop.run_ahead else 0.0
+            single = self.sequence(loop.body)
+            self.resident, self.active = shared
+            services = [service for service, _ in self.service(loop, {}, 0.0)]
+            interval = np.minimum(chain, _soft_max(single, np.maximum.reduce(np.broadcast_arrays(*services))))
+        self._ahead = ahead_before
         rest: Array = np.zeros((1, 1))
+        wait: Array = np.zeros((1, 1))
         if loop.loads:
-            interval = np.maximum(interval, (self.arrival(*loop.loads) + chain) / loop.stages)
+            wait = np.maximum(0.0, (self.arrival(*loop.loads) + chain) / loop.stages - interval)
             ahead = self._ahead if loop.run_ahead else 0.0
             rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
-        steady = np.maximum(0.0, trips - 1.0) * interval
+        # The first ``stages`` iterations' loads are all under way before the first one starts.
+        steady = np.maximum(0.0, trips - 1.0) * interval + np.maximum(0.0, trips - loop.stages) * wait
         busiest: Array = np.zeros((1, 1))
+        turn: Array = 0.0
         for service, own in self.service(loop, spans, rest):
+            turn = np.maximum(turn, service)
             if nested:  # the chain holds the inner loops' contention already
                 own = service
             busiest = np.maximum(busiest, trips * service - np.minimum(rest + chain, own))
@@ -342,11 +364,14 @@ class _Timeline:
             steady = _soft_max(steady, busiest)
         else:
             steady = np.maximum(steady, busiest)
-        runs = np.minimum(1.0, trips)
+        if outermost:  # blocks follow each other through an iteration at the pace of its busiest engine
+            behind = turn * (1.0 - 1.0 / (self.resident * self.agents))
+            self.stagger = np.maximum(self.stagger, behind * np.minimum(1.0, trips))
+            self._inside = False
         # How long before its end this loop has buffers to spare for the next one's first loads.
-        spare = np.where(trips < loop.stages, steady + rest + chain, (loop.stages - 1) * interval)
+        spare = np.where(trips < loop.stages, steady + rest + chain, (loop.stages - 1) * (interval + wait))
         self._ahead = np.where(trips > 0, spare, self._ahead)
-        return steady * runs, runs * (rest + chain)
+        return steady, rest, chain
 
     def service(
         self, loop: Loop, spans: Mapping[str, tuple[Array, Array]], rest: Array
@@ -359,24 +384,27 @@ class _Timeline:
         m = self.machine
         lead: dict[str, Any] = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
         self._collect(loop.loads[: loop.lead], 1.0, {}, lead)
+        alike = company(self.plan, self.plan.trips[id(loop)])
+        resident = 1.0 / self.agents + (self.resident - 1.0 / self.agents) * alike
+        active = self.active * resident / self.resident
         filling = {engine for op in loop.loads for engine, _ in op.work}
         found: list[tuple[Array, Array]] = []
         for engine, seconds in core.items():
             service = seconds * self.slow if engine in CLOCKED else seconds
             began, ended = spans.get(engine, (0.0, service / self.agents))
             # An engine that loads use too is at work from the first one's issue on.
-            found.append((self.resident * service, ended + rest if engine in filling else ended - began))
+            found.append((resident * service, ended + rest if engine in filling else ended - began))
         rates = (
-            ("port", self.resident, m.port_bytes_per_s),
-            ("l2", self.active, m.l2_chip_bytes_per_s),
-            ("dram", self.active, self.plan.dram_rate),
-            ("atomic", self.active, m.atomic_chip_bytes_per_s),
+            ("port", resident, m.port_bytes_per_s),
+            ("l2", active, m.l2_chip_bytes_per_s),
+            ("dram", active, self.plan.dram_rate),
+            ("atomic", active, m.atomic_chip_bytes_per_s),
         )
         # What arrives after the first operation has started overlaps the chain; what it waits for
         # is partly in the fill already (this block's own turn on the port).
         for name, blocks, rate in rates:
             before = blocks * lead[name] / rate
-            turn = before / (self.resident * self.agents)
+            turn = before / (resident * self.agents)
             found.append((blocks * chip[name] / rate, blocks * chip[name] / rate - before + turn))
         return found
 

@@ -162,6 +162,20 @@ def last_longest(p: Plan, course: Array) -> Array:
     return np.floor(np.maximum(0.0, p.blocks - 1.0 - place) / period) * period + place
 
 
+def company(p: Plan, trips: Array) -> Array:
+    """Share of a block's iterations during which an average other block iterates too, by sample.
+
+    One where neighbours in the raster order are of one class. Where the class changes from block to
+    block (the index that matters is the fastest), a core holds a mix: a block with work has little
+    company if most others have none.
+    """
+    raster = p.workload.raster
+    if p.samples == 1 or sampled_vars(p.workload) != [raster[0].var] or np.shape(trips)[-1] != p.samples:
+        return 1.0
+    both = np.minimum(trips[:, :, None], trips[:, None, :]).mean(axis=-1)
+    return np.where(trips > 0, both / np.maximum(1.0, trips), 1.0)
+
+
 def reads_tensors(workload: Workload) -> frozenset[str]:
     """Tensors whose values decide trip counts or branches."""
     return frozenset(

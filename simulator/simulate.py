@@ -117,11 +117,14 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     starting = modelled * np.interp(modelled, points, np.asarray(first) / points)
     if blocks <= slots:
         durations = starting[_classes(p, np.arange(int(blocks)))]
-        return float(np.max(durations)), float(np.max(durations) - np.mean(durations)), runs[-1]
+        together = _mixing(p, slow, resident, chosen, modelled, starting, int(np.argmax(durations)) % w.machine.cores)
+        longest = float(np.max(durations)) * together
+        return longest, max(0.0, longest - float(np.mean(durations)) * together), runs[-1]
 
     # Later blocks have drifted apart; those of the last, partial wave share the chip with fewer.
     later = [(max(r.finish_ps) / _PS - f) / (rounds - 1) for r, f in zip(runs, first, strict=True)]
     following = modelled * np.interp(modelled, points, np.asarray(later) / points)
+    following = following * _mixing(p, slow, resident, chosen, modelled, following, p.slots)
     tail = blocks % slots
     ending = following
     if tail:
@@ -141,6 +144,30 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     total = _deal(durations, head + max(0.0, between) / slots)
     even = (float(np.sum(head)) + between + float(np.sum(durations))) / slots
     return total, max(0.0, total - even), runs[-1]
+
+
+def _mixing(
+    p: Plan, slow: float, resident: int, chosen: list[int], modelled: np.ndarray, alone: np.ndarray, start: int
+) -> float:
+    """How much faster blocks of different classes pass a core together than each among its own kind.
+
+    What one class waits for (DRAM, say) another may not need. The real sequence of blocks of the core
+    that block ``start`` falls to is played, each block as the nearest of the ``chosen`` classes;
+    ``alone`` are the times by class among blocks of the same class.
+    """
+    w = p.workload
+    rounds = 1 if start < p.slots else _ROUNDS
+    places = start + w.machine.cores * np.arange(resident * rounds)
+    classes = _classes(p, places[places < p.blocks[0, 0]])
+    nearest = [min(chosen, key=lambda i: abs(modelled[i] - modelled[c])) for c in classes]
+    if len(set(nearest)) < 2:
+        return 1.0
+    active = min(float(p.blocks[0, 0]), float(p.slots))
+    codes = {i: compile_agent(p, i, slow, resident, active) for i in set(nearest)}
+    core = Core(ENGINES, w.agents, write_buffer_ps=write_buffer_ps(p))
+    finish = max(core.run([codes[i] for i in nearest], resident).finish_ps) / _PS
+    expected = float(np.max(alone[nearest])) if rounds == 1 else float(np.sum(alone[nearest])) / resident
+    return min(1.0, finish / expected)
 
 
 def _deal(durations: np.ndarray, free: np.ndarray) -> float:

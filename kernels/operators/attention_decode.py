@@ -205,11 +205,16 @@ _TILES = (
 
 
 def configs(shape: Shape) -> list[Config]:
-    """The space: rows of query heads, keys of a tile, K/V tiles in flight, parts of the keys."""
+    """The space: rows of query heads, keys of a tile, K/V tiles in flight, parts of the keys.
+
+    No more parts than there are tiles of keys (in the longest sequence, if ``kv_len`` is a column).
+    """
+    longest = int(np.max(_visible_keys(shape)))
     return [
         {"block_h": h, "block_n": n, "num_stages": stages, "threads": threads, "num_split": split}
         for split in (8, 4, 16, 2, 1, 32, 64)
         for h, n, stages, threads in _TILES
+        if split == 1 or split <= -(-longest // n)
     ]
 
 

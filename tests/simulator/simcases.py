@@ -85,7 +85,9 @@ class Case:
 
     def modelled_s(self, machine: Machine | None = None) -> float:
         """Seconds by the cost model."""
-        return float(evaluate_config(self.operator, self.shape, self.config, machine or self.machine).time_s[0])
+        return float(
+            evaluate_config(self.operator, self.shape, self.config, machine or self.machine).time_s[0]
+        )
 
     def played_s(self, machine: Machine | None = None) -> float:
         """Seconds by the event engine."""
@@ -142,9 +144,7 @@ def _shape(source: Source, operator: Operator) -> dict[str, Any]:
 
 
 @st.composite
-def cases(
-    draw: st.DrawFn, operators: Sequence[str] = operator_names(), chips: Sequence[str] = CHIPS
-) -> Case:
+def cases(draw: st.DrawFn, operators: Sequence[str] = operator_names(), chips: Sequence[str] = CHIPS) -> Case:
     """Hypothesis strategy for :func:`case`."""
     from hypothesis import assume
 

@@ -32,7 +32,9 @@ def test_half_of_a_large_random_sample_agrees_within_five_per_cent() -> None:
 
 def test_all_of_a_large_random_sample_agrees_within_twenty_per_cent() -> None:
     wrong, _ = errors()
-    assert wrong.max() <= np.log(1.20), f"{np.sum(wrong > np.log(1.2))} of {len(wrong)} beyond 20 %:\n{worst(12)}"
+    assert wrong.max() <= np.log(1.20), (
+        f"{np.sum(wrong > np.log(1.2))} of {len(wrong)} beyond 20 %:\n{worst(12)}"
+    )
 
 
 def test_the_sample_covers_every_operator_and_every_chip() -> None:

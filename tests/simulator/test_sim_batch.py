@@ -14,7 +14,12 @@ from simcases import sample
 COLUMNS: dict[str, dict[str, Any]] = {
     "gemm": {"m": [1, 17, 256, 4096, 10000], "n": [64, 7168, 256, 4096, 777], "k": 2048, "dtype": "bf16"},
     "attention_prefill": {"batch": 1, "seq": [64, 1000, 8192], "heads": [8, 16, 32], "kv_heads": 8},
-    "attention_decode": {"batch": [1, 8, 128], "kv_len": [1024, 3000, 32768], "heads": 32, "kv_heads": [8, 32, 8]},
+    "attention_decode": {
+        "batch": [1, 8, 128],
+        "kv_len": [1024, 3000, 32768],
+        "heads": 32,
+        "kv_heads": [8, 32, 8],
+    },
     "rmsnorm": {"rows": [1, 77, 65536], "cols": [128, 4096, 4096]},
     "copy": {"bytes": [1024, 2**20, 2**30]},
     "silu_mul": {"rows": [1, 77, 65536], "cols": [128, 4096, 4096]},
@@ -57,7 +62,9 @@ def test_a_data_frame_a_mapping_of_lists_and_of_arrays_give_the_same() -> None:
 
 def test_a_data_frame_with_an_index_of_its_own_is_read_by_position() -> None:
     frame = pd.DataFrame({"m": [1, 64, 4096], "n": 512, "k": 512}, index=[7, 7, 3])
-    assert (predict_many("gemm", "h20", frame) == predict_many("gemm", "h20", frame.reset_index(drop=True))).all()
+    assert (
+        predict_many("gemm", "h20", frame) == predict_many("gemm", "h20", frame.reset_index(drop=True))
+    ).all()
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
@@ -70,7 +77,9 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
 
 def test_rows_of_different_static_parameters_are_told_apart() -> None:
     times = predict_many(
-        "gemm", "h100", {"m": 4096, "n": 4096, "k": 4096, "dtype": ["bf16", "fp8", "bf16"], "trans_b": [False, False, True]}
+        "gemm",
+        "h100",
+        {"m": 4096, "n": 4096, "k": 4096, "dtype": ["bf16", "fp8", "bf16"], "trans_b": [False, False, True]},
     )
     assert times[1] < 0.7 * times[0]
     assert times[2] == pytest.approx(times[0], rel=0.1)

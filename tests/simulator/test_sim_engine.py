@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from foretile.simulator.program import Code, Instruction, LoadSpec, LoopSpec
 from foretile.simulator.search import Played, for_machine, play
 from simcases import sample
 
-TILE = {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64, "num_stages": 3, "threads": 256, "swizzle": 8}
+TILE = {
+    "variant": "tile",
+    "block_m": 128,
+    "block_n": 128,
+    "block_k": 64,
+    "num_stages": 3,
+    "threads": 256,
+    "swizzle": 8,
+}
 
 
 def played(name: str, chip: str, *, trace: bool = False, config: Any = None, **shape: Any) -> Played:
@@ -40,7 +49,12 @@ def code(*instructions: Instruction) -> Code:
 
 def work(engine_index: int, duration: int, latency: int = 0) -> Instruction:
     return Instruction(
-        "op", "work", duration_ps=duration, longest_ps=duration, latency_ps=latency, service=((engine_index, duration),)
+        "op",
+        "work",
+        duration_ps=duration,
+        longest_ps=duration,
+        latency_ps=latency,
+        service=((engine_index, duration),),
     )
 
 
@@ -155,7 +169,8 @@ def test_the_cost_of_a_run_does_not_grow_with_the_grid() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_cost_of_a_run_is_bounded_whatever_the_sequence_length(causal: bool) -> None:
     runs = [
-        played("attention_prefill", "h100", batch=1, seq=s, heads=16, causal=causal) for s in (4096, 16384, 131072)
+        played("attention_prefill", "h100", batch=1, seq=s, heads=16, causal=causal)
+        for s in (4096, 16384, 131072)
     ]
     assert all(steps(r) < 6000 for r in runs)
     assert steps(runs[2]) <= 1.5 * steps(runs[1])
@@ -173,7 +188,10 @@ def test_time_is_whole_picoseconds_and_fifo_engines_never_overlap() -> None:
             assert all(type(n) is int for n in numbers)
             for name in {s.engine for s in r.run.slices}:
                 track = [s for s in r.run.slices if s.engine == name]
-                assert all(a.end_ps <= b.start_ps for a, b in zip(track, track[1:], strict=False)), (name, case)
+                assert all(a.end_ps <= b.start_ps for a, b in itertools.pairwise(track)), (
+                    name,
+                    case,
+                )
 
 
 def test_tracing_changes_no_time() -> None:
@@ -186,6 +204,8 @@ def test_tracing_changes_no_time() -> None:
 
 def test_the_engine_is_deterministic() -> None:
     for case in sample(12, 31):
-        first, second = (play(case.operator, case.shape, case.config, case.machine, trace=True) for _ in range(2))
+        first, second = (
+            play(case.operator, case.shape, case.config, case.machine, trace=True) for _ in range(2)
+        )
         assert [r.run.slices for r in first.runs] == [r.run.slices for r in second.runs]
         assert first.time_s == second.time_s

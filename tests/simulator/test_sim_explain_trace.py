@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from typing import Any
@@ -50,7 +51,14 @@ def test_a_tiny_kernel_is_bound_by_its_launch_and_the_words_say_so() -> None:
 
 
 def test_padding_is_mentioned_where_there_is_much() -> None:
-    config = {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64, "num_stages": 3, "threads": 256}
+    config = {
+        "variant": "tile",
+        "block_m": 128,
+        "block_n": 128,
+        "block_k": 64,
+        "num_stages": 3,
+        "threads": 256,
+    }
     words = " ".join(explain("gemm", "h100", m=8, n=4096, k=4096, config=config).sentences)
     assert "1500% more FLOPs" in words
 
@@ -76,7 +84,7 @@ def test_a_trace_is_a_valid_chrome_trace(name: str, chip: str, shape: dict[str, 
     for track, pieces in tracks.items():
         if track != "kernel":  # there the launch lies inside its kernel
             ordered = sorted(pieces)
-            assert all(a[1] <= b[0] + 1 for a, b in zip(ordered, ordered[1:], strict=False)), track
+            assert all(a[1] <= b[0] + 1 for a, b in itertools.pairwise(ordered)), track
     end = max(stop for pieces in tracks.values() for _, stop in pieces)
     assert end <= predict(name, chip, **shape).time_s * 1e12 * (1 + 1e-9) + 2
     assert data["otherData"]["chip"] == predict(name, chip, **shape).chip
@@ -84,7 +92,12 @@ def test_a_trace_is_a_valid_chrome_trace(name: str, chip: str, shape: dict[str, 
 
 def test_a_trace_of_two_launches_shows_them_one_after_the_other() -> None:
     data = trace_events(
-        "gemm", "h100", m=64, n=1024, k=8192, config={"variant": "split_k", "split_k": 4, "block_m": 64, "block_n": 64}
+        "gemm",
+        "h100",
+        m=64,
+        n=1024,
+        k=8192,
+        config={"variant": "split_k", "split_k": 4, "block_m": 64, "block_n": 64},
     )
     tid = next(e["tid"] for e in data["traceEvents"] if e["args"].get("name") == "kernel")
     kernels = [e for e in data["traceEvents"] if e["ph"] == "X" and e["tid"] == tid and e["name"] != "launch"]

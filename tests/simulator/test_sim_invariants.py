@@ -32,7 +32,8 @@ def total(case: Case, field: str) -> float:
 
 def dram_bytes(case: Case) -> float:
     return sum(
-        float(np.ravel(p.traffic.dram_read_bytes)[0] + np.ravel(p.traffic.dram_write_bytes)[0]) for p in case.plans()
+        float(np.ravel(p.traffic.dram_read_bytes)[0] + np.ravel(p.traffic.dram_write_bytes)[0])
+        for p in case.plans()
     )
 
 
@@ -134,7 +135,10 @@ def test_the_cost_model_is_never_slower_with_more_of_a_resource(resource: str) -
     for number, case in enumerate(drawn(60, 5)):
         base_s = case.modelled_s()
         factor = (1.1, 1.5, 2.0, 4.0)[number % 4]
-        assert case.modelled_s(case.machine.improved(resource, factor)) <= base_s * (1 + 1e-9), (resource, case)
+        assert case.modelled_s(case.machine.improved(resource, factor)) <= base_s * (1 + 1e-9), (
+            resource,
+            case,
+        )
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
@@ -146,7 +150,9 @@ def test_some_time_depends_on_every_resource(resource: str) -> None:
         pool = (_beyond_l2(),)
     else:
         pool = drawn(60, 5)
-    assert any(case.modelled_s(case.machine.improved(resource, 4.0)) < case.modelled_s() * 0.999 for case in pool)
+    assert any(
+        case.modelled_s(case.machine.improved(resource, 4.0)) < case.modelled_s() * 0.999 for case in pool
+    )
 
 
 def _beyond_l2() -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -15,14 +16,24 @@ from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import workloads
 from foretile.simulator.workload import Loop, Node, Op, Workload
 
-TILE = {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64, "num_stages": 3, "threads": 256, "swizzle": 8}
+TILE = {
+    "variant": "tile",
+    "block_m": 128,
+    "block_n": 128,
+    "block_k": 64,
+    "num_stages": 3,
+    "threads": 256,
+    "swizzle": 8,
+}
 SHAPE = {"m": 8192, "n": 8192, "k": 4096}
 
 
 def gemm_workload(chip: str, **config: Any) -> Workload:
     operator = load_operator("gemm")
     shape = operator.shape(**SHAPE)
-    return workloads(operator, shape, operator.config(shape, **{**TILE, **config}), machine_of(load_chip(chip)))[0]
+    return workloads(
+        operator, shape, operator.config(shape, **{**TILE, **config}), machine_of(load_chip(chip))
+    )[0]
 
 
 def operations(nodes: tuple[Node, ...]) -> list[Op]:
@@ -87,7 +98,9 @@ def test_few_rows_fall_back_to_the_narrow_instruction() -> None:
     assert dict(sixteen.work)["matrix"] == pytest.approx(dict(sixty_four.work)["matrix"] / 4 / 0.63, rel=1e-6)
 
 
-@pytest.mark.parametrize("chip", ["a100-sxm4-80gb", "h100-sxm5-80gb", "b200-sxm", "ascend-910b3", "metax-c550"])
+@pytest.mark.parametrize(
+    "chip", ["a100-sxm4-80gb", "h100-sxm5-80gb", "b200-sxm", "ascend-910b3", "metax-c550"]
+)
 def test_deeper_pipelines_are_never_slower_while_they_fit(chip: str) -> None:
     times = []
     for stages in (2, 3, 4, 5, 6):
@@ -99,7 +112,7 @@ def test_deeper_pipelines_are_never_slower_while_they_fit(chip: str) -> None:
             break
         times.append(p.time_s)
     assert len(times) >= 2
-    assert all(b <= a * (1 + 1e-9) for a, b in zip(times, times[1:], strict=False)), times
+    assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(times)), times
 
 
 # -- occupancy ---------------------------------------------------------------------------------
@@ -143,13 +156,23 @@ def test_threads_and_block_slots_limit_occupancy_too() -> None:
 @pytest.mark.parametrize(
     ("chip", "config", "numbers"),
     [
-        ("a100-sxm4-80gb", {"block_m": 256, "block_n": 256, "num_stages": 4}, ("262144 bytes", "166912", "shared memory")),
-        ("a100-sxm4-80gb", {"block_m": 256, "block_n": 256, "block_k": 32, "num_stages": 2}, ("288 registers", "255")),
+        (
+            "a100-sxm4-80gb",
+            {"block_m": 256, "block_n": 256, "num_stages": 4},
+            ("262144 bytes", "166912", "shared memory"),
+        ),
+        (
+            "a100-sxm4-80gb",
+            {"block_m": 256, "block_n": 256, "block_k": 32, "num_stages": 2},
+            ("288 registers", "255"),
+        ),
         ("h100-sxm5-80gb", {"threads": 2048}, ("2176 threads", "1024")),
         ("ascend-910b3", {"block_m": 256, "block_n": 256}, ("262144 bytes of L0C", "131072")),
     ],
 )
-def test_what_does_not_fit_is_refused_with_both_numbers(chip: str, config: Any, numbers: tuple[str, ...]) -> None:
+def test_what_does_not_fit_is_refused_with_both_numbers(
+    chip: str, config: Any, numbers: tuple[str, ...]
+) -> None:
     with pytest.raises(SimulationError) as refused:
         predict("gemm", chip, config=TILE | config, **SHAPE)
     for part in (*numbers, chip, "gemm"):

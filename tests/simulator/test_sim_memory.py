@@ -93,7 +93,13 @@ def test_coverage_is_within_one_of_what_the_first_blocks_touch(
 
 
 @settings(steady, max_examples=60)
-@given(panels_=st.integers(1, 6), columns=st.integers(1, 40), panel=st.sampled_from([2, 4, 8]), order=orders, data=st.data())
+@given(
+    panels_=st.integers(1, 6),
+    columns=st.integers(1, 40),
+    panel=st.sampled_from([2, 4, 8]),
+    order=orders,
+    data=st.data(),
+)
 def test_coverage_of_whole_panels_and_whole_columns_of_a_panel_is_exact(
     panels_: int, columns: int, panel: int, order: str, data: st.DataObject
 ) -> None:
@@ -112,7 +118,10 @@ def test_coverage_of_whole_panels_and_whole_columns_of_a_panel_is_exact(
 
 @settings(steady, max_examples=40)
 @given(
-    rows=st.integers(1, 6), columns=st.integers(1, 30), group=st.sampled_from([1, 2, 4]), cores=st.integers(1, 16),
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 30),
+    group=st.sampled_from([1, 2, 4]),
+    cores=st.integers(1, 16),
     data=st.data(),
 )
 def test_coverage_of_persistent_tiles_follows_their_groups(
@@ -134,7 +143,9 @@ def test_coverage_of_persistent_tiles_follows_their_groups(
 
 
 @settings(steady, max_examples=100)
-@given(count=st.integers(1, 200), divisor=st.integers(1, 16), scale=st.integers(1, 8), offset=st.integers(0, 9))
+@given(
+    count=st.integers(1, 200), divisor=st.integers(1, 16), scale=st.integers(1, 8), offset=st.integers(0, 9)
+)
 def test_distinct_tiles_of_index_expressions_match_enumeration(
     count: int, divisor: int, scale: int, offset: int
 ) -> None:
@@ -180,7 +191,9 @@ def test_without_clusters_every_block_reads_its_own_tiles_from_the_l2() -> None:
 
 def test_swizzle_lowers_the_dram_reads_of_a_large_gemm() -> None:
     reads = [
-        predict("gemm", "h100", m=16384, n=16384, k=8192, config=GEMM | {"swizzle": s}).traffic_bytes["dram_read"]
+        predict("gemm", "h100", m=16384, n=16384, k=8192, config=GEMM | {"swizzle": s}).traffic_bytes[
+            "dram_read"
+        ]
         for s in (0, 4, 8)
     ]
     assert reads[0] > 1.5 * reads[1] > 1.5 * reads[2]

@@ -42,14 +42,21 @@ def test_a_large_copy_runs_at_the_copy_fraction_of_dram(chip: str) -> None:
 
 def test_a_tiny_gemm_takes_the_few_microseconds_that_silicon_takes() -> None:
     """Floors measured in a graph: A100 2.5 to 3.0, H100 2.4 to 2.7, B200 1.8 to 2.1 µs."""
-    for chip, low, high in (("a100-sxm4-80gb", 1.5, 4.0), ("h100-sxm5-80gb", 1.5, 3.6), ("b200-sxm", 1.1, 2.8)):
+    for chip, low, high in (
+        ("a100-sxm4-80gb", 1.5, 4.0),
+        ("h100-sxm5-80gb", 1.5, 3.6),
+        ("b200-sxm", 1.1, 2.8),
+    ):
         microseconds = predict("gemm", chip, m=64, n=64, k=64).time_s * 1e6
         assert low <= microseconds <= high, chip
 
 
 def test_h20_decodes_as_fast_as_h100_and_multiplies_far_slower() -> None:
     """A sixth of the matrix rate, and more DRAM bandwidth (4.0 against 3.35 TB/s)."""
-    decode = {c: predict("attention_decode", c, batch=32, kv_len=8192, heads=32, kv_heads=8) for c in ("h20", "h100")}
+    decode = {
+        c: predict("attention_decode", c, batch=32, kv_len=8192, heads=32, kv_heads=8)
+        for c in ("h20", "h100")
+    }
     assert decode["h100"].bound == "dram"
     assert decode["h20"].time_s <= 1.05 * decode["h100"].time_s
     product = {c: predict("gemm", c, m=8192, n=8192, k=8192).time_s for c in ("h20", "h100")}
@@ -62,9 +69,19 @@ def test_fp8_nearly_doubles_a_large_gemm_where_the_engine_does() -> None:
 
 
 def test_two_stages_starve_the_matrix_engine_of_b200() -> None:
-    """A 128x256x64 main loop, one wave: 98 % of the engine with four stages, 54 % with two (SemiAnalysisAI/microbench-blackwell)."""
+    """A 128x256x64 main loop, one wave: 98 % of the engine with four stages, 54 % with two.
+
+    Measured: SemiAnalysisAI/microbench-blackwell.
+    """
     rate = {}
     for stages in (2, 4):
-        config = {"variant": "tile", "block_m": 128, "block_n": 256, "block_k": 64, "num_stages": stages, "threads": 256}
+        config = {
+            "variant": "tile",
+            "block_m": 128,
+            "block_n": 256,
+            "block_k": 64,
+            "num_stages": stages,
+            "threads": 256,
+        }
         rate[stages] = predict("gemm", "b200-sxm", m=12 * 128, n=12 * 256, k=65536, config=config).flop_per_s
     assert rate[2] <= 0.70 * rate[4], f"two stages reach {rate[2] / rate[4]:.0%} of four"

@@ -1,0 +1,190 @@
+"""Known gaps between model and reality, one test each: closing a gap means updating docs/deviations.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from foretile.frontdoor import predict
+from foretile.hwmodels import load_chip
+from foretile.hwmodels.schema import L2, Dram
+from foretile.kernels import language as T
+from foretile.kernels.operator import load_operator
+from foretile.simulator.cost import matrix_slowdown
+from foretile.simulator.engine import Core
+from foretile.simulator.lowering import lower
+from foretile.simulator.plan import plan
+from foretile.simulator.predictor import machine_of
+from foretile.simulator.program import Code, Instruction
+from foretile.simulator.search import dynamic_part, workloads
+
+PAGE = Path(__file__).parents[2] / "docs" / "deviations.md"
+TILE = {
+    "variant": "tile",
+    "block_m": 128,
+    "block_n": 128,
+    "block_k": 64,
+    "num_stages": 3,
+    "threads": 256,
+    "swizzle": 8,
+}
+
+
+def documented(heading: str) -> None:
+    assert f"\n### {heading}\n" in PAGE.read_text(encoding="utf-8")
+
+
+def h100_program(build: Any) -> float:
+    """Seconds of a kernel of 1024 blocks that fills a shared tile and works on it."""
+
+    @T.prim_func
+    def program(A: T.Tensor((1024 * 64, 64), "float32")) -> None:  # type: ignore[valid-type]
+        with T.Kernel(1024, threads=128) as bx:
+            shared = T.alloc_shared((64, 64), "float32")
+            x = T.alloc_fragment((64, 64), "float32")
+            T.copy(A[bx * 64, 0], shared)
+            build(shared, x)
+            T.copy(x, A[bx * 64, 0])
+
+    return predict(program, "h100").time_s
+
+
+def test_gap_clusters_of_two_are_always_formed() -> None:
+    """No kernel can ask for less or more: reads of the shared operand are halved wherever the grid is even."""
+    documented("Clusters of two wherever they exist")
+    p = predict("gemm", "h100", m=4096, n=4096, k=4096, config=TILE)
+    unshared = 32 * 32 * 2 * 128 * 4096 * 2
+    assert p.traffic_bytes["l2_read"] == pytest.approx(0.75 * unshared)
+    assert not any("cluster" in key for key in load_operator("gemm").configs({"dtype": "bf16"})[0])
+
+
+def test_gap_the_two_partitions_of_the_l2_are_one() -> None:
+    documented("One L2 and one memory latency")
+    for level in (L2, Dram):
+        assert [name for name in level.model_fields if "latency" in name] == ["latency_cycles"]
+
+
+def test_gap_shared_memory_has_no_bank_conflicts() -> None:
+    """A column of fp32 with a pitch of 64 hits one bank: 32-way conflicts on silicon, none here."""
+    documented("No bank conflicts")
+
+    def rows(shared: Any, x: Any) -> None:
+        for i, j in T.Parallel(64, 64):
+            x[i, j] = shared[i, j] * 2.0
+
+    def columns(shared: Any, x: Any) -> None:
+        for i, j in T.Parallel(64, 64):
+            x[i, j] = shared[j, i] * 2.0
+
+    assert h100_program(columns) == h100_program(rows)
+
+
+def test_gap_a_barrier_does_not_gather_the_agents_of_a_block() -> None:
+    """Two agents share an engine: the first passes the barrier at 110 ps, not when the second arrives."""
+    documented("Barriers do not gather agents")
+    use = Instruction("op", "product", duration_ps=100, longest_ps=100, service=((0, 100),))
+    barrier = Instruction("op", "barrier", duration_ps=10)
+    after = Instruction("op", "after", duration_ps=1, longest_ps=1, service=((1, 1),))
+    core = Core(("matrix", "vector"), 2, write_buffer_ps=0, trace=True)
+    run = core.run([Code((use, barrier, after), {})], 1)
+    starts = sorted(s.start_ps for s in run.slices if s.label == "after")
+    assert starts == [110, 210]
+
+
+def test_gap_results_are_always_written_back_to_dram() -> None:
+    """128 KiB of results would stay in the L2 (50 MB) and be overwritten or read there."""
+    documented("Write-back is always counted")
+    p = predict("gemm", "h100", m=256, n=256, k=256, config=TILE)
+    assert p.traffic_bytes["dram_write"] == 256 * 256 * 2
+
+
+def test_gap_nothing_stays_in_the_l2_between_launches() -> None:
+    """The second launch of a split product reads its workspace from DRAM, though it was just written."""
+    documented("Cold caches at every launch")
+    operator = load_operator("gemm")
+    shape = operator.shape(m=256, n=256, k=8192)
+    config = operator.config(shape, variant="split_k", split_k=4, block_m=64, block_n=64)
+    second = workloads(operator, shape, config, machine_of(load_chip("h100")))[1]
+    read = plan(second, dynamic_part(operator, shape)).traffic.dram_read_bytes
+    assert float(np.ravel(read)[0]) == 256 * 256 * 4
+
+
+def test_gap_dependent_launches_do_not_overlap() -> None:
+    documented("Launches do not overlap")
+    config = {"block_h": 16, "block_n": 64, "num_stages": 3, "threads": 128, "num_split": 8}
+    p = predict("attention_decode", "h100", batch=8, kv_len=4096, heads=32, kv_heads=8, config=config)
+    assert p.breakdown_s["launch"] == pytest.approx(2 * load_chip("h100").launch.kernel_s.value)
+
+
+def test_gap_unaligned_rows_cost_nothing_extra() -> None:
+    """n = 8191 in bf16 breaks 16-byte alignment: libraries lose a third or more, bulk copies are impossible."""
+    documented("No alignment cliffs")
+    aligned, ragged = (predict("gemm", "h100", m=8192, n=n, k=8192, config=TILE).time_s for n in (8192, 8191))
+    assert ragged == pytest.approx(aligned, rel=0.01)
+
+
+def test_gap_the_clock_does_not_depend_on_the_data_type() -> None:
+    """fp8 products draw another power than bf16 ones; the clock under load is one figure a chip."""
+    documented("One clock under load")
+    operator = load_operator("gemm")
+    factors = []
+    for dtype in ("bf16", "fp8"):
+        shape = operator.shape(m=8192, n=8192, k=8192, dtype=dtype)
+        (workload,) = workloads(
+            operator, shape, operator.configs(shape)[0], machine_of(load_chip("h200-sxm"))
+        )
+        factors.append(
+            float(
+                np.ravel(matrix_slowdown(plan(workload, dynamic_part(operator, shape)), np.asarray(0.01)))[0]
+            )
+        )
+    assert factors[0] == factors[1] > 1.0
+
+
+def test_gap_attention_on_blackwell_is_underestimated() -> None:
+    """Measured on B200 (bf16, d = 128): median 1041, best 1476 TFLOP/s."""
+    documented("Attention on Blackwell is too slow")
+    p = predict("attention_prefill", "b200-sxm", batch=1, seq=16384, heads=32, head_dim=128)
+    assert p.flop_per_s < 1041e12
+
+
+def test_gap_registers_never_spill() -> None:
+    """A kernel that needs more registers than a thread has is refused; compilers spill and go on."""
+    documented("Registers do not spill")
+    from foretile.simulator.machine import SimulationError
+
+    with pytest.raises(SimulationError, match="288 registers a thread"):
+        predict(
+            "gemm",
+            "a100-sxm4-80gb",
+            m=512,
+            n=512,
+            k=512,
+            config=TILE | {"block_m": 256, "block_n": 256, "block_k": 16, "num_stages": 2},
+        )
+
+
+def test_gap_both_sides_of_a_diverging_branch_are_always_paid_in_element_code() -> None:
+    """A causal tile that is wholly visible pays for its mask like one on the diagonal, if it is written as masked."""
+    documented("Divergence is worst case")
+
+    def guarded(threshold: int) -> Any:
+        @T.prim_func
+        def program(A: T.Tensor((1024 * 64, 64), "float32")) -> None:  # type: ignore[valid-type]
+            with T.Kernel(1024, threads=128) as bx:
+                x = T.alloc_fragment((64, 64), "float32")
+                T.copy(A[bx * 64, 0], x)
+                for i, j in T.Parallel(64, 64):
+                    if i < threshold:
+                        x[i, j] = T.exp2(x[i, j])
+                T.copy(x, A[bx * 64, 0])
+
+        return program
+
+    machine = machine_of(load_chip("h100"))
+    seldom, always = (lower(guarded(t), machine) for t in (1, 64))
+    assert [dict(n.work).get("special") for n in seldom.nodes if hasattr(n, "work")] == [
+        dict(n.work).get("special") for n in always.nodes if hasattr(n, "work")
+    ]
