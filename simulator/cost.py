@@ -72,7 +72,8 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     tail_resident = np.ceil(tail / machine.cores)
 
     full = _Timeline(plan, slow, resident, slots).run()
-    alone = _Timeline(plan, slow, 1.0, np.minimum(float(machine.cores), plan.blocks)).run()
+    one_each = np.minimum(float(machine.cores), plan.blocks)
+    alone = _Timeline(plan, slow, 1.0, one_each).run() if resident > 1 else full
     last = _Timeline(plan, slow, np.maximum(1.0, tail_resident), np.maximum(1.0, tail)).run()
     has_tail = tail > 0
     waves = plan.blocks / slots
@@ -95,6 +96,8 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     fill = _mean(np.where(pick, full.fill, last.fill))
     epilogue = _mean(np.where(pick, full.epilogue, last.epilogue))
     idle = _mean(alone.total - alone.looped)
+    if resident == 1:  # full and last differ in nothing but the number of active cores
+        idle = np.where(pick, idle, _mean(last.total - last.looped))
 
     core_blocks = np.ceil(plan.blocks / machine.cores) if plan.samples == 1 else plan.blocks / machine.cores
     time = lined_up
@@ -348,7 +351,8 @@ class _Timeline:
         rest: Array = np.zeros((1, 1))
         wait: Array = np.zeros((1, 1))
         if loop.loads:
-            wait = np.maximum(0.0, (self.arrival(*loop.loads) + chain) / loop.stages - interval)
+            # Later tiles arrive behind the operations that use the leading ones.
+            wait = np.maximum(0.0, (self.arrival(*loop.loads[: loop.lead]) + chain) / loop.stages - interval)
             ahead = self._ahead if loop.run_ahead else 0.0
             rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
         # The first ``stages`` iterations' loads are all under way before the first one starts.

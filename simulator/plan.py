@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Expr, Load, evaluate, variables, walk
+from foretile.kernels.expr import Binary, Const, Expr, Load, Var, evaluate, variables, walk
 from foretile.simulator.memory import Traffic, traffic
 from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
 
@@ -26,7 +26,7 @@ _LOOP_SAMPLES = 8
 class Plan:
     """Everything about a workload that depends on the shape but not on contention.
 
-    ``blocks``, ``slots`` (resident at once), ``full_waves``, ``tail_blocks``; ``trips`` and
+    ``blocks``, ``slots`` (resident at once), ``full_waves``, ``tail_blocks``; ``period`` of the classes where they repeat (else 0); ``trips`` and
     ``chance`` by loop or branch (keyed by identity); ``counts`` executions per block by access;
     ``core_busy`` seconds of service per block by core engine; ``chip_busy`` seconds for the whole
     kernel by chip engine; ``dram_rate`` bytes a second for this kernel's mix of reads and writes; ``executed_flops`` of
@@ -40,6 +40,7 @@ class Plan:
     full_waves: Array
     tail_blocks: Array
     samples: int
+    period: int
     trips: Mapping[int, Array]
     chance: Mapping[int, Array]
     traffic: Traffic
@@ -70,7 +71,7 @@ def plan(
         blocks = blocks * np.maximum(1.0, evaluate(extent, env))
     if workload.persistent is not None:  # blocks without a tile leave at once
         blocks = np.minimum(blocks, np.maximum(1.0, evaluate(workload.persistent, env)))
-    env, samples = _with_samples(workload, env, resolution)
+    env, samples, period = _with_samples(workload, env, resolution)
 
     counter = _Counter(workload, env, blocks)
     counter.visit(workload.nodes, np.ones((1, 1)))
@@ -101,6 +102,7 @@ def plan(
         full_waves=full,
         tail_blocks=blocks - full * slots,
         samples=samples,
+        period=period,
         trips=counter.trips,
         chance=counter.chance,
         traffic=moved,
@@ -166,14 +168,19 @@ def company(p: Plan, trips: Array) -> Array:
     """Share of a block's iterations during which an average other block iterates too, by sample.
 
     One where neighbours in the raster order are of one class. Where the class changes from block to
-    block (the index that matters is the fastest), a core holds a mix: a block with work has little
-    company if most others have none.
+    block (the index that matters is the fastest), or where all blocks are resident at once, a block
+    with work has little company if most others have none.
     """
-    raster = p.workload.raster
-    if p.samples == 1 or sampled_vars(p.workload) != [raster[0].var] or np.shape(trips)[-1] != p.samples:
+    if p.samples == 1 or np.shape(trips)[-1] != p.samples:
+        return 1.0
+    if np.all(np.max(trips, axis=-1) - np.min(trips, axis=-1) <= 1.0):
+        return 1.0  # an even split: all but one iteration are in company
+    mixed = sampled_vars(p.workload) == [p.workload.raster[0].var]
+    if not mixed and np.all(p.full_waves > 0):
         return 1.0
     both = np.minimum(trips[:, :, None], trips[:, None, :]).mean(axis=-1)
-    return np.where(trips > 0, both / np.maximum(1.0, trips), 1.0)
+    share = np.where(trips > 0, both / np.maximum(1.0, trips), 1.0)
+    return share if mixed else np.where(p.full_waves > 0, 1.0, share)
 
 
 def reads_tensors(workload: Workload) -> frozenset[str]:
@@ -183,11 +190,17 @@ def reads_tensors(workload: Workload) -> frozenset[str]:
     )
 
 
-def _with_samples(workload: Workload, env: dict[str, Any], resolution: int | None) -> tuple[dict[str, Any], int]:
+def _with_samples(workload: Workload, env: dict[str, Any], resolution: int | None) -> tuple[dict[str, Any], int, int]:
     names = sampled_vars(workload)
     per_index = _SAMPLES[min(3, len(names))]
     if resolution is not None and len(names) == 1:
         per_index = int(min(resolution, np.max(np.maximum(1.0, evaluate(workload.ranges[names[0]], env)))))
+    period = _period(workload, names)
+    if period:  # all there is to see repeats: take every value once
+        env[names[0]] = np.arange(period, dtype=np.float64).reshape(1, -1)
+        for name in workload.ranges:
+            env.setdefault(name, 0.0)
+        return env, period, period
     # One point in every stratum, shifted by the golden ratio: even spacing would beat with trip
     # counts that alternate from block to block.
     index = np.arange(per_index)
@@ -199,7 +212,22 @@ def _with_samples(workload: Workload, env: dict[str, Any], resolution: int | Non
         env[name] = np.floor(points.reshape(1, -1) * extent)
     for name in workload.ranges:
         env.setdefault(name, 0.0)
-    return env, per_index ** len(names)
+    return env, per_index ** len(names), 0
+
+
+def _period(workload: Workload, names: list[str]) -> int:
+    """Number of classes, if the one index that matters does so only modulo a constant; else 0."""
+    if len(names) != 1:
+        return 0
+    periods: set[int] = set()
+    for e in _shape_exprs(workload.nodes):
+        nodes = list(walk(e))
+        moduli = [x for x in nodes if isinstance(x, Binary) and x.op == "mod" and x.a == Var(names[0])]
+        if len(moduli) != sum(isinstance(x, Var) and x.name == names[0] for x in nodes):
+            return 0
+        periods |= {int(x.b.value) for x in moduli if isinstance(x.b, Const)}
+    found = max(periods, default=0)
+    return found if len(periods) == 1 and found <= _SAMPLES[1] else 0
 
 
 class _Counter:

@@ -20,7 +20,7 @@ from foretile.simulator.simulate import Simulation, simulate
 from foretile.simulator.workload import Workload
 
 _FINALISTS = 3
-_CHUNK = 4096  # shapes evaluated together: keeps the arrays of one step in the processor's cache
+_CHUNK = 8192  # shapes evaluated together: bounds the memory of one step
 
 Frozen = tuple[tuple[str, Any], ...]
 

@@ -193,6 +193,8 @@ def _classes(p: Plan, linear: np.ndarray) -> np.ndarray:
         scale[digit.var] = scale.get(digit.var, 1) * extent
     index = np.zeros(len(linear), dtype=np.int64)
     names = sampled_vars(w)
+    if p.period:
+        return np.asarray(values[names[0]] % p.period, dtype=np.int64)
     per_index = round(p.samples ** (1 / len(names)))
     for name in names:
         extent = float(np.ravel(evaluate(w.ranges[name], p.env))[0])

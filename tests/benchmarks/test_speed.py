@@ -1,4 +1,4 @@
-"""How fast the simulator is: run with ``pytest tests/benchmarks --benchmark-only``; figures in docs/model.md."""
+"""How fast the simulator is: ``pytest tests/benchmarks --benchmark-only``; figures in docs/model.md."""
 
 from __future__ import annotations
 
