@@ -122,12 +122,17 @@ class TensorMemory(_Frozen):
 
 
 class L2(_Frozen):
-    """The last on-chip cache. ``reuse_fraction``: share of the capacity that reuse can count on."""
+    """The last on-chip cache.
+
+    ``reuse_fraction``: share of the capacity that reuse can count on. ``bulk_copy_cycles``: what a
+    bulk tensor copy takes beyond a plain load of the same line.
+    """
 
     capacity_bytes: Count
     bandwidth_bytes_per_cycle: Positive
     core_bytes_per_cycle: Positive
     latency_cycles: Positive
+    bulk_copy_cycles: NonNegative | None = None
     reuse_fraction: Fraction
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from foretile.hwmodels.schema import Chip
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape
-from foretile.simulator.predictor import gains, machine_of
+from foretile.simulator.predictor import bound_of, gains, machine_of
 from foretile.simulator.search import Launches, dynamic_part, evaluate_config, rank
 from foretile.simulator.uncertainty import interval_factor
 
@@ -81,19 +81,15 @@ def _details(
 
 
 def _bounds(launches: Launches, count: int) -> list[str]:
-    """Busiest engine a row, or what is left when none is busy half of the time."""
+    """What binds, by row."""
     busy: dict[str, np.ndarray] = {}
     for e in launches.estimates:
         for engine, seconds in e.busy.items():
-            filled = np.broadcast_to(np.asarray(seconds).reshape(-1), (count,))
-            busy[engine] = busy.get(engine, 0.0) + filled
-    names = list(busy)
-    table = np.stack([busy[n] for n in names]) / launches.time_s
-    launch = sum(np.broadcast_to(e.launch_s.reshape(-1), (count,)) for e in launches.estimates)
-    top = np.argmax(table, axis=0)
+            busy[engine] = busy.get(engine, 0.0) + np.broadcast_to(np.asarray(seconds).reshape(-1), (count,))
+    launch = sum(p.workload.machine.launch_s for p in launches.plans)
     return [
-        names[i] if table[i, row] >= 0.5 else ("launch" if launch[row] > 0.5 * launches.time_s[row] else "latency")
-        for row, i in enumerate(top)
+        bound_of({engine: seconds[row] / time_s for engine, seconds in busy.items()}, launch / time_s)
+        for row, time_s in enumerate(launches.time_s)
     ]
 
 
@@ -120,7 +116,9 @@ def _columns(operator: Operator, shapes: Any) -> tuple[dict[str, np.ndarray], in
     static = [p.name for p in operator.params if p.name in raw and (not p.dynamic or p.kind != "int")]
     columns: dict[str, np.ndarray] = {}
     for where in _groups(raw, static, length):
-        piece = {n: (_plain(c[where[0]]) if n in static else c[where].astype(np.int64)) for n, c in raw.items()}
+        piece = {
+            n: (_plain(c[where[0]]) if n in static else c[where].astype(np.int64)) for n, c in raw.items()
+        }
         resolved = operator.shape(**piece)
         for p in operator.params:
             value = np.asarray(resolved[p.name])
@@ -136,7 +134,9 @@ def _check(operator: Operator, name: str, column: np.ndarray) -> None:
         return
     if column.dtype.kind not in "iuf":
         raise OperatorError(f"{operator.name}: column {name} holds {column.dtype}, not whole numbers")
-    bad = np.flatnonzero(~(np.isfinite(column.astype(np.float64)) & (column >= p.minimum) & (column % 1 == 0)))
+    bad = np.flatnonzero(
+        ~(np.isfinite(column.astype(np.float64)) & (column >= p.minimum) & (column % 1 == 0))
+    )
     if len(bad):
         raise OperatorError(
             f"{operator.name}: row {bad[0]}: {name}={column[bad[0]]} is not a whole number of at least {p.minimum}"

@@ -253,7 +253,9 @@ class Core:
         state.done += 1
         if loop.loads:
             if state.issued < state.trips:
-                state.arrivals[state.issued] = [self._load(agent, load, now, refill=True) for load in loop.loads]
+                state.arrivals[state.issued] = [
+                    self._load(agent, load, now, refill=True) for load in loop.loads
+                ]
                 state.issued += 1
             else:
                 self._prefetch(agent, loop, 1, now)

@@ -68,7 +68,9 @@ def _sentences(p: Prediction, bounds: dict[str, float], gains: dict[str, float])
             f"It takes {_us(p.time_s)} although no engine is busy for half of that; the busiest, "
             f"{_ENGINE_WORDS[engine]}, needs {_us(longest)} ({share:.0%}). It is bound by {p.bound}."
         )
-    rest = {k: v for k, v in p.breakdown_s.items() if v > 0.02 * p.time_s and k not in ("compute", "l2", "dram")}
+    rest = {
+        k: v for k, v in p.breakdown_s.items() if v > 0.02 * p.time_s and k not in ("compute", "l2", "dram")
+    }
     if rest:
         listed = ", ".join(f"{_label(k)} {_us(v)} ({v / p.time_s:.0%})" for k, v in rest.items())
         words.append(f"Beyond that engine's own time: {listed}.")
@@ -82,12 +84,16 @@ def _sentences(p: Prediction, bounds: dict[str, float], gains: dict[str, float])
     best = [(r, g) for r, g in gains.items() if g < -_WORTH_SAYING]
     if best:
         listed = ", ".join(f"{_label(r)} {g:+.1%}" for r, g in best[:4])
-        words.append(f"Ten per cent more of a resource changes the time by: {listed}; the others by less than 0.5 %.")
+        words.append(
+            f"Ten per cent more of a resource changes the time by: {listed}; the others by less than 0.5 %."
+        )
     else:
         words.append("Ten per cent more of any single resource changes the time by less than 0.5 %.")
     padding = sum(p.overhead_flops.values())
     if p.flops and padding > 0.05 * p.flops:
-        words.append(f"The tiles execute {padding / p.flops:.0%} more FLOPs than the operator needs (padding, masking).")
+        words.append(
+            f"The tiles execute {padding / p.flops:.0%} more FLOPs than the operator needs (padding, masking)."
+        )
     if p.model["inferred_inputs"]:
         words.append(
             f"{p.model['inferred_inputs']} of the chip's {p.model['inputs']} numbers are inferred; "

@@ -66,6 +66,7 @@ class Machine:
     l2_chip_bytes_per_s: float
     port_bytes_per_s: float
     l2_latency_s: float
+    bulk_copy_s: float
     dram_bytes_per_s: float
     dram_read_fraction: float
     dram_write_fraction: float
@@ -157,7 +158,14 @@ RESOURCES = {
     "l2_capacity": lambda m, f: _times(m, f, "l2_bytes"),
     "dram": lambda m, f: _times(m, f, "dram_bytes_per_s"),
     "latency": lambda m, f: _times(
-        m, 1 / f, "dram_latency_s", "l2_latency_s", "scratchpad_latency_s", "matrix_latency_s", "vector_latency_s"
+        m,
+        1 / f,
+        "dram_latency_s",
+        "l2_latency_s",
+        "bulk_copy_s",
+        "scratchpad_latency_s",
+        "matrix_latency_s",
+        "vector_latency_s",
     ),
     "barrier": lambda m, f: _times(m, 1 / f, "barrier_s", "barrier_warp_s", "pipeline_barrier_s"),
     "atomic": lambda m, f: _times(m, f, "atomic_chip_bytes_per_s"),
@@ -217,6 +225,7 @@ def machine(chip: Chip) -> Machine:
         l2_chip_bytes_per_s=chip.l2.bandwidth_bytes_per_cycle.value * hz,
         port_bytes_per_s=chip.l2.core_bytes_per_cycle.value * hz,
         l2_latency_s=chip.l2.latency_cycles.value * cycle,
+        bulk_copy_s=_of(chip.l2.bulk_copy_cycles) * cycle,
         dram_bytes_per_s=chip.dram.bandwidth_bytes_per_s.value,
         dram_read_fraction=chip.dram.read_fraction.value,
         dram_write_fraction=chip.dram.write_fraction.value,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, evaluate, walk
+from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, children, evaluate, walk
 from foretile.kernels.ir import Buffer
 from foretile.simulator.machine import Machine
 from foretile.simulator.workload import Access, Workload
@@ -53,7 +53,7 @@ def distinct(e: Expr, cover: Mapping[str, Array]) -> Array:
     if isinstance(e, Binary):
         a = distinct(e.a, cover)
         if isinstance(e.b, Const) and e.op == "floordiv":  # groups of (divisor / stride) values
-            return np.maximum(1.0, a / max(1.0, float(e.b.value) / _stride(e.a)))
+            return np.maximum(1.0, a / max(1.0, float(e.b.value) / _stride(e.a, cover)))
         if isinstance(e.b, Const) and e.op == "mod":
             return np.minimum(a, float(e.b.value))
         return a * distinct(e.b, cover)
@@ -72,20 +72,28 @@ def distinct(e: Expr, cover: Mapping[str, Array]) -> Array:
     raise TypeError(f"not an expression: {e!r}")
 
 
-def _stride(e: Expr) -> float:
-    """Distance between neighbouring values of ``e``; a symbolic factor counts as wide."""
+def _stride(e: Expr, cover: Mapping[str, Array]) -> float:
+    """Distance between neighbouring values of ``e`` as its tile indices (``cover``) change.
+
+    What does not change has no neighbours (infinite); a symbolic factor counts as wide.
+    """
+    if isinstance(e, Var):
+        return 1.0 if e.name in cover else np.inf
     if isinstance(e, Binary):
+        a, b = _stride(e.a, cover), _stride(e.b, cover)
         if e.op == "mul":
-            a, b = _stride(e.a), _stride(e.b)
             for factor, other in ((e.a, b), (e.b, a)):
                 if isinstance(factor, Const):
                     return other * abs(float(factor.value))
             return np.inf
-        if e.op in ("add", "sub"):
-            return min(_stride(x) for x in (e.a, e.b) if not isinstance(x, Const))
+        if e.op == "floordiv":
+            return max(1.0, a / float(e.b.value)) if isinstance(e.b, Const) else np.inf
         if e.op == "mod":
-            return _stride(e.a)
-    return 1.0
+            return a
+        return min(a, b)
+    if isinstance(e, Call | Cast | Load):
+        return min((_stride(x, cover) for x in children(e)), default=np.inf)
+    return np.inf
 
 
 def footprint(access: Access, tensor: Buffer, cover: Mapping[str, Array], env: Mapping[str, Any]) -> Array:
@@ -130,7 +138,9 @@ class Traffic:
     atomic_bytes: Array
 
 
-def traffic(workload: Workload, counts: list[Array], blocks: Array, wave: Array, env: Mapping[str, Any]) -> Traffic:
+def traffic(
+    workload: Workload, counts: list[Array], blocks: Array, wave: Array, env: Mapping[str, Any]
+) -> Traffic:
     """Traffic of the whole kernel.
 
     ``counts``: mean executions of each access per block; ``blocks``: number of blocks;
@@ -200,7 +210,8 @@ def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:
     """
     lines = max(1.0, access.full_bytes / _LINE_BYTES)
     missing = 1.0 - (1.0 - np.minimum(1.0, dram_share)) ** lines
-    return machine.l2_latency_s + (machine.dram_latency_s - machine.l2_latency_s) * missing
+    bulk = machine.bulk_copy_s if machine.bulk_copy and access.bulk else 0.0
+    return bulk + machine.l2_latency_s + (machine.dram_latency_s - machine.l2_latency_s) * missing
 
 
 def _longest(extent: Expr, env: Mapping[str, Any]) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from foretile.kernels.expr import Binary, Const, Expr, Load, Var, evaluate, variables, walk
+from foretile.simulator.machine import SimulationError
 from foretile.simulator.memory import Traffic, traffic
 from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
 
@@ -62,6 +63,9 @@ def plan(
 
     ``tensors`` binds integer tensors whose values decide trip counts. ``resolution`` is the largest
     number of classes per block index (for a single shape); without it a few samples stand for all.
+
+    Raises:
+        SimulationError: a trip count depends on the values of a tensor that is not given.
     """
     env: dict[str, Any] = {k: np.asarray(v, dtype=np.float64).reshape(-1, 1) for k, v in dims.items()}
     env.update(tensors or {})
@@ -71,6 +75,12 @@ def plan(
         blocks = blocks * np.maximum(1.0, evaluate(extent, env))
     if workload.persistent is not None:  # blocks without a tile leave at once
         blocks = np.minimum(blocks, np.maximum(1.0, evaluate(workload.persistent, env)))
+    unbound = reads_tensors(workload) - set(env)
+    if unbound:
+        raise SimulationError(
+            f"{workload.program.name}: trip counts depend on the values of {', '.join(sorted(unbound))}; "
+            "pass these tensors to predict it"
+        )
     env, samples, period = _with_samples(workload, env, resolution)
 
     counter = _Counter(workload, env, blocks)
@@ -185,12 +195,12 @@ def company(p: Plan, trips: Array) -> Array:
 
 def reads_tensors(workload: Workload) -> frozenset[str]:
     """Tensors whose values decide trip counts or branches."""
-    return frozenset(
-        x.buffer for e in _shape_exprs(workload.nodes) for x in walk(e) if isinstance(x, Load)
-    )
+    return frozenset(x.buffer for e in _shape_exprs(workload.nodes) for x in walk(e) if isinstance(x, Load))
 
 
-def _with_samples(workload: Workload, env: dict[str, Any], resolution: int | None) -> tuple[dict[str, Any], int, int]:
+def _with_samples(
+    workload: Workload, env: dict[str, Any], resolution: int | None
+) -> tuple[dict[str, Any], int, int]:
     names = sampled_vars(workload)
     per_index = _SAMPLES[min(3, len(names))]
     if resolution is not None and len(names) == 1:

@@ -152,7 +152,7 @@ def _assemble(
         chip=chip.id,
         time_s=total,
         interval_s=(total / factor, total * factor),
-        bound=_bound(utilisation, breakdown, total),
+        bound=bound_of(utilisation, sum(p.workload.machine.launch_s for p in plans) / total),
         breakdown_s=breakdown,
         utilisation=utilisation,
         traffic_bytes=_traffic(plans),
@@ -200,11 +200,12 @@ def _breakdown(time_s: float, tail_s: float, p: Plan, e: Estimate) -> dict[str, 
     return parts
 
 
-def _bound(utilisation: Mapping[str, float], breakdown: Mapping[str, float], total: float) -> str:
+def bound_of(utilisation: Mapping[str, float], launch_share: float) -> str:
+    """What binds: the busiest engine, or launch or latency where no engine is busy half of the time."""
     engine, share = max(utilisation.items(), key=lambda item: item[1])
     if share >= _BUSY_ENOUGH:
         return engine
-    return "launch" if breakdown.get("launch", 0.0) > _BUSY_ENOUGH * total else "latency"
+    return "launch" if launch_share > _BUSY_ENOUGH else "latency"
 
 
 def _traffic(plans: list[Plan]) -> dict[str, float]:

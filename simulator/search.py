@@ -19,7 +19,7 @@ from foretile.simulator.plan import Plan, plan
 from foretile.simulator.simulate import Simulation, simulate
 from foretile.simulator.workload import Workload
 
-_FINALISTS = 3
+_FINALISTS = 4
 _CHUNK = 8192  # shapes evaluated together: bounds the memory of one step
 
 Frozen = tuple[tuple[str, Any], ...]
@@ -198,4 +198,3 @@ def chosen(operator: Operator, shape: Shape, machine: Machine, config: Config | 
         complete["cores"] = config["cores"]
     workloads(operator, shape, complete, machine)
     return complete
-

@@ -105,21 +105,25 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     modelled = block_times(p, slow, float(resident), active)
     order = np.argsort(modelled, kind="stable")
     chosen = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])}, key=lambda i: modelled[i])
+
     def played(index: int, residents: float, actives: float, rounds: int, traced: bool = False) -> Run:
         code = compile_agent(p, index, slow, residents, actives)
         core = Core(ENGINES, w.agents, write_buffer_ps=write_buffer_ps(p), trace=traced)
         return core.run([code] * (int(residents) * rounds), int(residents))
 
     rounds = _ROUNDS if blocks > slots else 1
-    runs = [played(i, resident, active, rounds, trace and i == chosen[-1]) for i in chosen]
+    runs = [played(i, resident, active, rounds) for i in chosen]
+    shown = played(chosen[-1], resident, active, 1, traced=True) if trace else runs[-1]
     first = [max(run.finish_ps[:resident]) / _PS for run in runs]
     points = modelled[chosen]
     starting = modelled * np.interp(modelled, points, np.asarray(first) / points)
     if blocks <= slots:
         durations = starting[_classes(p, np.arange(int(blocks)))]
-        together = _mixing(p, slow, resident, chosen, modelled, starting, int(np.argmax(durations)) % w.machine.cores)
+        together = _mixing(
+            p, slow, resident, chosen, modelled, starting, int(np.argmax(durations)) % w.machine.cores
+        )
         longest = float(np.max(durations)) * together
-        return longest, max(0.0, longest - float(np.mean(durations)) * together), runs[-1]
+        return longest, max(0.0, longest - float(np.mean(durations)) * together), shown
 
     # Later blocks have drifted apart; those of the last, partial wave share the chip with fewer.
     later = [(max(r.finish_ps) / _PS - f) / (rounds - 1) for r, f in zip(runs, first, strict=True)]
@@ -135,7 +139,10 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     ends_at = int(blocks - tail)
     begin = min(begin, ends_at)
     durations = np.concatenate(
-        [following[_classes(p, np.arange(begin, ends_at))], ending[_classes(p, np.arange(ends_at, int(blocks)))]]
+        [
+            following[_classes(p, np.arange(begin, ends_at))],
+            ending[_classes(p, np.arange(ends_at, int(blocks)))],
+        ]
     )
     if begin < _EXACT_BLOCKS:
         between = float(np.sum(following[_classes(p, np.arange(int(slots), begin))]))
@@ -143,11 +150,17 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
         between = (begin - slots) * float(np.mean(following))
     total = _deal(durations, head + max(0.0, between) / slots)
     even = (float(np.sum(head)) + between + float(np.sum(durations))) / slots
-    return total, max(0.0, total - even), runs[-1]
+    return total, max(0.0, total - even), shown
 
 
 def _mixing(
-    p: Plan, slow: float, resident: int, chosen: list[int], modelled: np.ndarray, alone: np.ndarray, start: int
+    p: Plan,
+    slow: float,
+    resident: int,
+    chosen: list[int],
+    modelled: np.ndarray,
+    alone: np.ndarray,
+    start: int,
 ) -> float:
     """How much faster blocks of different classes pass a core together than each among its own kind.
 

@@ -35,7 +35,13 @@ def trace(operator: Operator, shape: Shape, chip: Chip, config: Config | None = 
                 used.add(piece.engine)
                 at = start + piece.start_ps / _PS_PER_US
                 events.append(
-                    _slice(piece.engine, piece.label, at, (piece.end_ps - piece.start_ps) / _PS_PER_US, piece.agent)
+                    _slice(
+                        piece.engine,
+                        piece.label,
+                        at,
+                        (piece.end_ps - piece.start_ps) / _PS_PER_US,
+                        piece.agent,
+                    )
                 )
         for at_ps, length_ps in run.jumps:
             events.append(
@@ -53,7 +59,12 @@ def trace(operator: Operator, shape: Shape, chip: Chip, config: Config | None = 
         {"ph": "M", "name": "thread_sort_index", "pid": 1, "tid": i + 1, "args": {"sort_index": i}}
         for i in range(len(tracks))
     ]
-    process = {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": f"{operator.name} on one core of {chip.id}"}}
+    process = {
+        "ph": "M",
+        "name": "process_name",
+        "pid": 1,
+        "args": {"name": f"{operator.name} on one core of {chip.id}"},
+    }
     return {
         "traceEvents": [process, *names, *order, *events],
         "displayTimeUnit": "ns",

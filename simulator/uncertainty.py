@@ -24,7 +24,12 @@ _NORMAL_90 = 1.6449  # a 90 % interval reaches this many standard deviations to 
 _STEP = 1.1
 
 _BEHIND: Mapping[str, tuple[str, ...]] = {
-    "matrix": ("matrix.flop_per_cycle.{dtype}", "matrix.mainloop_fraction", "clock.max_hz", "clock.matrix_burst_hz"),
+    "matrix": (
+        "matrix.flop_per_cycle.{dtype}",
+        "matrix.mainloop_fraction",
+        "clock.max_hz",
+        "clock.matrix_burst_hz",
+    ),
     "vector": ("vector.fp32_per_cycle", "vector.alu_per_cycle", "vector.convert_per_cycle"),
     "special": ("vector.special_per_cycle",),
     "scratchpad": ("scratchpad.bandwidth_bytes_per_cycle", "davinci.l1_to_l0a_bytes_per_cycle"),

@@ -37,6 +37,7 @@ class Access:
     loops: tuple[tuple[str, Expr], ...]
     guards: tuple[Expr, ...]
     per_element: bool = False  # a gather or scatter by computed indices
+    bulk: bool = False  # a whole tile into the scratchpad, as a bulk tensor copy moves it
     target: str = ""  # on-chip buffer a read fills
 
 

@@ -96,7 +96,8 @@ class DavinciRules:
         a_passes = max(1, ceil(b / (d.l0b_bytes.value / 2))) if a > d.l0a_bytes.value / 2 else 1
         b_passes = max(1, ceil(a / (d.l0a_bytes.value / 2))) if b > d.l0b_bytes.value / 2 else 1
         feed = (
-            a * a_passes / d.l1_to_l0a_bytes_per_cycle.value + b * b_passes / d.l1_to_l0b_bytes_per_cycle.value
+            a * a_passes / d.l1_to_l0a_bytes_per_cycle.value
+            + b * b_passes / d.l1_to_l0b_bytes_per_cycle.value
         ) * machine.cycle_s
         work = {"matrix": matrix_s, "scratchpad": feed}
         self._fetched.discard(stmt.c.buffer)

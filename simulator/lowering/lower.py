@@ -81,7 +81,11 @@ def _settle(nodes: tuple[Node, ...], machine: Machine, *, cyclic: bool) -> tuple
     for i, node in enumerate(nodes):
         following = nodes[i + 1] if i + 1 < len(nodes) else (nodes[0] if cyclic else None)
         if isinstance(node, Op):
-            chained = node.kind == "matrix" and isinstance(following, Op) and following.kind in ("matrix", "barrier")
+            chained = (
+                node.kind == "matrix"
+                and isinstance(following, Op)
+                and following.kind in ("matrix", "barrier")
+            )
             settled.append(replace(node, latency_s=0.0) if chained else node)
         elif isinstance(node, Loop):
             body = _settle(node.body, machine, cyclic=True)
@@ -151,7 +155,10 @@ def _uses(access: Access) -> frozenset[str]:
 
 
 def _is_load(stmt: Copy, program: TileProgram) -> bool:
-    return program.buffer(stmt.src.buffer).scope == "global" and program.buffer(stmt.dst.buffer).scope == "shared"
+    return (
+        program.buffer(stmt.src.buffer).scope == "global"
+        and program.buffer(stmt.dst.buffer).scope == "shared"
+    )
 
 
 def _product(factors: Iterable[Expr]) -> Expr:
@@ -295,7 +302,9 @@ class _Walker:
                 self._elementwise(inner.then, extents, below, nodes)
                 self._elementwise(inner.orelse, extents, below, nodes)
             elif isinstance(inner, For) and inner.kind != "pipelined":
-                more = {v.name: self._constant(e, inner) for v, e in zip(inner.vars, inner.extents, strict=True)}
+                more = {
+                    v.name: self._constant(e, inner) for v, e in zip(inner.vars, inner.extents, strict=True)
+                }
                 self._elementwise(inner.body, extents | more, guard, nodes)
             else:
                 raise SimulationError(
@@ -335,7 +344,11 @@ class _Walker:
             move = Copy(src=stmt.src, dst=stmt.dst, loc=stmt.loc)
             source = self.program.buffer(stmt.src.buffer)
             cost = self.rules.move(move, self._elements(stmt.src, stmt), source, target)
-            return [self._store_op(stmt.dst, target, "atomic", cost, f"atomic add {stmt.dst.buffer}", stmt.src.buffer)]
+            return [
+                self._store_op(
+                    stmt.dst, target, "atomic", cost, f"atomic add {stmt.dst.buffer}", stmt.src.buffer
+                )
+            ]
         if isinstance(stmt, Sync):
             return [_op("barrier", "barrier", self.rules.barrier())]
         raise SimulationError(f"{self._where(stmt)}{type(stmt).__name__} cannot be timed")
@@ -344,7 +357,9 @@ class _Walker:
         total = 1
         for extent in region.extents:
             if variables(extent):
-                raise SimulationError(f"{self._where(stmt)}the extent of a region of {region.buffer} is not constant")
+                raise SimulationError(
+                    f"{self._where(stmt)}the extent of a region of {region.buffer} is not constant"
+                )
             total *= int(evaluate(extent, {}))
         return total
 
@@ -391,7 +406,9 @@ class _Walker:
                 region, scattered = _element_region(load.indices, extents)
                 name = f"{load.buffer}#{number}"
                 ops.append(
-                    self._load_op(region, source, Cost({}, 0.0), f"load {load.buffer}", name, points, scattered)
+                    self._load_op(
+                        region, source, Cost({}, 0.0), f"load {load.buffer}", name, points, scattered
+                    )
                 )
                 reads.append(name)
             else:
@@ -405,7 +422,12 @@ class _Walker:
         if each.total:
             ops.append(_op("vector", f"compute {target.name}", cost, reads=tuple(reads)))
             cost = Cost({}, 0.0)
-        return [*ops, self._store_op(region, target, direction, cost, label, *reads, points=points, scattered=scattered)]
+        return [
+            *ops,
+            self._store_op(
+                region, target, direction, cost, label, *reads, points=points, scattered=scattered
+            ),
+        ]
 
     # -- accesses ----------------------------------------------------------------------------
 
@@ -438,6 +460,7 @@ class _Walker:
                 region=region,
                 direction=direction,
                 element_bytes=element,
+                bulk=self._is_shared(fills),
                 target=fills,
                 full_bytes=full,
                 loops=tuple(self.loops),
@@ -446,6 +469,9 @@ class _Walker:
             )
         )
         return len(self.accesses) - 1
+
+    def _is_shared(self, name: str) -> bool:
+        return any(b.name == name and b.scope == "shared" for b in self.program.buffers)
 
     def _load_op(
         self,
@@ -504,5 +530,3 @@ def _element_region(indices: tuple[Expr, ...], extents: dict[str, int]) -> tuple
             span = int(evaluate(index, high)) - int(evaluate(index, rest | low)) + 1
         sizes.append(Const(max(1, abs(span))))
     return Region("", tuple(mins), tuple(sizes)), scattered
-
-

@@ -93,7 +93,9 @@ class SimtRules:
                 "use a smaller tile or fewer stages"
             )
         if threads > m.threads_per_block:
-            raise SimulationError(f"{p.name} has {threads} threads a block; {m.id} allows {m.threads_per_block}")
+            raise SimulationError(
+                f"{p.name} has {threads} threads a block; {m.id} allows {m.threads_per_block}"
+            )
         registers = self._registers()
         file = p.threads * registers + (threads - self._warps * m.warp_size) * _PRODUCER_REGISTERS
         limits = {
@@ -111,15 +113,18 @@ class SimtRules:
 
     def _registers(self) -> int:
         m, p = self.machine, self.program
+        # Between products a one-dimensional fragment (a row statistic) is held by each of the four
+        # lanes that share a row of the matrix instruction's accumulator layout.
+        copies = 4 if self.roles.accumulators else 1
         held = sum(
-            elements_of(b) * max(DTYPES[b.dtype].bytes, 2) / (1 if len(b.shape) > 1 else 0.25)
+            elements_of(b) * DTYPES[b.dtype].bytes * (1 if len(b.shape) > 1 else copies)
             for b in p.buffers
             if b.scope == "fragment" and b.name not in self._in_tensor_memory
         )
-        # A one-dimensional fragment (a row statistic) is held by each of the four lanes that share
-        # a row of the matrix instruction's accumulator layout.
         local = sum(
-            elements_of(b) * DTYPES[b.dtype].bytes * p.threads for b in p.buffers if b.scope in ("local", "var")
+            elements_of(b) * DTYPES[b.dtype].bytes * p.threads
+            for b in p.buffers
+            if b.scope in ("local", "var")
         )
         registers = ceil((held + local) / 4 / p.threads + m.registers_base)
         limit = min(m.registers_per_thread, _CONSUMER_REGISTERS if self.runs_ahead() else 1 << 16)
@@ -137,7 +142,9 @@ class SimtRules:
             if b.name in self._in_tensor_memory:
                 rows = int(evaluate(b.shape[0], {}))
                 columns = elements_of(b) // rows
-                total += ceil(rows / _TENSOR_MEMORY_LANES) * _TENSOR_MEMORY_LANES * columns * _ACCUMULATOR_BYTES
+                total += (
+                    ceil(rows / _TENSOR_MEMORY_LANES) * _TENSOR_MEMORY_LANES * columns * _ACCUMULATOR_BYTES
+                )
         return total
 
     # -- operations --------------------------------------------------------------------------

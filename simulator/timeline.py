@@ -1,0 +1,305 @@
+"""The course of one block in closed form: operations in order, loops at their steady interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from foretile.simulator.plan import Array, Plan, company
+from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
+
+
+def soft_max(a: Array, b: Array) -> Array:
+    """The 4-norm of two times, a maximum that is soft where they are close.
+
+    Work that competes (agents inside a loop, blocks that have drifted apart) overlaps one's waiting
+    with another's service, but not perfectly. The exponent is fitted to the event engine.
+    """
+    a2, b2 = a * a, b * b
+    return np.sqrt(np.sqrt(a2 * a2 + b2 * b2))
+
+
+def _after(t: Array, pending: dict[str, Array], names: tuple[str, ...]) -> Array:
+    """``t`` or, if later, when those of ``names`` that are on their way have arrived."""
+    for name in names:
+        if name in pending:
+            t = np.maximum(t, pending.pop(name))
+    return t
+
+
+class Timeline:
+    """The course of one block while ``resident`` blocks share its core and ``active`` the chip."""
+
+    def __init__(self, plan: Plan, slow: Array, resident: Array, active: Array) -> None:
+        self.plan = plan
+        self.slow = slow
+        self.resident = resident
+        self.active = active
+        w = plan.workload
+        self.machine = w.machine
+        self.agents = float(w.agents)
+        self.rate = self.agents * w.agent_rate
+        self.fill: Array = 0.0
+        self.looped: Array = 0.0  # time inside loops, fill included
+        self.total: Array = 0.0
+        self.epilogue: Array = 0.0
+        self.outside: dict[str, Array] = {}  # service of operations outside of loops, whole block
+        self._ahead: Array = 0.0
+
+    def run(self) -> Timeline:
+        """Walk the block; afterwards ``total``, ``looped``, ``fill``, ``epilogue`` and ``outside`` are known."""
+        self.block(self.plan.workload.nodes)
+        return self
+
+    def duration(self, op: Op) -> Array:
+        """Time an agent needs for its share of ``op`` when nothing competes."""
+        if op.kind == "barrier":
+            return op.serial_s
+        if op.kind == "matrix":
+            return op.serial_s * self.slow / self.agents + op.latency_s
+        if op.kind == "store":
+            port = self.plan.traffic.port_bytes[op.access] / self.machine.port_bytes_per_s
+            return np.maximum(op.serial_s, port) / self.agents
+        return op.serial_s * self.slow / self.rate
+
+    def arrival(self, *ops: Op, first: bool = False) -> Array:
+        """Time from the issue of loads until all their tiles are on the core.
+
+        The ``first`` loads of a loop find their buffers free: no producer has to be told.
+        """
+        t, m = self.plan.traffic, self.machine
+        latency: Array = 0.0
+        service: dict[str, Array] = {"port": 0.0, "l2": 0.0, "dram": 0.0}
+        share = self.active / self.resident  # the core gets its blocks' share of the chip's engines
+        for op in ops:
+            latency = np.maximum(latency, t.latency_s[op.access] + (0.0 if first else op.latency_s))
+            moved = t.l2_bytes[op.access] * share
+            service["port"] = service["port"] + t.port_bytes[op.access] / m.port_bytes_per_s
+            service["l2"] = service["l2"] + moved / m.l2_chip_bytes_per_s
+            service["dram"] = service["dram"] + moved * t.dram_share[op.access] / self.plan.dram_rate
+            for engine, seconds in op.work:
+                service[engine] = service.get(engine, 0.0) + seconds
+        longest: Array = 0.0
+        for seconds in service.values():
+            longest = np.maximum(longest, seconds)
+        return latency + longest / self.agents
+
+    def queueing(self, op: Op) -> Array:
+        """What a load outside of loops waits beyond its own turn: all blocks ask at the same time."""
+        t, m = self.plan.traffic, self.machine
+        moved = t.l2_bytes[op.access]
+        share = self.active / self.resident / self.agents
+        own = np.maximum(
+            t.port_bytes[op.access] / self.agents / m.port_bytes_per_s,
+            np.maximum(
+                share * moved / m.l2_chip_bytes_per_s,
+                share * moved * t.dram_share[op.access] / self.plan.dram_rate,
+            ),
+        )
+        longest = np.maximum(
+            self.resident * t.port_bytes[op.access] / m.port_bytes_per_s,
+            self.active * moved / m.l2_chip_bytes_per_s,
+        )
+        longest = np.maximum(longest, self.active * moved * t.dram_share[op.access] / self.plan.dram_rate)
+        return np.maximum(0.0, longest - own)
+
+    def sequence(self, nodes: tuple[Node, ...], spans: dict[str, tuple[Array, Array]] | None = None) -> Array:
+        """Time of ``nodes`` in program order; ``spans`` collects first and last use of each engine."""
+        t: Array = np.zeros((1, 1))
+        pending: dict[str, Array] = {}
+        for node in nodes:
+            before = t
+            if isinstance(node, Op):
+                t = _after(t, pending, node.reads)
+                began = t
+                t = t + self.duration(node)
+                if spans is not None:
+                    for engine, _ in node.work:
+                        spans[engine] = (spans[engine][0] if engine in spans else began, t)
+                if node.kind == "load":
+                    pending[node.writes] = t + self.arrival(node) + self.queueing(node)
+                self._ahead = np.where(self._ahead > 0, self._ahead + t - before, self._ahead)
+            elif isinstance(node, Loop):
+                t = self._through(node, t, pending, self.loop(node))
+            else:
+                t = _after(t, pending, tuple(pending)) + self._branch(node)
+        return _after(t, pending, tuple(pending))
+
+    def _through(
+        self, node: Loop, t: Array, pending: Mapping[str, Array], parts: tuple[Array, Array, Array]
+    ) -> Array:
+        """End of a loop entered at ``t``; its own first loads and those pending arrive side by side."""
+        steady, rest, chain = parts
+        waited = rest
+        for ready in pending.values():
+            waited = np.maximum(waited, ready - t)
+        return t + np.minimum(1.0, self.plan.trips[id(node)]) * (waited + steady + chain)
+
+    def _branch(self, node: Branch) -> Array:
+        chance = self.plan.chance[id(node)]
+        return chance * self.sequence(node.then) + (1.0 - chance) * self.sequence(node.orelse)
+
+    def block(self, nodes: tuple[Node, ...]) -> None:
+        """The whole block: its time, and what of it lies in loops, before and after them.
+
+        The blocks of a round start together. Either they queue for their loads, arrive one after the
+        other and then take turns on the engines for free; or the loads come at once and the last
+        block ends after the others' turns on the busiest engine. The later of the two counts.
+        """
+        queued: Array = np.zeros((1, 1))
+        quiet: Array = np.zeros((1, 1))
+        longest: Array = np.zeros((1, 1))
+        self.looped = np.zeros((1, 1))
+        after: Array = np.zeros((1, 1))
+        pending: dict[str, Array] = {}
+        pending_quiet: dict[str, Array] = {}
+        loops = 0
+        for node in nodes:
+            if isinstance(node, Op):
+                duration = self.duration(node)
+                before = queued
+                queued = _after(queued, pending, node.reads) + duration
+                quiet = _after(quiet, pending_quiet, node.reads) + duration
+                self._outside(node)
+                if node.kind == "load":
+                    arrival = self.arrival(node)
+                    pending[node.writes] = queued + arrival + self.queueing(node)
+                    pending_quiet[node.writes] = quiet + arrival
+                longest = np.maximum(longest, duration)
+                self._ahead = np.where(self._ahead > 0, self._ahead + queued - before, self._ahead)
+                after = after + (queued - before)
+            elif isinstance(node, Loop):
+                parts = self.loop(node)
+                queued = self._through(node, queued, pending, parts)
+                quiet = self._through(node, quiet, pending_quiet, parts)
+                runs = np.minimum(1.0, self.plan.trips[id(node)])
+                if not loops:
+                    self.fill = queued - runs * (parts[0] + parts[2])
+                loops += 1
+                self.looped = self.looped + runs * (parts[0] + parts[1] + parts[2])
+                after = np.zeros((1, 1))
+            else:
+                part = self._branch(node)
+                queued = _after(queued, pending, tuple(pending)) + part
+                quiet = _after(quiet, pending_quiet, tuple(pending_quiet)) + part
+        queued = _after(queued, pending, tuple(pending))
+        quiet = _after(quiet, pending_quiet, tuple(pending_quiet))
+        turns: Array = 0.0
+        for seconds in self.outside.values():
+            turns = np.maximum(turns, seconds)
+        self.total = np.maximum(queued, quiet + turns * np.maximum(0.0, self.resident - 1.0 / self.agents))
+        self.epilogue = after if loops else np.zeros((1, 1))
+        if not loops:
+            self.fill = self.total - longest
+
+    def _outside(self, op: Op) -> None:
+        if op.access >= 0:
+            port = self.plan.traffic.port_bytes[op.access] / self.machine.port_bytes_per_s
+            self.outside["port"] = self.outside.get("port", 0.0) + port
+        for engine, seconds in op.work:
+            service = seconds * self.slow if engine in CLOCKED else seconds
+            self.outside[engine] = self.outside.get(engine, 0.0) + service
+
+    def loop(self, loop: Loop) -> tuple[Array, Array, Array]:
+        """Time in the steady state, wait for the first loads, and one chain, if it runs at all.
+
+        Every engine needs its service for all iterations of all resident blocks, plus the parts of
+        one chain before its first and after its last use.
+        """
+        trips = self.plan.trips[id(loop)]
+        nested = any(isinstance(node, Loop) for node in loop.body)
+        ahead_before = self._ahead
+        self._ahead = 0.0
+        spans: dict[str, tuple[Array, Array]] = {}
+        chain = self.sequence(loop.body, spans=spans)
+        interval = chain
+        if nested:  # agents drift apart: one's epilogue hides behind the others' products
+            shared = self.resident, self.active
+            self.resident, self.active = 1.0 / self.agents, shared[1] / (shared[0] * self.agents)
+            # Only the first tile's first loads are waited for where the loads run ahead.
+            self._ahead = np.inf if loop.run_ahead else 0.0
+            single = self.sequence(loop.body)
+            self.resident, self.active = shared
+            services = [service for service, _ in self.service(loop, {}, 0.0)]
+            interval = np.minimum(chain, soft_max(single, np.maximum.reduce(np.broadcast_arrays(*services))))
+        self._ahead = ahead_before
+        rest: Array = np.zeros((1, 1))
+        wait: Array = np.zeros((1, 1))
+        if loop.loads:
+            # Later tiles arrive behind the operations that use the leading ones.
+            wait = np.maximum(0.0, (self.arrival(*loop.loads[: loop.lead]) + chain) / loop.stages - interval)
+            ahead = self._ahead if loop.run_ahead else 0.0
+            rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
+        # The first ``stages`` iterations' loads are all under way before the first one starts.
+        steady = np.maximum(0.0, trips - 1.0) * interval + np.maximum(0.0, trips - loop.stages) * wait
+        busiest: Array = np.zeros((1, 1))
+        for service, own in self.service(loop, spans, rest):
+            if nested:  # the chain holds the inner loops' contention already
+                own = service
+            busiest = np.maximum(busiest, trips * service - np.minimum(rest + chain, own))
+        # A single agent competes with nobody for its core.
+        crowded = self.agents * self.resident > 1
+        steady = np.where(crowded, soft_max(steady, busiest), np.maximum(steady, busiest))
+        # How long before its end this loop has buffers to spare for the next one's first loads.
+        spare = np.where(trips < loop.stages, steady + rest + chain, (loop.stages - 1) * interval)
+        self._ahead = np.where(trips > 0, spare, self._ahead)
+        return steady, rest, chain
+
+    def service(
+        self, loop: Loop, spans: Mapping[str, tuple[Array, Array]], rest: Array
+    ) -> list[tuple[Array, Array]]:
+        """Per engine: service of one iteration for all resident (or active) blocks, and the part of
+        the chain (or of the fill) during which the engine can be at work."""
+        core: dict[str, Array] = {}
+        chip = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
+        self._collect((*loop.loads, *loop.body), 1.0, core, chip)
+        m = self.machine
+        lead: dict[str, Any] = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
+        self._collect(loop.loads[: loop.lead], 1.0, {}, lead)
+        alike = company(self.plan, self.plan.trips[id(loop)])
+        resident = 1.0 / self.agents + (self.resident - 1.0 / self.agents) * alike
+        active = self.active * resident / self.resident
+        filling = {engine for op in loop.loads for engine, _ in op.work}
+        found: list[tuple[Array, Array]] = []
+        for engine, seconds in core.items():
+            service = seconds * self.slow if engine in CLOCKED else seconds
+            began, ended = spans.get(engine, (0.0, service / self.agents))
+            # An engine that loads use too is at work from the first one's issue on.
+            found.append((resident * service, ended + rest if engine in filling else ended - began))
+        rates = (
+            ("port", resident, m.port_bytes_per_s),
+            ("l2", active, m.l2_chip_bytes_per_s),
+            ("dram", active, self.plan.dram_rate),
+            ("atomic", active, m.atomic_chip_bytes_per_s),
+        )
+        # What arrives after the first operation has started overlaps the chain; what it waits for
+        # is partly in the fill already (this block's own turn on the port).
+        for name, blocks, rate in rates:
+            before = blocks * lead[name] / rate
+            turn = before / (resident * self.agents)
+            found.append((blocks * chip[name] / rate, blocks * chip[name] / rate - before + turn))
+        return found
+
+    def _collect(
+        self, nodes: tuple[Node, ...], times: Array, core: dict[str, Array], chip: dict[str, Any]
+    ) -> None:
+        t = self.plan.traffic
+        for node in nodes:
+            if isinstance(node, Op):
+                for engine, seconds in node.work:
+                    core[engine] = core.get(engine, 0.0) + seconds * times
+                if node.access >= 0:
+                    bytes_ = t.l2_bytes[node.access] * times
+                    chip["l2"] = chip["l2"] + bytes_
+                    chip["port"] = chip["port"] + t.port_bytes[node.access] * times
+                    chip["dram"] = chip["dram"] + bytes_ * t.dram_share[node.access]
+                    if self.plan.workload.accesses[node.access].direction == "atomic":
+                        chip["atomic"] = chip["atomic"] + bytes_
+            elif isinstance(node, Loop):
+                self._collect((*node.loads, *node.body), times * self.plan.trips[id(node)], core, chip)
+            else:
+                chance = self.plan.chance[id(node)]
+                self._collect(node.then, times * chance, core, chip)
+                self._collect(node.orelse, times * (1.0 - chance), core, chip)
