@@ -150,8 +150,9 @@ def _service(plan: Plan, slow: Array, resident: float, slots: float) -> Array:
     longest: Array = np.zeros((1, 1))
     for engine, seconds in plan.core_busy.items():
         longest = np.maximum(longest, resident * (seconds * slow if engine in CLOCKED else seconds))
-    for seconds in plan.chip_busy.values():
-        longest = np.maximum(longest, seconds * slots / plan.blocks)
+    for engine, seconds in plan.chip_busy.items():
+        stalling = plan.dram_stall if engine == "dram" else seconds
+        longest = np.maximum(longest, stalling * slots / plan.blocks)
     return longest
 
 

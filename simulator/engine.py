@@ -20,7 +20,8 @@ from foretile.simulator.program import Code, Instruction, LoadSpec, LoopSpec
 _WINDOW = 4  # iterations compared when looking for the steady state
 _OUTER_WINDOW = 1
 _TOLERANCE = 0.005
-_PATIENCE = 10  # windows after which the last one is taken as the steady state
+_PATIENCE = 12  # windows after which the mean of those after the first few counts as the steady state
+_SETTLED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,8 +285,12 @@ class Core:
             return 0
         last = state.marks[-1][0] - state.marks[-2][0]
         before = state.marks[-2][0] - state.marks[-3][0]
-        if abs(last - before) > _TOLERANCE * last and len(state.marks) < _PATIENCE:
+        earlier = state.marks[-3][0] - state.marks[-4][0]
+        steady = max(abs(last - before), abs(last - earlier)) <= _TOLERANCE * last
+        if not steady and len(state.marks) < _PATIENCE:
             return 0
+        if not steady:  # no period in sight: take the mean pace of what was played
+            last = (state.marks[-1][0] - state.marks[_SETTLED][0]) // (len(state.marks) - 1 - _SETTLED)
         remaining = state.trips - state.done
         for other in self.live.values():
             theirs = other.loops.get(number)

@@ -130,6 +130,7 @@ class Traffic:
     l2_bytes: list[Array]  # leaving or entering the L2 for one execution by one block
     port_bytes: list[Array]  # arriving at (or leaving) the core
     dram_share: list[Array]  # DRAM bytes per L2 byte
+    stall_share: list[Array]  # of these, those that hold up reads (writes wait in the L2 as long as they fit)
     latency_s: list[Array]  # until a read's slowest line is on its way to the core
     dram_read_bytes: Array  # whole kernel
     dram_write_bytes: Array
@@ -164,7 +165,11 @@ def traffic(
         tile_bytes.append(tile)
         wave_bytes.append(np.minimum(footprint(access, tensor, side_by_side | loops, env), moved / waves))
         total_bytes.append(np.minimum(footprint(access, tensor, whole | loops, env), moved))
-    touched = sum(wave_bytes)
+    by_tensor: dict[str, Array] = {}
+    for access, in_wave in zip(workload.accesses, wave_bytes, strict=True):
+        both = by_tensor.get(access.tensor, 0.0) + in_wave
+        by_tensor[access.tensor] = np.minimum(both, _size(workload, access, env))
+    touched = sum(by_tensor.values())
     survive = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, touched))
 
     l2, port, share = [], [], []
@@ -199,7 +204,12 @@ def traffic(
             port.append(tile)
             share.append(np.where(moved > 0, dram / np.maximum(moved, 1e-30), 0.0))
     latency = [_latency(machine, access, s) for access, s in zip(workload.accesses, share, strict=True)]
-    return Traffic(l2, port, share, latency, read, write, l2_read, l2_write, atomic)
+    waiting = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, write))
+    stall = [
+        s if access.direction == "read" else s * (1.0 - waiting)
+        for access, s in zip(workload.accesses, share, strict=True)
+    ]
+    return Traffic(l2, port, share, stall, latency, read, write, l2_read, l2_write, atomic)
 
 
 def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:

@@ -30,7 +30,8 @@ class Plan:
     ``blocks``, ``slots`` (resident at once), ``full_waves``, ``tail_blocks``; ``period`` of the classes where they repeat (else 0); ``trips`` and
     ``chance`` by loop or branch (keyed by identity); ``counts`` executions per block by access;
     ``core_busy`` seconds of service per block by core engine; ``chip_busy`` seconds for the whole
-    kernel by chip engine; ``dram_rate`` bytes a second for this kernel's mix of reads and writes; ``executed_flops`` of
+    kernel by chip engine; ``dram_rate`` bytes a second for this kernel's mix of reads and writes;
+    ``dram_stall`` the part of the DRAM's service that holds up reads (the rest waits in the L2); ``executed_flops`` of
     the matrix instructions, ``tile_flops`` of the tiles before padding to an instruction's shape.
     """
 
@@ -48,6 +49,7 @@ class Plan:
     core_busy: Mapping[str, Array]
     chip_busy: Mapping[str, Array]
     dram_rate: Array
+    dram_stall: Array
     executed_flops: Array
     tile_flops: Array
 
@@ -103,6 +105,8 @@ def plan(
         "atomic": moved.atomic_bytes / machine.atomic_chip_bytes_per_s,
     }
     assert tuple(chip_busy) == CHIP_ENGINES
+    held = np.minimum(moved.dram_write_bytes, machine.l2_bytes)
+    dram_stall = chip_busy["dram"] - held / rate
     full = np.floor(blocks / slots)
     return Plan(
         workload=workload,
@@ -119,6 +123,7 @@ def plan(
         core_busy=core_busy,
         chip_busy=chip_busy,
         dram_rate=rate,
+        dram_stall=dram_stall,
         executed_flops=np.mean(counter.flops, axis=-1, keepdims=True) * blocks,
         tile_flops=np.mean(counter.tile_flops, axis=-1, keepdims=True) * blocks,
     )

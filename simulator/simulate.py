@@ -61,7 +61,8 @@ def _play(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     machine = p.workload.machine
     launch = machine.launch_s + machine.ramp_s
     blocks = float(p.blocks[0, 0])
-    time_s, tail_s, run = _equal(p, slow, trace) if p.samples == 1 else _unequal(p, slow, trace)
+    alike = all(np.ptp(trips) == 0.0 for trips in (*p.trips.values(), *p.chance.values()))
+    time_s, tail_s, run = _equal(p, slow, trace) if alike else _unequal(p, slow, trace)
     return launch + max(time_s, blocks * machine.dispatch_s), tail_s, run
 
 

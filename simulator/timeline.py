@@ -46,6 +46,7 @@ class Timeline:
         self.total: Array = 0.0
         self.epilogue: Array = 0.0
         self.outside: dict[str, Array] = {}  # service of operations outside of loops, whole block
+        self.first_wait: Array = 0.0  # of the loop entered last
         self._ahead: Array = 0.0
 
     def run(self) -> Timeline:
@@ -78,7 +79,7 @@ class Timeline:
             moved = t.l2_bytes[op.access] * share
             service["port"] = service["port"] + t.port_bytes[op.access] / m.port_bytes_per_s
             service["l2"] = service["l2"] + moved / m.l2_chip_bytes_per_s
-            service["dram"] = service["dram"] + moved * t.dram_share[op.access] / self.plan.dram_rate
+            service["dram"] = service["dram"] + moved * t.stall_share[op.access] / self.plan.dram_rate
             for engine, seconds in op.work:
                 service[engine] = service.get(engine, 0.0) + seconds
         longest: Array = 0.0
@@ -95,14 +96,14 @@ class Timeline:
             t.port_bytes[op.access] / self.agents / m.port_bytes_per_s,
             np.maximum(
                 share * moved / m.l2_chip_bytes_per_s,
-                share * moved * t.dram_share[op.access] / self.plan.dram_rate,
+                share * moved * t.stall_share[op.access] / self.plan.dram_rate,
             ),
         )
         longest = np.maximum(
             self.resident * t.port_bytes[op.access] / m.port_bytes_per_s,
             self.active * moved / m.l2_chip_bytes_per_s,
         )
-        longest = np.maximum(longest, self.active * moved * t.dram_share[op.access] / self.plan.dram_rate)
+        longest = np.maximum(longest, self.active * moved * t.stall_share[op.access] / self.plan.dram_rate)
         return np.maximum(0.0, longest - own)
 
     def sequence(self, nodes: tuple[Node, ...], spans: dict[str, tuple[Array, Array]] | None = None) -> Array:
@@ -122,20 +123,18 @@ class Timeline:
                     pending[node.writes] = t + self.arrival(node) + self.queueing(node)
                 self._ahead = np.where(self._ahead > 0, self._ahead + t - before, self._ahead)
             elif isinstance(node, Loop):
-                t = self._through(node, t, pending, self.loop(node))
+                t = t + self._enter(node, t, pending)
             else:
                 t = _after(t, pending, tuple(pending)) + self._branch(node)
         return _after(t, pending, tuple(pending))
 
-    def _through(
-        self, node: Loop, t: Array, pending: Mapping[str, Array], parts: tuple[Array, Array, Array]
-    ) -> Array:
-        """End of a loop entered at ``t``; its own first loads and those pending arrive side by side."""
-        steady, rest, chain = parts
-        waited = rest
+    def _enter(self, node: Loop, t: Array, pending: Mapping[str, Array]) -> Array:
+        """Duration of a loop entered at ``t`` while loads its body needs are still on their way."""
+        late: Array = 0.0
         for ready in pending.values():
-            waited = np.maximum(waited, ready - t)
-        return t + np.minimum(1.0, self.plan.trips[id(node)]) * (waited + steady + chain)
+            late = np.maximum(late, ready - t)
+        steady, waited, chain = self.loop(node, late)
+        return np.minimum(1.0, self.plan.trips[id(node)]) * (waited + steady + chain)
 
     def _branch(self, node: Branch) -> Array:
         chance = self.plan.chance[id(node)]
@@ -171,14 +170,13 @@ class Timeline:
                 self._ahead = np.where(self._ahead > 0, self._ahead + queued - before, self._ahead)
                 after = after + (queued - before)
             elif isinstance(node, Loop):
-                parts = self.loop(node)
-                queued = self._through(node, queued, pending, parts)
-                quiet = self._through(node, quiet, pending_quiet, parts)
-                runs = np.minimum(1.0, self.plan.trips[id(node)])
+                duration = self._enter(node, queued, pending)
                 if not loops:
-                    self.fill = queued - runs * (parts[0] + parts[2])
+                    self.fill = queued + np.minimum(self.first_wait, duration)
+                queued = queued + duration
+                quiet = quiet + duration
                 loops += 1
-                self.looped = self.looped + runs * (parts[0] + parts[1] + parts[2])
+                self.looped = self.looped + duration
                 after = np.zeros((1, 1))
             else:
                 part = self._branch(node)
@@ -202,8 +200,10 @@ class Timeline:
             service = seconds * self.slow if engine in CLOCKED else seconds
             self.outside[engine] = self.outside.get(engine, 0.0) + service
 
-    def loop(self, loop: Loop) -> tuple[Array, Array, Array]:
+    def loop(self, loop: Loop, late: Array) -> tuple[Array, Array, Array]:
         """Time in the steady state, wait for the first loads, and one chain, if it runs at all.
+
+        ``late``: how long after its entry the last load from before the loop arrives.
 
         Every engine needs its service for all iterations of all resident blocks, plus the parts of
         one chain before its first and after its last use.
@@ -232,6 +232,8 @@ class Timeline:
             wait = np.maximum(0.0, (self.arrival(*loop.loads[: loop.lead]) + chain) / loop.stages - interval)
             ahead = self._ahead if loop.run_ahead else 0.0
             rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
+        rest = np.maximum(rest, late)
+        self.first_wait = rest
         # The first ``stages`` iterations' loads are all under way before the first one starts.
         steady = np.maximum(0.0, trips - 1.0) * interval + np.maximum(0.0, trips - loop.stages) * wait
         busiest: Array = np.zeros((1, 1))
@@ -294,7 +296,7 @@ class Timeline:
                     bytes_ = t.l2_bytes[node.access] * times
                     chip["l2"] = chip["l2"] + bytes_
                     chip["port"] = chip["port"] + t.port_bytes[node.access] * times
-                    chip["dram"] = chip["dram"] + bytes_ * t.dram_share[node.access]
+                    chip["dram"] = chip["dram"] + bytes_ * t.stall_share[node.access]
                     if self.plan.workload.accesses[node.access].direction == "atomic":
                         chip["atomic"] = chip["atomic"] + bytes_
             elif isinstance(node, Loop):

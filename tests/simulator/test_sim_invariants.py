@@ -79,7 +79,6 @@ def test_a_kernel_never_costs_less_than_its_launches(case: Case) -> None:
 def test_dram_carries_at_least_the_compulsory_bytes(case: Case) -> None:
     # Blocks of unequal length are sampled, which may miss a few tenths of a per cent of their tiles.
     slack = 1e-6 if not any(sampled_vars(w) for w in case.workloads()) else 0.01
-    assume(not case.shape.get("window"))  # see docs/deviations.md, sliding windows
     assert dram_bytes(case) >= float(case.operator.min_bytes(case.shape)) * (1 - slack)
 
 
