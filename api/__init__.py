@@ -20,8 +20,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from foretile.hwmodels import list_chips, load_chip
     from foretile.frontdoor import list_operators, predict, predict_many, trace_program
+    from foretile.hwmodels import list_chips, load_chip
 
 _HOME = {
     "list_chips": "foretile.hwmodels",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from foretile.hwmodels.problems import (
     LEAF_KEYS,
     ChipError,
@@ -23,7 +25,6 @@ from foretile.hwmodels.problems import (
 )
 from foretile.hwmodels.schema import Chip
 from foretile.hwmodels.yamlfile import parse_yaml, read_mapping
-from pydantic import ValidationError
 
 __all__ = ["ENV_VARIABLE", "ChipError", "chip_files", "list_chips", "load_chip"]
 

@@ -8,8 +8,9 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from foretile.hwmodels.schema import Chip, Quantity
 from pydantic import BaseModel, ValidationError
+
+from foretile.hwmodels.schema import Chip, Quantity
 
 LEAF = "{value, source, confidence}"
 LEAF_KEYS = ("value", "source", "confidence")

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+
 from foretile.kernels.dtypes import dtype
 from foretile.kernels.ir import TileProgram
 

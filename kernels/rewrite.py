@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+
 from foretile.kernels.expr import Const, Expr, evaluate, loads, substitute, variables
 from foretile.kernels.ir import Buffer, For, If, Region, Stmt, TileProgram, While, walk_stmts
 

@@ -6,6 +6,7 @@ import math
 from typing import Any, Protocol
 
 import numpy as np
+
 from foretile.kernels.dtypes import dtype as look_up_dtype
 from foretile.kernels.errors import fail
 from foretile.kernels.expr import Cast, Const, Expr, Var, binary, call

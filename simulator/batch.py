@@ -17,7 +17,7 @@ from foretile.simulator.uncertainty import interval_factor
 
 @dataclass
 class Rows:
-    """Predictions by row: the resolved columns, seconds, and (with details) interval, bound, configuration."""
+    """Predictions by row: columns, seconds, and (with details) interval, bound, configuration."""
 
     columns: dict[str, np.ndarray]
     time_s: np.ndarray
@@ -139,7 +139,8 @@ def _check(operator: Operator, name: str, column: np.ndarray) -> None:
     )
     if len(bad):
         raise OperatorError(
-            f"{operator.name}: row {bad[0]}: {name}={column[bad[0]]} is not a whole number of at least {p.minimum}"
+            f"{operator.name}: row {bad[0]}: {name}={column[bad[0]]} "
+            f"is not a whole number of at least {p.minimum}"
         )
 
 

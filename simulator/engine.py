@@ -37,9 +37,11 @@ class Slice:
 
 @dataclass
 class Run:
-    """What a run found. ``finish_ps`` holds the completion time of every block, in order.
+    """What a run found.
 
-    ``drained_ps`` is when the posted writes have left the engines or fit the L2. ``jumps`` records the skipped stretches as (time, length).
+    ``finish_ps`` holds the completion time of every block, in order; ``drained_ps`` is when the
+    posted writes have left the engines or fit the L2; ``jumps`` records the skipped stretches as
+    (time, length).
     """
 
     finish_ps: list[int]

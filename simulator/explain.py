@@ -92,7 +92,8 @@ def _sentences(p: Prediction, bounds: dict[str, float], gains: dict[str, float])
     padding = sum(p.overhead_flops.values())
     if p.flops and padding > 0.05 * p.flops:
         words.append(
-            f"The tiles execute {padding / p.flops:.0%} more FLOPs than the operator needs (padding, masking)."
+            f"The tiles execute {padding / p.flops:.0%} more FLOPs than the operator needs "
+            "(padding, masking)."
         )
     if p.model["inferred_inputs"]:
         words.append(

@@ -7,7 +7,7 @@ more DRAM bandwidth") is one scaled field here.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from foretile.hwmodels.schema import Chip, Davinci, Quantity
@@ -136,8 +136,8 @@ def _rate(table: Mapping[str, float], dtype: str, chip: str) -> float:
     near = difflib.get_close_matches(dtype, table, n=1)
     hint = f" (nearest: {near[0]})" if near else ""
     raise SimulationError(
-        f"{chip}: matrix.flop_per_cycle.{dtype}: unknown, so {dtype} matrix work cannot be timed on this chip; "
-        f"it is given for {', '.join(table)}{hint}"
+        f"{chip}: matrix.flop_per_cycle.{dtype}: unknown, so {dtype} matrix work cannot be timed on this "
+        f"chip; it is given for {', '.join(table)}{hint}"
     )
 
 
@@ -149,7 +149,7 @@ def _matrix(m: Machine, f: float) -> Machine:
     return replace(m, matrix_flop_per_s={k: v * f for k, v in m.matrix_flop_per_s.items()})
 
 
-RESOURCES = {
+RESOURCES: dict[str, Callable[[Machine, float], Machine]] = {
     "matrix": _matrix,
     "vector": lambda m, f: _times(m, f, "fp32_per_s", "alu_per_s", "convert_per_s", "issue_per_s"),
     "special": lambda m, f: _times(m, f, "special_per_s"),

@@ -27,12 +27,13 @@ _LOOP_SAMPLES = 8
 class Plan:
     """Everything about a workload that depends on the shape but not on contention.
 
-    ``blocks``, ``slots`` (resident at once), ``full_waves``, ``tail_blocks``; ``period`` of the classes where they repeat (else 0); ``trips`` and
-    ``chance`` by loop or branch (keyed by identity); ``counts`` executions per block by access;
-    ``core_busy`` seconds of service per block by core engine; ``chip_busy`` seconds for the whole
-    kernel by chip engine; ``dram_rate`` bytes a second for this kernel's mix of reads and writes;
-    ``dram_stall`` the part of the DRAM's service that holds up reads (the rest waits in the L2); ``executed_flops`` of
-    the matrix instructions, ``tile_flops`` of the tiles before padding to an instruction's shape.
+    ``blocks``, ``slots`` (resident at once), ``full_waves``, ``tail_blocks``; ``period`` of the
+    classes where they repeat (else 0); ``trips`` and ``chance`` by loop or branch (keyed by
+    identity); ``counts`` executions per block by access; ``core_busy`` seconds of service per block
+    by core engine; ``chip_busy`` seconds for the whole kernel by chip engine; ``dram_rate`` bytes a
+    second for this kernel's mix of reads and writes; ``dram_stall`` the part of the DRAM's service
+    that holds up reads (the rest waits in the L2); ``executed_flops`` of the matrix instructions,
+    ``tile_flops`` of the tiles before padding to an instruction's shape.
     """
 
     workload: Workload

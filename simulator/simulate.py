@@ -211,7 +211,7 @@ def _classes(p: Plan, linear: np.ndarray) -> np.ndarray:
         return np.asarray(values[names[0]] % p.period, dtype=np.int64)
     per_index = round(p.samples ** (1 / len(names)))
     for name in names:
-        extent = float(np.ravel(evaluate(w.ranges[name], p.env))[0])
-        step = np.minimum(per_index - 1, np.floor(values[name] / extent * per_index)).astype(np.int64)
+        size = float(np.ravel(evaluate(w.ranges[name], p.env))[0])
+        step = np.minimum(per_index - 1, np.floor(values[name] / size * per_index)).astype(np.int64)
         index = index * per_index + np.maximum(0, step)
     return index

@@ -50,7 +50,7 @@ class Timeline:
         self._ahead: Array = 0.0
 
     def run(self) -> Timeline:
-        """Walk the block; afterwards ``total``, ``looped``, ``fill``, ``epilogue`` and ``outside`` are known."""
+        """Walk the block: sets ``total``, ``looped``, ``fill``, ``epilogue`` and ``outside``."""
         self.block(self.plan.workload.nodes)
         return self
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import typer
+
 from foretile.cli import chips, compare, ops, predict
 from foretile.cli.arguments import spread_config
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
 from foretile.cli.arguments import JSON
 from foretile.cli.errors import WRONG_REQUEST, reported
 
@@ -95,10 +96,11 @@ def show_one(
 
 
 def _print_chip(chip: Chip) -> None:
+    from rich.text import Text
+
     from foretile.cli import show
     from foretile.report import units
     from foretile.report.grounds import provenance
-    from rich.text import Text
 
     out = show.console()
     out.print(

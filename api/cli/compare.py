@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
+
 from foretile.cli.arguments import JSON, comma_list
 from foretile.cli.errors import reported
 

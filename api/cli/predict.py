@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
+
 from foretile.cli.arguments import CONFIG, JSON, OPERATOR, SHAPE, ArgumentError, comma_list, pairs
 from foretile.cli.errors import reported
 
@@ -87,11 +88,12 @@ def _shape_words(shape: Mapping[str, Any]) -> str:
 
 
 def _print_predictions(found: Sequence[Prediction], chips: Sequence[str]) -> None:
+    from rich.text import Text
+
     from foretile.cli import show
     from foretile.hwmodels import load_chip
     from foretile.report import units
     from foretile.report.grounds import achieved
-    from rich.text import Text
 
     out = show.console()
     first = found[0]
@@ -152,9 +154,10 @@ def _occupancy(occupancy: Mapping[str, Any]) -> str:
 
 
 def _print_warnings(found: Sequence[Prediction]) -> None:
+    from rich.text import Text
+
     from foretile.cli import show
     from foretile.report.grounds import standing, warnings
-    from rich.text import Text
 
     err = show.console(err=True)
     for p in found:
@@ -184,9 +187,10 @@ def explain(
 
 
 def _print_explanation(found: Explanation) -> None:
+    from rich.text import Text
+
     from foretile.cli import show
     from foretile.report import units
-    from rich.text import Text
 
     out, p = show.console(), found.prediction
     out.print(

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
 from foretile.report.grounds import achieved, calibrated
 from foretile.report.suite import Case, Suite, SuiteError, cases, tokens
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from foretile.hwmodels.schema import Chip
     from foretile.simulator.prediction import Prediction
-    from rich.console import Console
 
 Predictor = Callable[..., "Prediction"]
 Call = tuple[str, tuple[tuple[str, Any], ...]]

@@ -11,10 +11,11 @@ from foretile.report.output import require_folder, write_all
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
+
     from foretile.hwmodels.schema import Chip
     from foretile.report.collect import Predictor
     from foretile.report.suite import Suite
-    from rich.console import Console
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from foretile.report import style, units
-from foretile.report.collect import complete
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+
+from foretile.report import style, units
+from foretile.report.collect import complete
 
 if TYPE_CHECKING:
     from foretile.hwmodels.schema import Chip

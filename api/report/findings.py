@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
 from foretile.report import units
 from foretile.report.collect import complete
 from foretile.report.grounds import provenance

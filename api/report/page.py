@@ -14,12 +14,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
 from foretile.report import figures, findings, units
 from foretile.report.collect import complete, totals
 from foretile.report.grounds import CONFIDENCES, peak_flop_per_s, provenance
 from foretile.report.suite import cases
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
 if TYPE_CHECKING:
     from foretile.hwmodels.schema import Chip

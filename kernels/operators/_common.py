@@ -5,6 +5,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from foretile.kernels.dtypes import dtype
 from foretile.kernels.operator import Config, OperatorError, Shape
 

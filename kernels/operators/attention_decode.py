@@ -6,6 +6,7 @@
 from typing import Any
 
 import numpy as np
+
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape

@@ -6,6 +6,7 @@
 from typing import Any
 
 import numpy as np
+
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
@@ -39,10 +40,19 @@ def _mainloop(shape: Shape, config: Config) -> tuple[tuple[int, int], tuple[int,
 
     @T.macro
     def multiply(
-        A: Any, B: Any, A_shared: Any, B_shared: Any, C_local: Any, bz: Any, by: Any, bx: Any, *k_tiles: Any
+        A: Any,
+        B: Any,
+        A_shared: Any,
+        B_shared: Any,
+        C_local: Any,
+        bz: Any,
+        by: Any,
+        bx: Any,
+        first: Any,
+        last: Any,
     ) -> None:
         T.clear(C_local)
-        for ko in T.Pipelined(*k_tiles, num_stages=num_stages):
+        for ko in T.Pipelined(first, last, num_stages=num_stages):
             if trans_A:
                 T.copy(A[bz, ko * block_K, by * block_M], A_shared)
             else:
@@ -78,7 +88,7 @@ def _tile(shape: Shape, config: Config) -> TileProgram:
             C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
             if swizzle:
                 T.use_swizzle(panel_size=swizzle)
-            multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, T.ceildiv(K, block_K))
+            multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, 0, T.ceildiv(K, block_K))
             T.copy(C_local, C[bz, by * block_M, bx * block_N])
 
     traced: TileProgram = gemm
@@ -156,7 +166,7 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
             C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
             for row, bx in T.Persistent([batch * m_tiles, n_tiles], cores, block_id, group_size=group_size):
                 bz, by = row // m_tiles, row % m_tiles
-                multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, T.ceildiv(K, block_K))
+                multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, 0, T.ceildiv(K, block_K))
                 T.copy(C_local, C[bz, by * block_M, bx * block_N])
 
     traced: TileProgram = gemm_persistent

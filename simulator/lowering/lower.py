@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import Call, Const, Expr, binary, evaluate, loads, substitute, variables
+from foretile.kernels.expr import Call, Expr, binary, evaluate, loads, substitute, variables
 from foretile.kernels.ir import (
     AtomicAdd,
     Buffer,
@@ -26,14 +25,24 @@ from foretile.kernels.ir import (
     Sync,
     TileProgram,
     While,
-    walk_stmts,
+)
+from foretile.simulator.lowering.analysis import (
+    ceildiv,
+    element_region,
+    is_load,
+    lead,
+    pair_var,
+    product,
+    raster,
+    roles,
+    settle,
 )
 from foretile.simulator.lowering.davinci import DavinciRules
 from foretile.simulator.lowering.elementwise import Count, count, store_count
-from foretile.simulator.lowering.rules import Cost, Roles, Rules
+from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.workload import Access, Branch, Digit, Loop, Node, Op, Workload
+from foretile.simulator.workload import Access, Branch, Loop, Node, Op, Workload
 
 _RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
@@ -47,155 +56,29 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     """
     if machine.style not in _RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
-    roles = _roles(program)
-    loaded = machine.under_matrix_load() if roles.accumulators else machine
-    rules: Rules = _RULES[machine.style](program, loaded, roles)
+    used = roles(program)
+    loaded = machine.under_matrix_load() if used.accumulators else machine
+    rules: Rules = _RULES[machine.style](program, loaded, used)
     walker = _Walker(program, rules)
-    nodes = _settle(walker.block(program.body), loaded, cyclic=False)
+    nodes = settle(walker.block(program.body), loaded, cyclic=False)
     agents, rate = rules.agents()
-    raster, ranges, tiles = _raster(program)
+    digits, ranges, tiles = raster(program)
     accesses = tuple(walker.accesses)
     return Workload(
         program=program,
         machine=machine,
         grid=program.grid,
-        raster=raster,
+        raster=digits,
         ranges=ranges,
         persistent=tiles,
         nodes=nodes,
         accesses=accesses,
-        pair_var=_pair_var(machine, roles, tuple(ranges), accesses),
+        pair_var=pair_var(machine, used, tuple(ranges), accesses),
         agents=agents,
         agent_rate=rate,
         occupancy=rules.occupancy(),
         dtype=walker.dtype,
     )
-
-
-def _settle(nodes: tuple[Node, ...], machine: Machine, *, cyclic: bool) -> tuple[Node, ...]:
-    """Drop the result latency of products that another product follows: the engine keeps going.
-
-    Only what comes after the last product of a run has to wait for the accumulators.
-    """
-    settled: list[Node] = []
-    for i, node in enumerate(nodes):
-        following = nodes[i + 1] if i + 1 < len(nodes) else (nodes[0] if cyclic else None)
-        if isinstance(node, Op):
-            chained = (
-                node.kind == "matrix"
-                and isinstance(following, Op)
-                and following.kind in ("matrix", "barrier")
-            )
-            settled.append(replace(node, latency_s=0.0) if chained else node)
-        elif isinstance(node, Loop):
-            body = _settle(node.body, machine, cyclic=True)
-            settled.append(replace(node, body=body))
-            last = next((n for n in reversed(body) if not (isinstance(n, Op) and n.kind == "barrier")), None)
-            if isinstance(last, Op) and last.kind == "matrix" and last.latency_s == 0.0:
-                settled.append(Op("wait for accumulators", "barrier", serial_s=machine.matrix_latency_s))
-        else:
-            then = _settle(node.then, machine, cyclic=False)
-            settled.append(replace(node, then=then, orelse=_settle(node.orelse, machine, cyclic=False)))
-    return tuple(settled)
-
-
-def _lead(loads: list[Op], body: list[Node]) -> int:
-    """Loads that must have arrived before the first operation that uses any of them can start."""
-    filled = [op.writes for op in loads]
-    for node in body:
-        if isinstance(node, Op) and any(name in filled for name in node.reads):
-            return max(filled.index(name) for name in node.reads if name in filled) + 1
-    return len(loads)
-
-
-def _roles(program: TileProgram) -> Roles:
-    stmts = list(walk_stmts(program.body))
-    gemms = [s for s in stmts if isinstance(s, Gemm)]
-    staged: dict[str, int] = {}
-    for loop in stmts:
-        if isinstance(loop, For) and loop.kind == "pipelined" and loop.num_stages > 0:
-            for s in loop.body:
-                if isinstance(s, Copy) and _is_load(s, program):
-                    staged[s.dst.buffer] = loop.num_stages
-    written = {s.buffer for s in stmts if isinstance(s, Store)}
-    written |= {s.dst.buffer for s in stmts if isinstance(s, Reduce | CumSum)}
-    for s in stmts:  # a converted copy of something element-wise is element-wise work too
-        if isinstance(s, Copy) and program.buffer(s.src.buffer).scope in ("fragment", "local", "var"):
-            written.add(s.dst.buffer)
-    return Roles(
-        accumulators=frozenset(g.c.buffer for g in gemms),
-        operands=frozenset(x for g in gemms for x in (g.a.buffer, g.b.buffer)),
-        right_operands=frozenset(g.b.buffer for g in gemms),
-        staged=staged,
-        vector_written=frozenset(b for b in written if program.buffer(b).scope != "global"),
-    )
-
-
-def _pair_var(machine: Machine, roles: Roles, names: tuple[str, ...], accesses: tuple[Access, ...]) -> str:
-    """The block variable along which clusters of two are formed, "" without clusters.
-
-    Two neighbours along it read some tiles in common and fetch those once. It is the variable that
-    saves most bytes; where two cores work on one product, the right operand is what they share.
-    """
-    if not machine.clusters or not roles.accumulators:
-        return ""
-    saved: dict[str, float] = {}
-    for name in names:
-        shared = [a for a in accesses if a.direction == "read" and a.loops and name not in _uses(a)]
-        if machine.matrix_instruction == "tcgen05":
-            shared = [a for a in shared if a.target in roles.right_operands]
-        if len(shared) < sum(a.direction == "read" and bool(a.loops) for a in accesses):
-            saved[name] = sum(a.full_bytes for a in shared)
-    best = max(saved, key=lambda n: saved[n], default="")
-    return best if best and saved[best] > 0 else ""
-
-
-def _uses(access: Access) -> frozenset[str]:
-    return frozenset[str]().union(*(variables(m) for m in access.region.mins))
-
-
-def _is_load(stmt: Copy, program: TileProgram) -> bool:
-    return (
-        program.buffer(stmt.src.buffer).scope == "global"
-        and program.buffer(stmt.dst.buffer).scope == "shared"
-    )
-
-
-def _product(factors: Iterable[Expr]) -> Expr:
-    total: Expr = Const(1)
-    for factor in factors:
-        total = binary("mul", total, factor)
-    return total
-
-
-def _ceildiv(a: Expr, b: Expr) -> Expr:
-    return binary("floordiv", binary("add", a, binary("sub", b, Const(1))), b)
-
-
-def _raster(program: TileProgram) -> tuple[tuple[Digit, ...], dict[str, Expr], Expr | None]:
-    """Raster digits (fastest first), ranges of tile indices, and the number of persistent tiles."""
-    for stmt in walk_stmts(program.body):
-        if isinstance(stmt, For) and stmt.kind == "persistent":
-            names = [v.name for v in stmt.vars]
-            ranges = dict(zip(names, stmt.extents, strict=True))
-            ranges |= {v.name: e for v, e in zip(program.block_vars, program.grid, strict=True)}
-            order = [Digit(n, ranges[n]) for n in reversed(names)]
-            if stmt.group_size > 1 and len(names) > 1:
-                order = _panels(names[-2], names[-1], stmt.group_size, ranges) + order[2:]
-            return tuple(order), ranges, _product(stmt.extents)
-    names = [v.name for v in program.block_vars]
-    ranges = dict(zip(names, program.grid, strict=True))
-    order = [Digit(n, ranges[n]) for n in names]
-    if program.swizzle is not None and len(names) >= 2:
-        row, column = (names[1], names[0]) if program.swizzle.order == "row" else (names[0], names[1])
-        order = _panels(row, column, program.swizzle.panel_size, ranges) + order[2:]
-    return tuple(order), ranges, None
-
-
-def _panels(row: str, column: str, size: int, ranges: dict[str, Expr]) -> list[Digit]:
-    """Panels of ``size`` rows, walked column by column."""
-    panel = binary("min", Const(size), ranges[row])
-    return [Digit(row, panel), Digit(column, ranges[column]), Digit(row, _ceildiv(ranges[row], Const(size)))]
 
 
 class _Walker:
@@ -237,11 +120,11 @@ class _Walker:
     def loop(self, stmt: For) -> list[Node]:
         if stmt.kind == "parallel":
             return self.parallel(stmt)
-        extent = _product(stmt.extents)
+        extent = product(stmt.extents)
         dealt: Expr | None = None
         if stmt.kind == "persistent":
             dealt = extent
-            extent = _ceildiv(extent, _product(self.program.grid))
+            extent = ceildiv(extent, product(self.program.grid))
         else:
             self.loops.extend(zip((v.name for v in stmt.vars), stmt.extents, strict=True))
         if stmt.start is not None:  # where a block's share begins is part of the address
@@ -251,7 +134,7 @@ class _Walker:
         body: list[Node] = []
         for inner in stmt.body:
             ops = self.statement(inner)
-            if pipelined and isinstance(inner, Copy) and _is_load(inner, self.program):
+            if pipelined and isinstance(inner, Copy) and is_load(inner, self.program):
                 ahead.extend(op for op in ops if isinstance(op, Op))
             else:
                 body.extend(ops)
@@ -270,7 +153,7 @@ class _Walker:
                 stages=self.rules.stages(stmt.num_stages) if pipelined else 1,
                 loads=tuple(ahead),
                 body=tuple(body),
-                lead=_lead(ahead, body),
+                lead=lead(ahead, body),
                 run_ahead=self.rules.runs_ahead(),
                 dealt=dealt,
             )
@@ -403,7 +286,7 @@ class _Walker:
         for number, load in enumerate(dict.fromkeys(each.loads)):
             source = self.program.buffer(load.buffer)
             if source.scope == "global":
-                region, scattered = _element_region(load.indices, extents)
+                region, scattered = element_region(load.indices, extents)
                 name = f"{load.buffer}#{number}"
                 ops.append(
                     self._load_op(
@@ -416,7 +299,7 @@ class _Walker:
         cost = self.rules.elementwise(points, each, target)
         if target.scope != "global":
             return [*ops, _op("vector", f"{target.name} = …", cost, reads=tuple(reads))]
-        region, scattered = _element_region(stmt.indices, extents)
+        region, scattered = element_region(stmt.indices, extents)
         direction = "atomic" if stmt.atomic else "write"
         label = f"atomic {stmt.atomic} {target.name}" if stmt.atomic else f"store {target.name}"
         if each.total:
@@ -505,28 +388,3 @@ class _Walker:
 def _op(kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
     work = tuple((engine, seconds) for engine, seconds in cost.work.items() if seconds > 0.0)
     return Op(label=label, kind=kind, work=work, serial_s=cost.serial_s, reads=reads, flops=cost.flops)
-
-
-def _element_region(indices: tuple[Expr, ...], extents: dict[str, int]) -> tuple[Region, bool]:
-    """The box that element indices sweep over a parallel nest, and whether they are scattered.
-
-    An index is swept densely if it is linear in the nest's variables; a computed (loaded) index
-    touches a sector of its own per element.
-    """
-    zero: dict[str, Expr] = {name: Const(0) for name in extents}
-    mins: list[Expr] = []
-    sizes: list[Expr] = []
-    scattered = False
-    for index in indices:
-        mins.append(substitute(index, zero))
-        swept = [name for name in variables(index) if name in extents]
-        if any(name in extents for load in loads(index) for name in variables(load)):
-            scattered = True
-        low = {name: 0 for name in swept}
-        span = 1
-        if swept and not loads(index):
-            rest = {v: 0 for v in variables(index)}
-            high = rest | {name: extents[name] - 1 for name in swept}
-            span = int(evaluate(index, high)) - int(evaluate(index, rest | low)) + 1
-        sizes.append(Const(max(1, abs(span))))
-    return Region("", tuple(mins), tuple(sizes)), scattered

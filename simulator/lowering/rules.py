@@ -64,7 +64,7 @@ class Rules(Protocol):
         """A barrier of the block."""
 
     def stage_barrier(self, tiles: int) -> tuple[float, float]:
-        """Per pipelined iteration with ``tiles`` loads: seconds on the critical path, and seconds added to load latency."""
+        """Seconds that an iteration with ``tiles`` loads adds to the chain, and to the loads' latency."""
 
     def stages(self, requested: int) -> int:
         """Iterations that loads can run ahead when the program asks for ``requested``."""

@@ -89,8 +89,8 @@ class SimtRules:
         )
         if pad > m.scratchpad_block_bytes:
             raise SimulationError(
-                f"{p.name} needs {pad} bytes of shared memory a block; {m.id} has {m.scratchpad_block_bytes}: "
-                "use a smaller tile or fewer stages"
+                f"{p.name} needs {pad} bytes of shared memory a block; {m.id} has "
+                f"{m.scratchpad_block_bytes}: use a smaller tile or fewer stages"
             )
         if threads > m.threads_per_block:
             raise SimulationError(
@@ -191,7 +191,6 @@ class SimtRules:
         With ``step`` 0, warps that load fragments themselves (ldmatrix) read A once per
         column of the warp grid and B once per row of it.
         """
-        machine = self.machine
         a_shared = self.program.buffer(stmt.a.buffer).scope == "shared"
         b_shared = self.program.buffer(stmt.b.buffer).scope == "shared"
         a_reads: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from foretile.cli.arguments import ArgumentError, comma_list, pairs, spread_config
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from foretile.simulator.prediction import Prediction
 
 from .conftest import Run

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from foretile.report import units
 from foretile.report.collect import collect, complete, totals
 from foretile.report.compare import Report, write_report

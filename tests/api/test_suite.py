@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from foretile.kernels.operator import load_operator
 from foretile.report.suite import SuiteError, cases, load_suite, parse_suite, suite_names, tokens
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from foretile.frontdoor import predict, predict_many, trace_events, trace_program
 from foretile.hwmodels import list_chips, load_chip
 from foretile.kernels.operator import load_operator

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from foretile.hwmodels import load_chip
 from foretile.hwmodels.loader import ENV_VARIABLE
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from foretile.hwmodels import Chip, list_chips, load_chip
 from foretile.hwmodels import loader as loader_module
 from foretile.hwmodels.checks import PEAK_TOLERANCE, check_chip, peak_flop_per_s

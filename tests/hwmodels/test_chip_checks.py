@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from foretile.hwmodels import load_chip
 from foretile.hwmodels.checks import check_chip, peak_flop_per_s, ridge_flop_per_byte
 

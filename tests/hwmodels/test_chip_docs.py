@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+
 from foretile.hwmodels import Chip, ChipError, list_chips, load_chip
 from foretile.hwmodels.checks import check_chip, peak_flop_per_s
 from foretile.hwmodels.problems import _model_in
 from foretile.hwmodels.schema import Quantity
-from pydantic import BaseModel
 
 Write = Callable[..., Path]
 DOCS = Path(__file__).resolve().parents[2] / "docs"

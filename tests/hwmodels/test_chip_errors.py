@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from foretile.hwmodels import Chip, ChipError, load_chip
-from foretile.hwmodels.yamlfile import parse_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from foretile.hwmodels import Chip, ChipError, load_chip
+from foretile.hwmodels.yamlfile import parse_yaml
 
 Write = Callable[..., Path]
 _GONE = object()

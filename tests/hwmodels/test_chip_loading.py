@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foretile.hwmodels import ChipError, list_chips, load_chip
-from foretile.hwmodels.loader import ENV_VARIABLE, chip_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from foretile.hwmodels import ChipError, list_chips, load_chip
+from foretile.hwmodels.loader import ENV_VARIABLE, chip_files
 
 Write = Callable[..., Path]
 LEAF = "{value: 0.5, source: a bench, confidence: measured}"

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hypothesis import strategies as st
+
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.load import from_script
-from hypothesis import strategies as st
 
 INDEX_LIMIT = 8
 """Values of the integer input ``I`` have to be below this and not negative."""

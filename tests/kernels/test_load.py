@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import pytest
+
 from foretile.kernels.errors import TraceError
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.load import REQUIRED, factory_parameters, from_script, load_program

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from foretile.kernels import language as T
 from foretile.kernels.errors import TraceError
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import bindings, programs
+from zoo import ZOO, flash_attention, matmul
+
 from foretile.kernels import language as T
 from foretile.kernels.expr import Binary, Call, Cast, Const, Load, Var, binary, call
 from foretile.kernels.ir import AtomicAdd, Buffer, Copy, For, If, Region, Store, Sync, TileProgram
 from foretile.kernels.load import from_script
 from foretile.kernels.printer import script
 from foretile.kernels.values import cast, function
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from strategies import bindings, programs
-from zoo import ZOO, flash_attention, matmul
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from zoo import flash_attention, grouped_rows, layer, matmul
+
 from foretile.kernels import language as T
 from foretile.kernels.affine import difference, quotient_up
 from foretile.kernels.expr import Binary, Call, Cast, Const, Load, Var, binary, evaluate, substitute, walk
 from foretile.kernels.infer import dtype_of, promote
 from foretile.kernels.ir import If, Store, walk_stmts
 from foretile.kernels.rewrite import bind, loop_extents, map_exprs
-from hypothesis import given
-from hypothesis import strategies as st
-from zoo import flash_attention, grouped_rows, layer, matmul
 
 
 def test_bind_folds_everywhere():

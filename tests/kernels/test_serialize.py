@@ -6,12 +6,13 @@ import copy
 import json
 
 import pytest
-from foretile.kernels.expr import Const
-from foretile.kernels.ir import TileProgram, walk_stmts
-from foretile.kernels.serialize import to_json
 from hypothesis import HealthCheck, given, settings
 from strategies import programs
 from zoo import ZOO, flash_attention, grouped_rows, matmul
+
+from foretile.kernels.expr import Const
+from foretile.kernels.ir import TileProgram, walk_stmts
+from foretile.kernels.serialize import to_json
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from zoo import ZOO, flash_attention, grouped_rows, layer, matmul, persistent_matmul
+
 from foretile.kernels import language as T
 from foretile.kernels.errors import TraceError
 from foretile.kernels.expr import Binary, Call, Cast, Const, Load, Var
@@ -23,7 +25,6 @@ from foretile.kernels.ir import (
     While,
     walk_stmts,
 )
-from zoo import ZOO, flash_attention, grouped_rows, layer, matmul, persistent_matmul
 
 
 def body_of(build, grid=(4,)):

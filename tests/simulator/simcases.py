@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hypothesis import strategies as st
+
 from foretile.hwmodels import Chip, list_chips, load_chip
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape, load_operator, operator_names
 from foretile.simulator.machine import Machine, SimulationError
@@ -19,7 +21,6 @@ from foretile.simulator.plan import Plan, plan
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import dynamic_part, evaluate_config, for_machine, play, workloads
 from foretile.simulator.workload import Workload
-from hypothesis import strategies as st
 
 CHIPS = tuple(list_chips())
 # Sizes above this are drawn for parameters that nothing is known of (new operators).

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from foretile.kernels.operator import operator_names
 from simcases import CHIPS, Case, sample
+
+from foretile.kernels.operator import operator_names
 
 _COUNT = 600
 # Matrix products are what most people ask about: half of the sample is theirs.

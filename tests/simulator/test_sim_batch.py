@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from simcases import sample
+
 from foretile.frontdoor import predict, predict_many
 from foretile.kernels.operator import OperatorError
-from simcases import sample
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "gemm": {"m": [1, 17, 256, 4096, 10000], "n": [64, 7168, 256, 4096, 777], "k": 2048, "dtype": "bf16"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
 from foretile.hwmodels.schema import L2, Dram

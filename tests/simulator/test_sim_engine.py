@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from simcases import sample
+
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator import engine
@@ -14,7 +16,6 @@ from foretile.simulator.engine import Core, Run
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.program import Code, Instruction, LoadSpec, LoopSpec
 from foretile.simulator.search import Played, for_machine, play
-from simcases import sample
 
 TILE = {
     "variant": "tile",

@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+
 from foretile.frontdoor import explain, predict, trace_events
 from foretile.simulator.machine import RESOURCES
 from foretile.simulator.program import ENGINES

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from foretile.frontdoor import explain, predict, trace_events, trace_program
 from foretile.kernels.errors import TraceError
 from foretile.kernels.operator import OperatorError

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
 from foretile.kernels import language as T

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
 from foretile.kernels import language as T
@@ -16,8 +19,6 @@ from foretile.simulator.lowering import lower
 from foretile.simulator.memory import covered, distinct
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.workload import Workload
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 steady = settings(deadline=None, derandomize=True, database=None)
 GEMM = {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64, "num_stages": 3, "threads": 256}

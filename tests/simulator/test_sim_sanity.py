@@ -8,6 +8,7 @@ the model gives back what went in. Attention, small kernels and the order of chi
 from __future__ import annotations
 
 import pytest
+
 from foretile.frontdoor import predict
 from foretile.hwmodels import list_chips, load_chip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from simcases import sample
+
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import OperatorError, load_operator
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import best, chosen, play, rank, space
-from simcases import sample
 
 
 def test_the_search_finds_the_best_of_the_whole_space_or_nearly() -> None:

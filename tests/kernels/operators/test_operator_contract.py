@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from foretile.kernels.dtypes import dtype
 from foretile.kernels.operator import Operator, OperatorError, load_operator, operator_names
 

@@ -4,9 +4,10 @@ import itertools
 import math
 from typing import Any
 
-from foretile.kernels.operator import load_operator
 from hypothesis import given
 from hypothesis import strategies as st
+
+from foretile.kernels.operator import load_operator
 
 SIZE = st.integers(1, 7)
 HEADS = st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3), (6, 1)])

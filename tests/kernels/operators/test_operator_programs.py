@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_operator_contract import CONTRACT, SMALL
+from tile_oracle import gemm_flops
+
 from foretile.kernels import language as T
 from foretile.kernels.expr import Binary, Call, Expr, evaluate
 from foretile.kernels.ir import Copy, TileProgram, walk_stmts
 from foretile.kernels.operator import load_operator
 from foretile.kernels.rewrite import map_exprs
-from test_operator_contract import CONTRACT, SMALL
-from tile_oracle import gemm_flops
 
 VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "gemm": [{}, {"dtype": "fp8", "trans_b": True}, {"dtype": "int8", "trans_a": True, "batch": 3}],

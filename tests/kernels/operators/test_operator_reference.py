@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from foretile.kernels.operator import load_operator
 
 

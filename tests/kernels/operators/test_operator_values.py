@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foretile.kernels.operator import load_operator
 from tile_oracle import execute
+
+from foretile.kernels.operator import load_operator
 
 GEMM = {"m": 70, "n": 90, "k": 200, "batch": 2}
 PREFILL = {"batch": 2, "seq": 150, "heads": 4, "kv_heads": 2, "head_dim": 32}

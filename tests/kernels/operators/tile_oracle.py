@@ -8,6 +8,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+
 from foretile.kernels.expr import Expr, evaluate, loads
 from foretile.kernels.ir import (
     AtomicAdd,

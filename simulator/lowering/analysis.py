@@ -1,0 +1,167 @@
+"""Facts about a whole program that lowering needs: what buffers are for, raster order, sharing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from foretile.kernels.expr import Const, Expr, binary, evaluate, loads, substitute, variables
+from foretile.kernels.ir import Copy, CumSum, For, Gemm, Reduce, Region, Store, TileProgram, walk_stmts
+from foretile.simulator.lowering.rules import Roles
+from foretile.simulator.machine import Machine
+from foretile.simulator.workload import Access, Digit, Loop, Node, Op
+
+
+def roles(program: TileProgram) -> Roles:
+    """What each on-chip buffer is used for."""
+    stmts = list(walk_stmts(program.body))
+    gemms = [s for s in stmts if isinstance(s, Gemm)]
+    staged: dict[str, int] = {}
+    for loop in stmts:
+        if isinstance(loop, For) and loop.kind == "pipelined" and loop.num_stages > 0:
+            for s in loop.body:
+                if isinstance(s, Copy) and is_load(s, program):
+                    staged[s.dst.buffer] = loop.num_stages
+    written = {s.buffer for s in stmts if isinstance(s, Store)}
+    written |= {s.dst.buffer for s in stmts if isinstance(s, Reduce | CumSum)}
+    for s in stmts:  # a converted copy of something element-wise is element-wise work too
+        if isinstance(s, Copy) and program.buffer(s.src.buffer).scope in ("fragment", "local", "var"):
+            written.add(s.dst.buffer)
+    return Roles(
+        accumulators=frozenset(g.c.buffer for g in gemms),
+        operands=frozenset(x for g in gemms for x in (g.a.buffer, g.b.buffer)),
+        right_operands=frozenset(g.b.buffer for g in gemms),
+        staged=staged,
+        vector_written=frozenset(b for b in written if program.buffer(b).scope != "global"),
+    )
+
+
+def is_load(stmt: Copy, program: TileProgram) -> bool:
+    """Whether a copy brings a tile from global to shared memory."""
+    return (
+        program.buffer(stmt.src.buffer).scope == "global"
+        and program.buffer(stmt.dst.buffer).scope == "shared"
+    )
+
+
+def lead(loads: list[Op], body: list[Node]) -> int:
+    """Loads that must have arrived before the first operation that uses any of them can start."""
+    filled = [op.writes for op in loads]
+    for node in body:
+        if isinstance(node, Op) and any(name in filled for name in node.reads):
+            return max(filled.index(name) for name in node.reads if name in filled) + 1
+    return len(loads)
+
+
+def settle(nodes: tuple[Node, ...], machine: Machine, *, cyclic: bool) -> tuple[Node, ...]:
+    """Drop the result latency of products that another product follows: the engine keeps going.
+
+    Only what comes after the last product of a run has to wait for the accumulators.
+    """
+    settled: list[Node] = []
+    for i, node in enumerate(nodes):
+        following = nodes[i + 1] if i + 1 < len(nodes) else (nodes[0] if cyclic else None)
+        if isinstance(node, Op):
+            chained = (
+                node.kind == "matrix"
+                and isinstance(following, Op)
+                and following.kind in ("matrix", "barrier")
+            )
+            settled.append(replace(node, latency_s=0.0) if chained else node)
+        elif isinstance(node, Loop):
+            body = settle(node.body, machine, cyclic=True)
+            settled.append(replace(node, body=body))
+            last = next((n for n in reversed(body) if not (isinstance(n, Op) and n.kind == "barrier")), None)
+            if isinstance(last, Op) and last.kind == "matrix" and last.latency_s == 0.0:
+                settled.append(Op("wait for accumulators", "barrier", serial_s=machine.matrix_latency_s))
+        else:
+            then = settle(node.then, machine, cyclic=False)
+            settled.append(replace(node, then=then, orelse=settle(node.orelse, machine, cyclic=False)))
+    return tuple(settled)
+
+
+def pair_var(machine: Machine, roles: Roles, names: tuple[str, ...], accesses: tuple[Access, ...]) -> str:
+    """The block variable along which clusters of two are formed, "" without clusters.
+
+    Two neighbours along it read some tiles in common and fetch those once. It is the variable that
+    saves most bytes; where two cores work on one product, the right operand is what they share.
+    """
+    if not machine.clusters or not roles.accumulators:
+        return ""
+    saved: dict[str, float] = {}
+    for name in names:
+        shared = [a for a in accesses if a.direction == "read" and a.loops and name not in _uses(a)]
+        if machine.matrix_instruction == "tcgen05":
+            shared = [a for a in shared if a.target in roles.right_operands]
+        if len(shared) < sum(a.direction == "read" and bool(a.loops) for a in accesses):
+            saved[name] = sum(a.full_bytes for a in shared)
+    best = max(saved, key=lambda n: saved[n], default="")
+    return best if best and saved[best] > 0 else ""
+
+
+def _uses(access: Access) -> frozenset[str]:
+    return frozenset[str]().union(*(variables(m) for m in access.region.mins))
+
+
+def raster(program: TileProgram) -> tuple[tuple[Digit, ...], dict[str, Expr], Expr | None]:
+    """Raster digits (fastest first), ranges of tile indices, and the number of persistent tiles."""
+    for stmt in walk_stmts(program.body):
+        if isinstance(stmt, For) and stmt.kind == "persistent":
+            names = [v.name for v in stmt.vars]
+            ranges = dict(zip(names, stmt.extents, strict=True))
+            ranges |= {v.name: e for v, e in zip(program.block_vars, program.grid, strict=True)}
+            order = [Digit(n, ranges[n]) for n in reversed(names)]
+            if stmt.group_size > 1 and len(names) > 1:
+                order = _panels(names[-2], names[-1], stmt.group_size, ranges) + order[2:]
+            return tuple(order), ranges, product(stmt.extents)
+    names = [v.name for v in program.block_vars]
+    ranges = dict(zip(names, program.grid, strict=True))
+    order = [Digit(n, ranges[n]) for n in names]
+    if program.swizzle is not None and len(names) >= 2:
+        row, column = (names[1], names[0]) if program.swizzle.order == "row" else (names[0], names[1])
+        order = _panels(row, column, program.swizzle.panel_size, ranges) + order[2:]
+    return tuple(order), ranges, None
+
+
+def _panels(row: str, column: str, size: int, ranges: dict[str, Expr]) -> list[Digit]:
+    """Panels of ``size`` rows, walked column by column."""
+    panel = binary("min", Const(size), ranges[row])
+    return [Digit(row, panel), Digit(column, ranges[column]), Digit(row, ceildiv(ranges[row], Const(size)))]
+
+
+def element_region(indices: tuple[Expr, ...], extents: dict[str, int]) -> tuple[Region, bool]:
+    """The box that element indices sweep over a parallel nest, and whether they are scattered.
+
+    An index is swept densely if it is linear in the nest's variables; a computed (loaded) index
+    touches a sector of its own per element.
+    """
+    zero: dict[str, Expr] = {name: Const(0) for name in extents}
+    mins: list[Expr] = []
+    sizes: list[Expr] = []
+    scattered = False
+    for index in indices:
+        mins.append(substitute(index, zero))
+        swept = [name for name in variables(index) if name in extents]
+        if any(name in extents for load in loads(index) for name in variables(load)):
+            scattered = True
+        low = dict.fromkeys(swept, 0)
+        span = 1
+        if swept and not loads(index):
+            rest = dict.fromkeys(variables(index), 0)
+            high = rest | {name: extents[name] - 1 for name in swept}
+            span = int(evaluate(index, high)) - int(evaluate(index, rest | low)) + 1
+        sizes.append(Const(max(1, abs(span))))
+    return Region("", tuple(mins), tuple(sizes)), scattered
+
+
+def product(factors: Iterable[Expr]) -> Expr:
+    """Product of expressions, constants folded."""
+    total: Expr = Const(1)
+    for factor in factors:
+        total = binary("mul", total, factor)
+    return total
+
+
+def ceildiv(a: Expr, b: Expr) -> Expr:
+    """``ceil(a / b)`` of whole numbers."""
+    return binary("floordiv", binary("add", a, binary("sub", b, Const(1))), b)
