@@ -15,12 +15,13 @@ __all__ = [
     "list_operators",
     "load_chip",
     "predict",
+    "predict_each",
     "predict_many",
     "trace_program",
 ]
 
 if TYPE_CHECKING:
-    from foretile.frontdoor import list_operators, predict, predict_many, trace_program
+    from foretile.frontdoor import list_operators, predict, predict_each, predict_many, trace_program
     from foretile.hwmodels import list_chips, load_chip
 
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "load_chip": "foretile.hwmodels",
     "list_operators": "foretile.frontdoor",
     "predict": "foretile.frontdoor",
+    "predict_each": "foretile.frontdoor",
     "predict_many": "foretile.frontdoor",
     "trace_program": "foretile.frontdoor",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -69,6 +69,18 @@ def predict(
 
     operator, full = resolve(op, shape)
     return run(operator, full, load_chip(chip), dict(config) if config is not None else None, model)
+
+
+def predict_each(op: str, chip: ChipRef, shapes: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+    """As :func:`predict` for a list of shapes of one operator, several times faster than one by one.
+
+    Raises:
+        As :func:`predict`.
+    """
+    from foretile.simulator.predictor import predict_each as run
+
+    operator = load_operator(op)
+    return run(operator, [operator.shape(**shape) for shape in shapes], load_chip(chip))
 
 
 @overload

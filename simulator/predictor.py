@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,17 @@ from foretile.simulator.cost import Estimate
 from foretile.simulator.machine import Machine, SimulationError, machine
 from foretile.simulator.plan import Plan
 from foretile.simulator.prediction import Prediction
-from foretile.simulator.search import Launches, best, chosen, evaluate_config, play
+from foretile.simulator.search import (
+    Launches,
+    Played,
+    best,
+    chosen,
+    evaluate_config,
+    frozen,
+    play,
+    stack,
+    static_part,
+)
 from foretile.simulator.uncertainty import elasticities, interval_factor
 
 Model = Literal["engine", "cost_model"]
@@ -85,23 +95,44 @@ def predict(
         OperatorError: an unknown configuration key.
     """
     m = machine_of(chip)
-    if config is None and model == "engine":
-        played = best(operator, shape, m)
-        settings, runs = played.config, played.runs
-        times, tails = [r.time_s for r in runs], [r.tail_s for r in runs]
-        plans, estimates = [r.plan for r in runs], [r.estimate for r in runs]
-        launches = evaluate_config(operator, shape, settings, m)
+    if config is None:
+        played = best(operator, [shape], m, play_finalists=model == "engine")[0]
     else:
         settings = chosen(operator, shape, m, config)
-        launches = evaluate_config(operator, shape, settings, m)
-        plans, estimates = list(launches.plans), list(launches.estimates)
-        times, tails = [_scalar(e.time_s) for e in estimates], [_scalar(e.tail_s) for e in estimates]
-        if model == "engine":
-            runs = play(operator, shape, settings, m).runs
-            times, tails = [r.time_s for r in runs], [r.tail_s for r in runs]
-            plans, estimates = [r.plan for r in runs], [r.estimate for r in runs]
-    elastic = gains(operator, shape, settings, m, launches)
-    return _assemble(operator, shape, chip, settings, model, times, tails, plans, estimates, elastic)
+        played = play(operator, shape, settings, m) if model == "engine" else Played(settings, ())
+    elastic = _elastic(operator, [shape], [played.config], m)[0]
+    return _assemble(operator, shape, chip, played, elastic)
+
+
+def predict_each(operator: Operator, shapes: Sequence[Shape], chip: Chip) -> list[Prediction]:
+    """As :func:`predict` for every shape, the search and the uncertainty done for all at once.
+
+    Raises:
+        SimulationError: nothing fits the chip, or it lacks a number that is needed.
+    """
+    m = machine_of(chip)
+    found = best(operator, shapes, m)
+    elastic = _elastic(operator, shapes, [p.config for p in found], m)
+    return [
+        _assemble(operator, *row) for row in zip(shapes, [chip] * len(found), found, elastic, strict=True)
+    ]
+
+
+def _elastic(
+    operator: Operator, shapes: Sequence[Shape], configs: Sequence[Config], m: Machine
+) -> list[dict[str, float]]:
+    """Elasticities by shape; shapes of one configuration are evaluated together."""
+    found: list[dict[str, float]] = [{} for _ in shapes]
+    groups: dict[Any, list[int]] = {}
+    for i, (shape, config) in enumerate(zip(shapes, configs, strict=True)):
+        groups.setdefault((frozen(static_part(operator, shape)), frozen(config)), []).append(i)
+    for rows in groups.values():
+        columns = stack(operator, [shapes[i] for i in rows])
+        launches = evaluate_config(operator, columns, configs[rows[0]], m)
+        slopes = gains(operator, columns, configs[rows[0]], m, launches)
+        for place, i in enumerate(rows):
+            found[i] = {r: float(np.ravel(s)[place]) for r, s in slopes.items()}
+    return found
 
 
 def gains(operator: Operator, shape: Shape, config: Config, m: Machine, base: Launches) -> dict[str, Any]:
@@ -114,17 +145,17 @@ def _scalar(value: Any) -> float:
 
 
 def _assemble(
-    operator: Operator,
-    shape: Shape,
-    chip: Chip,
-    config: Config,
-    model: Model,
-    times: list[float],
-    tails: list[float],
-    plans: list[Plan],
-    estimates: list[Estimate],
-    elastic: Mapping[str, Any],
+    operator: Operator, shape: Shape, chip: Chip, played: Played, elastic: Mapping[str, float]
 ) -> Prediction:
+    config, runs = played.config, played.runs
+    model: Model = "engine" if runs else "cost_model"
+    if runs:
+        plans, estimates = [r.plan for r in runs], [r.estimate for r in runs]
+        times, tails = [r.time_s for r in runs], [r.tail_s for r in runs]
+    else:
+        launches = evaluate_config(operator, shape, config, machine_of(chip))
+        plans, estimates = list(launches.plans), list(launches.estimates)
+        times, tails = [_scalar(e.time_s) for e in estimates], [_scalar(e.tail_s) for e in estimates]
     total = sum(times)
     dtype = next((p.workload.dtype for p in plans if p.workload.dtype), "")
     factor = _scalar(interval_factor(chip, dtype, elastic))
@@ -175,7 +206,7 @@ def _assemble(
             "calibration": "none (chip file only)",
             "inferred_inputs": len(inferred),
             "inputs": len(chip.quantities()),
-            "elasticity": {r: round(_scalar(s), 4) for r, s in elastic.items()},
+            "elasticity": {r: round(s, 4) for r, s in elastic.items()},
         },
     )
 

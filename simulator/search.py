@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -153,7 +153,7 @@ def rank(operator: Operator, shape: Shape, machine: Machine) -> Ranking:
 
 @dataclass(frozen=True)
 class Played:
-    """One configuration's launches for one shape, played on the event engine."""
+    """One configuration's launches for one shape, played on the event engine (``runs`` empty: not played)."""
 
     config: Config
     runs: tuple[Simulation, ...]
@@ -175,12 +175,38 @@ def play(
     )
 
 
-def best(operator: Operator, shape: Shape, machine: Machine) -> Played:
-    """The fastest configuration for one shape: ranked by the cost model, finalists played."""
-    ranking = rank(operator, shape, machine)
-    order = np.argsort(ranking.time_s[:, 0], kind="stable")[:_FINALISTS]
-    played = [play(operator, shape, ranking.configs[i], machine) for i in order]
-    return min(played, key=lambda p: p.time_s)
+def stack(operator: Operator, shapes: Sequence[Shape]) -> Shape:
+    """Shapes that share their static parameters as one, dynamic parameters as columns."""
+    columns = {
+        p.name: np.asarray([shape[p.name] for shape in shapes], dtype=np.float64)
+        for p in operator.params
+        if p.dynamic
+    }
+    return {**shapes[0], **columns}
+
+
+def best(
+    operator: Operator, shapes: Sequence[Shape], machine: Machine, *, play_finalists: bool = True
+) -> list[Played]:
+    """The fastest configuration of every shape: ranked by the cost model, finalists played.
+
+    Without ``play_finalists`` the cost model decides alone and nothing is played.
+    """
+    found: list[Played] = [Played({}, ())] * len(shapes)
+    groups: dict[Frozen, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(frozen(static_part(operator, shape)), []).append(i)
+    for rows in groups.values():
+        ranking = rank(operator, stack(operator, [shapes[i] for i in rows]), machine)
+        order = np.argsort(ranking.time_s, axis=0, kind="stable")
+        for place, i in enumerate(rows):
+            finalists = [ranking.configs[c] for c in order[: _FINALISTS if play_finalists else 1, place]]
+            if play_finalists:
+                played = [play(operator, shapes[i], config, machine) for config in finalists]
+                found[i] = min(played, key=lambda p: p.time_s)
+            else:
+                found[i] = Played(finalists[0], ())
+    return found
 
 
 def chosen(operator: Operator, shape: Shape, machine: Machine, config: Config | None) -> Config:

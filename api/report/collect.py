@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Predictor = Callable[..., "Prediction"]
 Call = tuple[str, tuple[tuple[str, Any], ...]]
-_CHUNK = 12  # calls a worker takes at once: enough to hide its start, few enough to balance
 
 
 def predictor() -> Predictor:
@@ -35,8 +34,16 @@ def _call(case: Case) -> Call:
     return case.entry.operator, tuple(sorted(case.shape.items()))
 
 
-def _run(predict: Predictor, chip: Chip, calls: Sequence[Call]) -> list[dict[str, Any]]:
-    """One row of results a call. What a chip cannot run becomes a row with ``error``."""
+def _run(predict: Predictor | None, chip: Chip, calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """One row of results a call (all of one operator); what a chip cannot run has ``error``."""
+    if predict is None:
+        from foretile.frontdoor import predict_each
+
+        try:
+            found = predict_each(calls[0][0], chip, [dict(shape) for _, shape in calls])
+            return [_row(p, chip) for p in found]
+        except ValueError:
+            predict = predictor()  # one of them cannot be predicted: find out which
     rows = []
     for operator, shape in calls:
         try:
@@ -82,9 +89,16 @@ def _progress(console: Console | None, total: int) -> Iterator[Callable[[int], N
 
 
 def _all(
-    predict: Predictor, chips: Sequence[Chip], calls: Sequence[Call], workers: int, console: Console | None
+    predict: Predictor | None,
+    chips: Sequence[Chip],
+    calls: Sequence[Call],
+    workers: int,
+    console: Console | None,
 ) -> Mapping[tuple[str, Call], dict[str, Any]]:
-    chunks = [(chip, calls[i : i + _CHUNK]) for chip in chips for i in range(0, len(calls), _CHUNK)]
+    by_operator: dict[str, list[Call]] = {}
+    for call in calls:
+        by_operator.setdefault(call[0], []).append(call)
+    chunks = [(chip, mine) for chip in chips for mine in by_operator.values()]
     found: dict[tuple[str, Call], dict[str, Any]] = {}
 
     def keep(chip: Chip, chunk: Sequence[Call], rows: Iterable[dict[str, Any]]) -> None:
@@ -129,7 +143,7 @@ def collect(
         workers = min(8, os.cpu_count() or 1) if predict is None else 1
     every = cases(suite)
     calls = list(dict.fromkeys(_call(case) for case in every))
-    found = _all(predict or predictor(), chips, calls, workers, console)
+    found = _all(predict, chips, calls, workers, console)
     rows = [
         {
             "phase": case.phase.id,
