@@ -10,7 +10,7 @@ from foretile.hwmodels.schema import Chip
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.machine import RESOURCES
 from foretile.simulator.prediction import Explanation, Prediction
-from foretile.simulator.predictor import machine_of, predict
+from foretile.simulator.predictor import PART, machine_of, predict
 from foretile.simulator.search import evaluate_config, play
 from foretile.simulator.uncertainty import improved
 
@@ -68,9 +68,7 @@ def _sentences(p: Prediction, bounds: dict[str, float], gains: dict[str, float])
             f"It takes {_us(p.time_s)} although no engine is busy for half of that; the busiest, "
             f"{_ENGINE_WORDS[engine]}, needs {_us(longest)} ({share:.0%}). It is bound by {p.bound}."
         )
-    rest = {
-        k: v for k, v in p.breakdown_s.items() if v > 0.02 * p.time_s and k not in ("compute", "l2", "dram")
-    }
+    rest = {k: v for k, v in p.breakdown_s.items() if v > 0.02 * p.time_s and k != PART[engine]}
     if rest:
         listed = ", ".join(f"{_label(k)} {_us(v)} ({v / p.time_s:.0%})" for k, v in rest.items())
         words.append(f"Beyond that engine's own time: {listed}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -19,6 +20,7 @@ from foretile.simulator.workload import Workload
 _ROUNDS = 3  # rounds of resident blocks played before the last interval repeats
 _CLASSES = 256  # distinct block lengths told apart at most, per index
 _LAST_WAVES = 3  # waves of unequal blocks placed one by one; those before only fill the slots evenly
+_EXACT_NUMBERING = 1 << 20  # beyond so many places gaps in the raster order are ignored
 _EXACT_BLOCKS = 1 << 16  # up to so many blocks their lengths are summed one by one
 _PS = 1e12
 
@@ -196,22 +198,35 @@ def _deal(durations: np.ndarray, free: np.ndarray) -> float:
 def _classes(p: Plan, linear: np.ndarray) -> np.ndarray:
     """Class index (sample) of each block, given its place in the raster order."""
     w = p.workload
-    values: dict[str, np.ndarray] = {}
-    scale: dict[str, float] = {}
-    rest = linear
-    for digit in w.raster:
-        extent = int(max(1, np.ravel(evaluate(digit.extent, p.env))[0]))
-        part = rest % extent
-        rest = rest // extent
-        values[digit.var] = values.get(digit.var, 0) + part * int(scale.get(digit.var, 1))
-        scale[digit.var] = scale.get(digit.var, 1) * extent
-    index = np.zeros(len(linear), dtype=np.int64)
+    extents = [int(max(1, np.ravel(evaluate(digit.extent, p.env))[0])) for digit in w.raster]
+    numbered = int(np.prod(extents, dtype=np.int64))
+    if int(p.blocks[0, 0]) < numbered <= _EXACT_NUMBERING:
+        # A last, thinner panel leaves gaps in the numbering: skip places outside of the grid.
+        values = _digits(w, extents, np.arange(numbered))
+        inside = np.ones(numbered, dtype=bool)
+        for name, value in values.items():
+            inside &= value < np.ravel(evaluate(w.ranges[name], p.env))[0]
+        linear = np.flatnonzero(inside)[np.minimum(linear, int(np.count_nonzero(inside)) - 1)]
+    values = _digits(w, extents, linear)
     names = sampled_vars(w)
     if p.period:
         return np.asarray(values[names[0]] % p.period, dtype=np.int64)
+    index = np.zeros(len(linear), dtype=np.int64)
     per_index = round(p.samples ** (1 / len(names)))
     for name in names:
         size = float(np.ravel(evaluate(w.ranges[name], p.env))[0])
         step = np.minimum(per_index - 1, np.floor(values[name] / size * per_index)).astype(np.int64)
         index = index * per_index + np.maximum(0, step)
     return index
+
+
+def _digits(w: Workload, extents: Sequence[int], linear: np.ndarray) -> dict[str, np.ndarray]:
+    """Block variables of places in the raster order (a variable may have several digits)."""
+    values: dict[str, np.ndarray] = {}
+    scale: dict[str, int] = {}
+    rest = linear
+    for digit, extent in zip(w.raster, extents, strict=True):
+        values[digit.var] = values.get(digit.var, 0) + rest % extent * scale.get(digit.var, 1)
+        scale[digit.var] = scale.get(digit.var, 1) * extent
+        rest = rest // extent
+    return values

@@ -21,8 +21,10 @@ def _out_dtype(shape: Shape) -> str:
 def program(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``block_m`` queries of one head.
 
-    Heads vary fastest over the grid, so that neighbours share K and V; under a causal mask the
-    last queries, which see the most keys, come first, so that the grid ends in short blocks.
+    Heads vary fastest over the grid, so that neighbours share K and V where heads do; ``swizzle``
+    puts so many query tiles of a head next to each other, which then share its K and V in the L2.
+    Under a causal mask the last queries, which see the most keys, come first, so that the grid
+    ends in short blocks.
     Only K/V tiles that hold a visible key are visited. The visit has three parts, and only the
     outer two pay for a mask: tiles cut by the window's lower edge, tiles every query of the block
     sees whole, tiles cut by the diagonal or by the end of the sequence.
@@ -31,7 +33,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
     head_dim, causal, prefix, window = shape["head_dim"], shape["causal"], shape["prefix"], shape["window"]
     dtype, kv_dtype, out_dtype = full(shape["dtype"]), full(shape["kv_dtype"]), full(_out_dtype(shape))
     block_M, block_N = config["block_m"], config["block_n"]
-    num_stages, threads = config["num_stages"], config["threads"]
+    num_stages, threads, swizzle = config["num_stages"], config["threads"], config["swizzle"]
     kv_len, group = prefix + seq, heads // kv_heads
     scale = head_dim**-0.5 * LOG2E
     convert = kv_dtype != dtype
@@ -61,6 +63,8 @@ def program(shape: Shape, config: Config) -> TileProgram:
             scores_scale = T.alloc_fragment((block_M,), "float32")
             scores_sum = T.alloc_fragment((block_M,), "float32")
             logsum = T.alloc_fragment((block_M,), "float32")
+            if swizzle:
+                T.use_swizzle(panel_size=swizzle)
 
             kv_head = bx // group
             q_block = T.ceildiv(seq, block_M) - 1 - by if causal else by
@@ -156,9 +160,10 @@ _TILES = (
 
 
 def configs(shape: Shape) -> list[Config]:
-    """The space: query and key rows of a tile, K/V tiles in flight, threads."""
+    """The space: query and key rows of a tile, K/V tiles in flight, threads, order of the blocks."""
     return [
-        {"block_m": m, "block_n": n, "num_stages": stages, "threads": threads}
+        {"block_m": m, "block_n": n, "num_stages": stages, "threads": threads, "swizzle": swizzle}
+        for swizzle in (8, 0)
         for m, n, stages, threads in _TILES
     ]
 
