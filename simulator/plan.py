@@ -7,7 +7,7 @@ indices that matter, each standing for an equal share of the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from foretile.kernels.expr import Binary, Const, Expr, Load, Var, evaluate, variables, walk
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.memory import Traffic, traffic
-from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
+from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload, shape_exprs
 
 Array = Any
 _SAMPLES = {0: 1, 1: 32, 2: 6, 3: 4}  # points per index, by number of indices that matter
@@ -144,21 +144,7 @@ def dram_rate(workload: Workload, read: Array, write: Array) -> Array:
 
 def sampled_vars(workload: Workload) -> list[str]:
     """Block variables on which trip counts or branches depend, in raster order."""
-    wanted = frozenset[str]().union(*(variables(e) for e in _shape_exprs(workload.nodes)))
-    return [name for name in workload.ranges if name in wanted]
-
-
-def _shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:
-    for node in nodes:
-        if isinstance(node, Loop):
-            yield node.extent
-            if node.start is not None:
-                yield node.start
-            yield from _shape_exprs(node.body)
-        elif isinstance(node, Branch):
-            yield node.cond
-            yield from _shape_exprs(node.then)
-            yield from _shape_exprs(node.orelse)
+    return list(workload.sampled)
 
 
 def last_longest(p: Plan, course: Array) -> Array:
@@ -210,7 +196,7 @@ def company(p: Plan, trips: Array) -> Array:
 
 def reads_tensors(workload: Workload) -> frozenset[str]:
     """Tensors whose values decide trip counts or branches."""
-    return frozenset(x.buffer for e in _shape_exprs(workload.nodes) for x in walk(e) if isinstance(x, Load))
+    return frozenset(x.buffer for e in shape_exprs(workload.nodes) for x in walk(e) if isinstance(x, Load))
 
 
 def _with_samples(
@@ -245,7 +231,7 @@ def _period(workload: Workload, names: list[str]) -> int:
     if len(names) != 1:
         return 0
     periods: set[int] = set()
-    for e in _shape_exprs(workload.nodes):
+    for e in shape_exprs(workload.nodes):
         nodes = list(walk(e))
         moduli = [x for x in nodes if isinstance(x, Binary) and x.op == "mod" and x.a == Var(names[0])]
         if len(moduli) != sum(isinstance(x, Var) and x.name == names[0] for x in nodes):

@@ -101,6 +101,7 @@ class _Compiler:
         self.instructions: list[Instruction] = []
         self.loops: dict[int, LoopSpec] = {}
         self.targets: dict[str, int] = {}
+        self.mergeable = False
 
     def compile(self) -> Code:
         self.emit(self.plan.workload.nodes, 1.0)
@@ -118,11 +119,34 @@ class _Compiler:
     def emit(self, nodes: tuple[Node, ...], chance: float) -> None:
         for node in nodes:
             if isinstance(node, Op):
-                self.instructions.append(self.operation(node, chance))
+                self.append(self.operation(node, chance), node.kind)
             elif isinstance(node, Loop):
                 self.loop(node, chance)
             else:
                 self.branch(node, chance)
+
+    def append(self, instruction: Instruction, kind: str) -> None:
+        """Add an operation; element-wise ones that follow each other become one step.
+
+        An agent passes through a run of them without waiting for anything but the engines, so one
+        event stands for all: their services and their durations add up.
+        """
+        plain = kind in ("vector", "barrier") and not instruction.waits
+        if plain and self.mergeable and self.instructions:
+            last = self.instructions[-1]
+            service = dict(last.service)
+            for engine, busy in instruction.service:
+                service[engine] = service.get(engine, 0) + busy
+            self.instructions[-1] = replace(
+                last,
+                label=last.label if last.label.endswith(" …") else f"{last.label} …",
+                duration_ps=last.duration_ps + instruction.duration_ps,
+                longest_ps=max(service.values(), default=0),
+                service=tuple(service.items()),
+            )
+            return
+        self.instructions.append(instruction)
+        self.mergeable = kind in ("vector", "barrier")
 
     def branch(self, node: Branch, chance: float) -> None:
         taken = self.value(self.plan.chance[id(node)])
@@ -145,7 +169,9 @@ class _Compiler:
         self.loops[number] = spec
         head = len(self.instructions)
         self.instructions.append(Instruction("enter", loop=spec))
+        self.mergeable = False
         self.emit(node.body, chance)
+        self.mergeable = False
         self.instructions.append(Instruction("end", loop=spec, target=head + 1))
         self.instructions[head] = replace(self.instructions[head], target=len(self.instructions))
 

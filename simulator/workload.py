@@ -7,7 +7,7 @@ on the shape stays an expression, so one workload serves every shape of a config
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,4 +128,18 @@ class Workload:
     agent_rate: float  # share of the core's issue rate that one agent can use
     occupancy: Occupancy
     dtype: str  # short name of the matrix dtype, "" without matrix work
-    notes: tuple[str, ...] = ()
+    sampled: tuple[str, ...]  # block variables on which trip counts or branches depend
+
+
+def shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:
+    """Expressions that decide trip counts and branches."""
+    for node in nodes:
+        if isinstance(node, Loop):
+            yield node.extent
+            if node.start is not None:
+                yield node.start
+            yield from shape_exprs(node.body)
+        elif isinstance(node, Branch):
+            yield node.cond
+            yield from shape_exprs(node.then)
+            yield from shape_exprs(node.orelse)

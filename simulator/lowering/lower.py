@@ -42,7 +42,7 @@ from foretile.simulator.lowering.elementwise import Count, count, store_count
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.workload import Access, Branch, Loop, Node, Op, Workload
+from foretile.simulator.workload import Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
 _RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
@@ -64,6 +64,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     agents, rate = rules.agents()
     digits, ranges, tiles = raster(program)
     accesses = tuple(walker.accesses)
+    wanted = frozenset[str]().union(*(variables(e) for e in shape_exprs(nodes)))
     return Workload(
         program=program,
         machine=machine,
@@ -78,6 +79,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         agent_rate=rate,
         occupancy=rules.occupancy(),
         dtype=walker.dtype,
+        sampled=tuple(name for name in ranges if name in wanted),
     )
 
 
