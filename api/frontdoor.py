@@ -25,7 +25,9 @@ def list_operators() -> list[str]:
     return list(operator_names())
 
 
-def resolve(op: Op, shape: Mapping[str, Any]) -> tuple[Operator, Shape]:
+def resolve(
+    op: Op, shape: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None
+) -> tuple[Operator, Shape]:
     """The operator and its full shape.
 
     ``op`` is a library name, ``path/to/file.py:function`` (its keyword arguments are the shape) or a
@@ -35,6 +37,8 @@ def resolve(op: Op, shape: Mapping[str, Any]) -> tuple[Operator, Shape]:
         OperatorError, TraceError: a wrong name, parameter or kernel file.
     """
     if isinstance(op, str) and ".py" not in op:
+        if tensors:
+            raise OperatorError(f"{op}: no operator of the library takes tensors; the shape says all")
         operator = load_operator(op)
         return operator, operator.shape(**shape)
     from foretile.simulator.predictor import as_operator
@@ -43,10 +47,10 @@ def resolve(op: Op, shape: Mapping[str, Any]) -> tuple[Operator, Shape]:
         from foretile.kernels.load import load_program
 
         name = op.rsplit(":", 1)[-1]
-        return as_operator(load_program(op, **shape), name), dict(shape)
+        return as_operator(load_program(op, **shape), name, tensors), dict(shape)
     if shape:
         raise OperatorError(f"a traced program takes no shape; bind {', '.join(shape)} with TileProgram.bind")
-    return as_operator(op), {}
+    return as_operator(op, tensors=tensors), {}
 
 
 def predict(
@@ -55,19 +59,21 @@ def predict(
     *,
     config: Mapping[str, Any] | None = None,
     model: Literal["engine", "cost_model"] = "engine",
+    tensors: Mapping[str, np.ndarray] | None = None,
     **shape: Any,
 ) -> Prediction:
     """Predict the time of ``op`` on ``chip``, with interval, bound, breakdown and configuration.
 
     Without ``config`` the operator's space is searched with the cost model and the finalists are
-    played on the event engine; ``model="cost_model"`` skips the engine.
+    played on the event engine; ``model="cost_model"`` skips the engine. ``tensors`` gives a traced
+    program or kernel file the integer operands, by name, on whose values its trip counts depend.
 
     Raises:
         OperatorError, ChipError, TraceError, SimulationError: what is wrong, and what would be right.
     """
     from foretile.simulator.predictor import predict as run
 
-    operator, full = resolve(op, shape)
+    operator, full = resolve(op, shape, tensors)
     return run(operator, full, load_chip(chip), dict(config) if config is not None else None, model)
 
 

@@ -151,7 +151,9 @@ def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
     if isinstance(e, Call):
         return FUNCTIONS[e.fn](*(evaluate(a, env) for a in e.args))
     if isinstance(e, Load):
-        return np.asarray(env[e.buffer])[tuple(evaluate(i, env) for i in e.indices)]
+        # Indices are whole numbers, held as floats where shapes are evaluated in bulk.
+        indices = tuple(np.asarray(evaluate(i, env)).astype(np.int64) for i in e.indices)
+        return np.asarray(env[e.buffer])[indices]
     if isinstance(e, Cast):
         value = evaluate(e.a, env)
         if e.dtype.startswith(("int", "uint")):

@@ -61,6 +61,8 @@ class Operator:
     operations of the mathematical function, and the bytes that must cross DRAM once.
     ``inputs(shape, rng)`` makes operands, ``reference(shape, **inputs)`` the float64 result.
     ``check(shape)`` raises :class:`OperatorError` for combinations that make no sense.
+    ``tensors`` are integer operands whose values decide trip counts (lengths, offsets), for an
+    operator made of one traced program.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Operator:
     inputs: Callable[[Shape, np.random.Generator], dict[str, np.ndarray]]
     reference: Callable[..., dict[str, np.ndarray]]
     check: Callable[[Shape], None] = field(default=lambda shape: None)
+    tensors: Mapping[str, np.ndarray] | None = field(default=None, compare=False)
     compute_dtype: Callable[[Shape], str] = field(default=lambda shape: str(shape.get("dtype", "bf16")))
 
     def param(self, name: str) -> Param:

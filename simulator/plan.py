@@ -82,7 +82,7 @@ def plan(
     if unbound:
         raise SimulationError(
             f"{workload.program.name}: trip counts depend on the values of {', '.join(sorted(unbound))}; "
-            "pass these tensors to predict it"
+            "give them to predict as tensors={name: array}"
         )
     env, samples, period = _with_samples(workload, env, resolution)
 

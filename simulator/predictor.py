@@ -55,8 +55,14 @@ def machine_of(chip: Chip) -> Machine:
     return _MACHINES[id(chip)][1]
 
 
-def as_operator(programs: TileProgram | tuple[TileProgram, ...], name: str = "") -> Operator:
+def as_operator(
+    programs: TileProgram | tuple[TileProgram, ...],
+    name: str = "",
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> Operator:
     """Traced programs as an operator without parameters (one configuration: the programs as they are).
+
+    ``tensors`` are the integer operands, by name, on whose values trip counts depend.
 
     Raises:
         SimulationError: a symbolic dimension is still free.
@@ -76,6 +82,7 @@ def as_operator(programs: TileProgram | tuple[TileProgram, ...], name: str = "")
         min_bytes=lambda shape: np.nan,
         inputs=lambda shape, rng: {},
         reference=lambda shape, **inputs: {},
+        tensors=tensors,
     )
 
 

@@ -99,7 +99,7 @@ def evaluate_config(operator: Operator, shape: Shape, config: Config, machine: M
         SimulationError: the configuration does not fit the machine.
     """
     dims = dynamic_part(operator, shape)
-    plans = tuple(plan(w, dims) for w in workloads(operator, shape, config, machine))
+    plans = tuple(plan(w, dims, operator.tensors) for w in workloads(operator, shape, config, machine))
     return Launches(config, plans, tuple(estimate(p) for p in plans))
 
 
@@ -171,7 +171,10 @@ def play(
     dims = dynamic_part(operator, shape)
     return Played(
         config,
-        tuple(simulate(w, dims, trace=trace) for w in workloads(operator, shape, config, machine)),
+        tuple(
+            simulate(w, dims, operator.tensors, trace=trace)
+            for w in workloads(operator, shape, config, machine)
+        ),
     )
 
 

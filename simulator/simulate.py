@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -40,7 +40,7 @@ class Simulation:
 def simulate(
     workload: Workload,
     dims: dict[str, Any],
-    tensors: dict[str, np.ndarray] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
     *,
     trace: bool = False,
 ) -> Simulation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foretile.frontdoor import explain, predict, trace_events, trace_program
@@ -149,3 +150,43 @@ def test_a_trip_count_in_a_tensor_is_refused_with_the_tensors_name(tmp_path: Pat
     path.write_text(RAGGED, encoding="utf-8")
     with pytest.raises(SimulationError, match="Lengths"):
         predict(f"{path}:ragged", "h100")
+
+
+VARLEN = """
+from foretile.kernels import language as T
+
+def varlen(batch: int, width: int = 4096):
+    @T.prim_func
+    def scale(X: T.Tensor((batch, 1 << 16, width), "float16"), Lengths: T.Tensor((batch,), "int32"),
+              Y: T.Tensor((batch, 1 << 16, width), "float16")):
+        with T.Kernel(batch, threads=256) as b:
+            x = T.alloc_fragment((1, width), "float16")
+            for i in T.serial(Lengths[b]):
+                T.copy(X[b, i, 0], x)
+                T.copy(x, Y[b, i, 0])
+    return scale
+"""
+
+
+def test_trip_counts_read_from_a_tensor_follow_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "varlen.py"
+    path.write_text(VARLEN)
+    op = f"{path}:varlen"
+    with pytest.raises(
+        ValueError, match=r"depend on the values of Lengths; give them to predict as tensors="
+    ):
+        predict(op, "h100", batch=64)
+    lengths = np.full(64, 200, dtype=np.int32)
+    short = predict(op, "h100", batch=64, tensors={"Lengths": lengths})
+    double = predict(op, "h100", batch=64, tensors={"Lengths": 2 * lengths})
+    assert double.time_s == pytest.approx(2 * short.time_s, rel=0.05)
+    one_long = lengths.copy()
+    one_long[7] = 2000
+    skewed = predict(op, "h100", batch=64, tensors={"Lengths": one_long})
+    assert skewed.time_s > 4 * short.time_s  # the longest block decides, not the average of 228
+    assert skewed.traffic_bytes["dram_read"] < 1.5 * short.traffic_bytes["dram_read"]
+
+
+def test_a_library_operator_takes_no_tensors() -> None:
+    with pytest.raises(ValueError, match="no operator of the library takes tensors"):
+        predict("copy", "h100", bytes=1024, tensors={"X": np.zeros(1)})
