@@ -19,7 +19,7 @@ from foretile.simulator.workload import Workload
 
 _ROUNDS = 3  # rounds of resident blocks played before the last interval repeats
 _ROUNDS_UNEQUAL = 2  # the same, for each of the classes that are played where blocks differ
-_CLASSES = 256  # distinct block lengths told apart at most, per index
+_CLASSES = 128  # distinct block lengths told apart at most, per index
 _LAST_WAVES = 3  # waves of unequal blocks placed one by one; those before only fill the slots evenly
 _EXACT_NUMBERING = 1 << 17  # beyond so many places gaps in the raster order are ignored
 _EXACT_BLOCKS = 1 << 16  # up to so many blocks their lengths are summed one by one
