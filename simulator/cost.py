@@ -95,7 +95,8 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     lined_up = rounds + np.where(has_tail, np.maximum(first, np.where(pick, opening, 0.0) + tail_time), first)
     even = first + (waves - 1.0) * _mean(apart)
     if plan.samples > 1:
-        lined_up = _unequal(plan, np.where(pick, full.total, last.total), apart, lined_up, even)
+        course = np.where(pick, full.total, last.total)
+        lined_up = _unequal(plan, course, apart, np.minimum(apart, last.total), lined_up, even)
 
     fill = _mean(np.where(pick, full.fill, last.fill))
     epilogue = _mean(np.where(pick, full.epilogue, last.epilogue))
@@ -127,20 +128,27 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     )
 
 
-def _unequal(plan: Plan, course: Array, apart: Array, lined_up: Array, even: Array) -> Array:
+def _unequal(plan: Plan, course: Array, apart: Array, ending: Array, lined_up: Array, even: Array) -> Array:
     """Time of blocks of unequal length, dealt in raster order to whichever slot is free.
 
     Nearly equal blocks stay lined up in waves. Very unequal ones even out, but for half of a short
     block at the end, or for a long block that is dealt late. In between the two are mixed by the spread.
+    ``ending``: times of blocks of the last, partial wave, which share the chip with fewer.
     """
+    course = np.broadcast_to(course, (len(plan.blocks), plan.samples))
     longest = np.max(course, axis=-1, keepdims=True)
     shortest = np.min(course, axis=-1, keepdims=True)
     spread = (longest - shortest) / np.maximum(longest, 1e-30)
     alike = np.clip(1.0 - spread / _SPREAD, 0.0, 1.0)
     at = last_longest(plan, course)
-    dealt_at = np.where(at < plan.slots, 0.0, np.maximum(0.0, even * at / plan.blocks - 0.5 * _mean(apart)))
-    late = dealt_at + np.max(apart, axis=-1, keepdims=True)
-    dealt = np.maximum(even + 0.5 * np.min(apart, axis=-1, keepdims=True), late)
+    # The second wave's blocks are dealt as the first wave's end, the shortest first.
+    place = np.clip((at / plan.slots - 1.0) * plan.samples, 0, plan.samples - 1).astype(np.int64)
+    second = np.take_along_axis(np.sort(course, axis=-1), place, axis=-1)
+    later = np.maximum(0.0, even * at / plan.blocks - 0.5 * _mean(apart))
+    dealt_at = np.where(at < plan.slots, 0.0, np.where(at < 2 * plan.slots, second, later))
+    final = np.where(at >= plan.blocks - plan.tail_blocks, ending, apart)
+    late = dealt_at + np.max(final, axis=-1, keepdims=True)
+    dealt = np.maximum(even + 0.5 * np.min(ending, axis=-1, keepdims=True), late)
     mixed = alike * lined_up + (1.0 - alike) * dealt
     return np.where(plan.full_waves > 0, np.maximum(longest, mixed), longest)
 

@@ -222,8 +222,7 @@ class Timeline:
             self._ahead = np.inf if loop.run_ahead else 0.0
             single = self.sequence(loop.body)
             self.resident, self.active = shared
-            services = [service for service, _ in self.service(loop, {}, 0.0)]
-            interval = np.minimum(chain, soft_max(single, np.maximum.reduce(np.broadcast_arrays(*services))))
+            interval = np.minimum(chain, single)
         self._ahead = ahead_before
         rest: Array = np.zeros((1, 1))
         wait: Array = np.zeros((1, 1))
