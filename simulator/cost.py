@@ -141,16 +141,26 @@ def _unequal(plan: Plan, course: Array, apart: Array, ending: Array, lined_up: A
     spread = (longest - shortest) / np.maximum(longest, 1e-30)
     alike = np.clip(1.0 - spread / _SPREAD, 0.0, 1.0)
     at = last_longest(plan, course)
-    # The second wave's blocks are dealt as the first wave's end, the shortest first.
-    place = np.clip((at / plan.slots - 1.0) * plan.samples, 0, plan.samples - 1).astype(np.int64)
-    second = np.take_along_axis(np.sort(course, axis=-1), place, axis=-1)
-    later = np.maximum(0.0, even * at / plan.blocks - 0.5 * _mean(apart))
-    dealt_at = np.where(at < plan.slots, 0.0, np.where(at < 2 * plan.slots, second, later))
-    final = np.where(at >= plan.blocks - plan.tail_blocks, ending, apart)
-    late = dealt_at + np.max(final, axis=-1, keepdims=True)
+    whole = np.minimum(at, plan.blocks - plan.tail_blocks - 1.0)  # and the last one of a whole wave
+    late = np.maximum(
+        _dealt_at(plan, course, apart, even, whole) + np.max(apart, axis=-1, keepdims=True),
+        _dealt_at(plan, course, apart, even, at) + np.max(ending, axis=-1, keepdims=True),
+    )
     dealt = np.maximum(even + 0.5 * np.min(ending, axis=-1, keepdims=True), late)
     mixed = alike * lined_up + (1.0 - alike) * dealt
     return np.where(plan.full_waves > 0, np.maximum(longest, mixed), longest)
+
+
+def _dealt_at(plan: Plan, course: Array, apart: Array, even: Array, at: Array) -> Array:
+    """When the block at place ``at`` of the raster order gets its slot.
+
+    The second wave's blocks are dealt as the first wave's end, the shortest first; later ones at the
+    pace of the whole, half a block before the average slot is through with what came earlier.
+    """
+    place = np.clip((at / plan.slots - 1.0) * plan.samples, 0, plan.samples - 1).astype(np.int64)
+    second = np.take_along_axis(np.sort(course, axis=-1), place, axis=-1)
+    later = np.maximum(0.0, even * at / plan.blocks - 0.5 * _mean(apart))
+    return np.where(at < plan.slots, 0.0, np.where(at < 2 * plan.slots, second, later))
 
 
 def _service(plan: Plan, slow: Array, resident: float, slots: float) -> Array:

@@ -71,21 +71,22 @@ class Timeline:
         The ``first`` loads of a loop find their buffers free: no producer has to be told.
         """
         t, m = self.plan.traffic, self.machine
-        latency: Array = 0.0
+        arrived: Array = 0.0
         service: dict[str, Array] = {"port": 0.0, "l2": 0.0, "dram": 0.0}
         share = self.active / self.resident  # the core gets its blocks' share of the chip's engines
         for op in ops:
-            latency = np.maximum(latency, t.latency_s[op.access] + (0.0 if first else op.latency_s))
             moved = t.l2_bytes[op.access] * share
             service["port"] = service["port"] + t.port_bytes[op.access] / m.port_bytes_per_s
             service["l2"] = service["l2"] + moved / m.l2_chip_bytes_per_s
             service["dram"] = service["dram"] + moved * t.stall_share[op.access] / self.plan.dram_rate
             for engine, seconds in op.work:
                 service[engine] = service.get(engine, 0.0) + seconds
-        longest: Array = 0.0
-        for seconds in service.values():
-            longest = np.maximum(longest, seconds)
-        return latency + longest / self.agents
+            queue: Array = 0.0  # this tile's own turn and those of the tiles issued before it
+            for seconds in service.values():
+                queue = np.maximum(queue, seconds)
+            latency = t.latency_s[op.access] + (0.0 if first else op.latency_s)
+            arrived = np.maximum(arrived, latency + queue / self.agents)
+        return arrived
 
     def queueing(self, op: Op) -> Array:
         """What a load outside of loops waits beyond its own turn: all blocks ask at the same time."""
