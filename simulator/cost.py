@@ -90,7 +90,11 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     first = np.where(pick, _mean(full.total), 0.0)
     tail_time = np.where(has_tail, _mean(last.total), 0.0)
     # The tail's blocks start when the first of the last full round ends, not the last.
-    opening = 0.5 * (first + np.minimum(first, _mean(alone.total)))
+    # Through a loop the blocks of a round go abreast, so they end within an iteration of each other.
+    abreast: Array = np.ones((1, 1))
+    for trips in plan.trips.values():
+        abreast = np.maximum(abreast, _mean(trips))
+    opening = first - (first - np.minimum(first, _mean(alone.total))) / abreast
     rounds = np.maximum(0.0, plan.full_waves - 1.0) * _mean(apart)
     lined_up = rounds + np.where(has_tail, np.maximum(first, np.where(pick, opening, 0.0) + tail_time), first)
     even = first + (waves - 1.0) * _mean(apart)
