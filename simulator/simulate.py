@@ -133,13 +133,16 @@ def _unequal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     following = modelled * np.interp(modelled, points, np.asarray(later) / points)
     following = following * _mixing(p, slow, resident, chosen, modelled, following, p.slots)
     tail = blocks % slots
+    ends_at = int(blocks - tail)
     ending = following
     if tail:
-        last = [max(played(i, ceil(tail / w.machine.cores), tail, 1).finish_ps) / _PS for i in chosen]
-        ending = np.minimum(following, modelled * np.interp(modelled, points, np.asarray(last) / points))
+        # The class in the middle of those that end the kernel stands for them: one run, not one a class.
+        ended = float(np.median(modelled[_classes(p, np.arange(ends_at, int(blocks)))]))
+        typical = min(chosen, key=lambda i: abs(modelled[i] - ended))
+        last = max(played(typical, ceil(tail / w.machine.cores), tail, 1).finish_ps) / _PS
+        ending = np.minimum(following, modelled * last / modelled[typical])
     head = starting[_classes(p, np.arange(int(slots)))]
     begin = max(int(slots), int(blocks - _LAST_WAVES * slots))
-    ends_at = int(blocks - tail)
     begin = min(begin, ends_at)
     durations = np.concatenate(
         [
