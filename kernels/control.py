@@ -88,7 +88,7 @@ class Branch:
     ) -> tuple[Any, ...]:
         """What each name assigned in a branch stands for afterwards."""
         if not self.symbolic:
-            return after
+            return then if self.truth else after
         return tuple(map(self._merged, names, before, then, after))
 
     def _merged(self, name: str, before: Any, then: Any, after: Any) -> Any:

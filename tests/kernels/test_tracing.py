@@ -299,6 +299,28 @@ def test_other_statements_of_python():
     assert program.body[-1].value.b.fn == "if_then_else"
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_static_branch_assigns_as_python_does(taken: bool):
+    @T.prim_func
+    def program(A: T.Tensor((8,), "float32")):
+        with T.Kernel(1):
+            alone, both = 1, 2
+            if taken:
+                alone = 3
+                made = 4
+            if taken:
+                both = 5
+            else:
+                both = 6
+                made = 7
+            A[alone] = 0
+            A[both] = 0
+            A[made] = 0
+
+    indices = [store.indices for store in program.body]
+    assert indices == [(c(i),) for i in ((3, 5, 4) if taken else (1, 6, 7))]
+
+
 def test_a_name_rebound_in_a_branch_keeps_its_old_value_in_the_other():
     @T.prim_func
     def program(A: T.Tensor((4,), "float32")):
