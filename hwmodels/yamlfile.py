@@ -31,7 +31,7 @@ _PLAIN, _TEXT = "plain", "text"
 _MAX_DEPTH = 32  # deeper than any chip file; also ends anchors that contain themselves
 
 
-class _Composer(_BASE):  # type: ignore[misc]
+class _Composer(_BASE):  # type: ignore[misc]  # one of two parsers, whichever PyYAML was built with
     """The parser with scalar resolution left to `_scalar`: a node only says plain or quoted."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:

@@ -182,7 +182,7 @@ class Value:
     def __eq__(self, other: object) -> Value:  # type: ignore[override]  # a comparison is an expression
         return binary_value("eq", self, other)
 
-    def __ne__(self, other: object) -> Value:  # type: ignore[override]
+    def __ne__(self, other: object) -> Value:  # type: ignore[override]  # as above
         return binary_value("ne", self, other)
 
     def __neg__(self) -> Value:

@@ -85,7 +85,7 @@ def stacked(frame: pd.DataFrame, total: pd.DataFrame, phase: Phase, groups: Mapp
                 )
             ax.set(title=point.title, xlabel=unit, ylabel="", xlim=(0, float(high.max()) * 1.24))
             style.tidy_axes(ax)
-        figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
+        figure.set_layout_engine("constrained", wspace=0.04)
         style.legend(figure, list(groups.values()), palette)
         return style.svg(figure, f"{phase.title}: time by chip and operator group")
 

@@ -97,12 +97,12 @@ def svg(figure: Figure, label: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
-def tidy_axes(axes: Axes, *, grid: str = "x") -> None:
-    """Light grid along one axis, no ticks, only the line the values start from."""
-    axes.grid(visible=True, axis=grid)  # type: ignore[arg-type]
+def tidy_axes(axes: Axes) -> None:
+    """Light grid along x, no ticks, only the line the values start from."""
+    axes.grid(visible=True, axis="x")
     axes.tick_params(length=0)
-    axes.spines["left" if grid == "x" else "bottom"].set_color(SOFT)
-    axes.spines["bottom" if grid == "x" else "left"].set_visible(False)
+    axes.spines["left"].set_color(SOFT)
+    axes.spines["bottom"].set_visible(False)
 
 
 def legend(figure: Figure, names: Sequence[str], palette: dict[str, str], *, y: float = 1.0) -> None:

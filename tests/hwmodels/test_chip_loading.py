@@ -170,7 +170,9 @@ def test_a_number_is_replaced_whole(write: Write) -> None:
     chip = load_chip(write(f"id: v\nextends: h100\nclock:\n  matrix_burst_hz: {LEAF}\n"))
     assert chip.clock.matrix_burst_hz is not None
     assert chip.clock.matrix_burst_hz.note is None
-    assert load_chip("h100").clock.matrix_burst_hz.note  # type: ignore[union-attr]
+    original = load_chip("h100").clock.matrix_burst_hz
+    assert original is not None
+    assert original.note
     with pytest.raises(ChipError, match=r"x\.yaml: clock\.max_hz\.source: missing"):
         load_chip(write("id: v\nextends: h100\nclock:\n  max_hz: {value: 1e9, confidence: measured}\n"))
 
@@ -194,7 +196,8 @@ def test_a_chain_of_three_merges_in_order(write: Write) -> None:
     chip = load_chip(
         write("id: c\nextends: b.yaml\ntdp_w: {value: 9, source: a bench, confidence: measured}\n")
     )
-    assert (chip.dram.read_fraction.value, chip.cores.value, chip.tdp_w.value) == (0.5, 9, 9)  # type: ignore[union-attr]
+    assert chip.tdp_w is not None
+    assert (chip.dram.read_fraction.value, chip.cores.value, chip.tdp_w.value) == (0.5, 9, 9)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

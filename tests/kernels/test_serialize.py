@@ -113,7 +113,7 @@ def test_malformed_data_names_the_path(path, value, message):
 
 def test_not_a_mapping():
     with pytest.raises(ValueError, match="a program is a mapping, got list"):
-        TileProgram.from_json([])  # type: ignore[arg-type]
+        TileProgram.from_json([])  # type: ignore[arg-type]  # the misuse under test
 
 
 def test_defaults_are_left_out():
