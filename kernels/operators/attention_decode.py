@@ -10,7 +10,8 @@ import numpy as np
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
-from foretile.kernels.operators._common import LOG2E, LOWEST, full, random_operand, size, whole
+from foretile.kernels.operators._common import LOG2E, full, random_operand, size, whole
+from foretile.kernels.operators._softmax import alloc_rows, clear_rows, load_keys, online_softmax
 
 _COMBINE_THREADS = 128
 _TINY = 1e-30  # below the sum of any part that has a visible key: its largest term is 1
@@ -57,11 +58,7 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         KV_local = T.alloc_fragment((block_N, head_dim), kv_dtype) if convert else None
         acc_s = T.alloc_fragment((block_H, block_N), "float32")
         acc_o = T.alloc_fragment((block_H, head_dim), "float32")
-        scores_max = T.alloc_fragment((block_H,), "float32")
-        scores_max_prev = T.alloc_fragment((block_H,), "float32")
-        scores_scale = T.alloc_fragment((block_H,), "float32")
-        scores_sum = T.alloc_fragment((block_H,), "float32")
-        logsum = T.alloc_fragment((block_H,), "float32")
+        rows = alloc_rows(block_H)
 
         h_tiles = T.ceildiv(group, block_H)
         kv_head, h0 = by // h_tiles, by % h_tiles * block_H
@@ -70,48 +67,32 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         first = begin + part * (end - begin) // num_split  # dealt out evenly: parts differ by one tile
         last = begin + (part + 1) * (end - begin) // num_split
 
-        @T.macro
-        def load(src: Any, k: Any, stored: Any, shared: Any) -> None:
-            T.copy(src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim], stored)
-            if convert:
-                T.copy(stored, KV_local)
-                T.copy(KV_local, shared)
+        def tile(src: Any, k: Any) -> Any:
+            return src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim]
 
         def visible(key: Any) -> Any:
             return T.all_of(key >= oldest, key < kv_len) if window else key < kv_len
 
         T.copy(Q[bz, kv_head, h0 : h0 + block_H, 0:head_dim], Q_shared)
-        T.clear(acc_o)
-        T.clear(logsum)
-        T.fill(scores_max, LOWEST)
+        clear_rows(rows, acc_o)
         for k in T.Pipelined(first, last, num_stages=num_stages):
-            load(K, k, K_stored, K_shared)
+            load_keys(tile(K, k), K_stored, KV_local, K_shared)
             for i, j in T.Parallel(block_H, block_N):
                 acc_s[i, j] = T.if_then_else(visible(k * block_N + j), 0.0, -T.infinity("float32"))
             T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=policy)
-            T.copy(scores_max, scores_max_prev)
-            T.reduce_max(acc_s, scores_max, dim=1, clear=False)
-            for i in T.Parallel(block_H):
-                scores_scale[i] = T.exp2(scores_max_prev[i] * scale - scores_max[i] * scale)
-            for i, j in T.Parallel(block_H, block_N):
-                acc_s[i, j] = T.exp2(acc_s[i, j] * scale - scores_max[i] * scale)
-            T.reduce_sum(acc_s, scores_sum, dim=1)
-            for i in T.Parallel(block_H):
-                logsum[i] = logsum[i] * scores_scale[i] + scores_sum[i]
-            for i, j in T.Parallel(block_H, head_dim):
-                acc_o[i, j] = acc_o[i, j] * scores_scale[i]
+            online_softmax(acc_s, acc_o, rows, scale)
             T.copy(acc_s, S_shared)
-            load(V, k, V_stored, V_shared)
+            load_keys(tile(V, k), V_stored, KV_local, V_shared)
             T.gemm(S_shared, V_shared, acc_o, policy=policy)
         # A part without keys (more parts than tiles) ends with O = 0 / tiny = 0.
         for i in T.Parallel(block_H):
-            logsum[i] = T.max(logsum[i], _TINY)
+            rows.logsum[i] = T.max(rows.logsum[i], _TINY)
         for i, j in T.Parallel(block_H, head_dim):
-            acc_o[i, j] = acc_o[i, j] / logsum[i]
+            acc_o[i, j] = acc_o[i, j] / rows.logsum[i]
         if num_split > 1:
             for i in T.Parallel(block_H):
-                logsum[i] = T.log2(logsum[i]) + scores_max[i] * scale
-        return kv_head, h0, acc_o, logsum
+                rows.logsum[i] = T.log2(rows.logsum[i]) + rows.scores_max[i] * scale
+        return kv_head, h0, acc_o, rows.logsum
 
     grid = (num_split, kv_heads * T.ceildiv(group, block_H), batch)
     if num_split == 1:

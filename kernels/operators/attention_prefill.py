@@ -10,7 +10,8 @@ import numpy as np
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
-from foretile.kernels.operators._common import LOG2E, LOWEST, full, random_operand, size, whole
+from foretile.kernels.operators._common import LOG2E, full, random_operand, size, whole
+from foretile.kernels.operators._softmax import alloc_rows, clear_rows, load_keys, online_softmax
 
 
 def _out_dtype(shape: Shape) -> str:
@@ -58,11 +59,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
             acc_s = T.alloc_fragment((block_M, block_N), "float32")
             acc_s_cast = T.alloc_fragment((block_M, block_N), dtype)
             acc_o = T.alloc_fragment((block_M, head_dim), "float32")
-            scores_max = T.alloc_fragment((block_M,), "float32")
-            scores_max_prev = T.alloc_fragment((block_M,), "float32")
-            scores_scale = T.alloc_fragment((block_M,), "float32")
-            scores_sum = T.alloc_fragment((block_M,), "float32")
-            logsum = T.alloc_fragment((block_M,), "float32")
+            rows = alloc_rows(block_M)
             if swizzle:
                 T.use_swizzle(panel_size=swizzle)
 
@@ -70,12 +67,8 @@ def program(shape: Shape, config: Config) -> TileProgram:
             q_block = T.ceildiv(seq, block_M) - 1 - by if causal else by
             first = prefix + q_block * block_M  # position of the block's first query among the keys
 
-            @T.macro
-            def load(src: Any, k: Any, stored: Any, shared: Any) -> None:
-                T.copy(src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim], stored)
-                if convert:
-                    T.copy(stored, KV_local)
-                    T.copy(KV_local, shared)
+            def tile(src: Any, k: Any) -> Any:
+                return src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim]
 
             def visible(query: Any, key: Any) -> Any:
                 if not causal:
@@ -84,7 +77,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
 
             @T.macro
             def attend(k: Any, masked: bool) -> None:
-                load(K, k, K_stored, K_shared)
+                load_keys(tile(K, k), K_stored, KV_local, K_shared)
                 if masked:
                     for i, j in T.Parallel(block_M, block_N):
                         acc_s[i, j] = T.if_then_else(
@@ -93,25 +86,13 @@ def program(shape: Shape, config: Config) -> TileProgram:
                 else:
                     T.clear(acc_s)
                 T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
-                T.copy(scores_max, scores_max_prev)
-                T.reduce_max(acc_s, scores_max, dim=1, clear=False)
-                for i in T.Parallel(block_M):
-                    scores_scale[i] = T.exp2(scores_max_prev[i] * scale - scores_max[i] * scale)
-                for i, j in T.Parallel(block_M, block_N):
-                    acc_s[i, j] = T.exp2(acc_s[i, j] * scale - scores_max[i] * scale)
-                T.reduce_sum(acc_s, scores_sum, dim=1)
-                for i in T.Parallel(block_M):
-                    logsum[i] = logsum[i] * scores_scale[i] + scores_sum[i]
-                for i, j in T.Parallel(block_M, head_dim):
-                    acc_o[i, j] = acc_o[i, j] * scores_scale[i]
+                online_softmax(acc_s, acc_o, rows, scale)
                 T.copy(acc_s, acc_s_cast)
-                load(V, k, V_stored, V_shared)
+                load_keys(tile(V, k), V_stored, KV_local, V_shared)
                 T.gemm(acc_s_cast, V_shared, acc_o, policy=T.GemmWarpPolicy.FullRow)
 
             T.copy(Q[bz, q_block * block_M : (q_block + 1) * block_M, bx, 0:head_dim], Q_shared)
-            T.clear(acc_o)
-            T.clear(logsum)
-            T.fill(scores_max, LOWEST)
+            clear_rows(rows, acc_o)
 
             # K/V tiles: [begin, inside) cut by the window, [inside, edge) whole, [edge, end) cut above.
             end = T.ceildiv(T.min(kv_len, first + block_M) if causal else kv_len, block_N)
@@ -128,7 +109,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
                     attend(k, masked=True)
 
             for i, j in T.Parallel(block_M, head_dim):
-                acc_o[i, j] = acc_o[i, j] / logsum[i]
+                acc_o[i, j] = acc_o[i, j] / rows.logsum[i]
             T.copy(acc_o, O[bz, q_block * block_M : (q_block + 1) * block_M, bx, 0:head_dim])
 
     traced: TileProgram = attention_prefill
