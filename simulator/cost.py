@@ -13,12 +13,12 @@ docs/model.md for the derivation and tests/simulator for its agreement with the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from foretile.simulator.machine import settle_decades
+from foretile.simulator.machine import SETTLE_DECADES
 from foretile.simulator.plan import Array, Plan, last_longest
 from foretile.simulator.timeline import Timeline, soft_max
 from foretile.simulator.workload import CLOCKED
@@ -43,28 +43,23 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Predicted time of the whole kernel.
+    """Predicted time of the whole kernel, at the clock its matrix load leaves."""
+    return _at_clock(plan, matrix_slowdown(plan))
 
-    The clock under matrix load sinks with run time, so the estimate is made at the burst clock and,
-    where it exceeds the settling time, once more at the clock that this duration implies.
+
+def matrix_slowdown(plan: Plan) -> Array:
+    """Factor by which work in the cores' clock domain takes longer than at the burst clock.
+
+    Dense matrix work draws the power that lowers the clock, so what counts is how long the matrix
+    engines are busy: a kernel that waits for memory cools meanwhile.
     """
-    first = _at_clock(plan, np.ones((1, 1)))
     machine = plan.workload.machine
-    if (
-        not plan.workload.dtype
-        or machine.matrix_sustained_ratio >= 1.0
-        or not np.any(first.time_s > machine.settle_s)
-    ):
-        return first
-    return _at_clock(plan, matrix_slowdown(plan, first.time_s))
-
-
-def matrix_slowdown(plan: Plan, time_s: Array) -> Array:
-    """Factor by which matrix work takes longer than at the burst clock in a run of this duration."""
-    m = plan.workload.machine
-    decades = np.log10(np.maximum(1.0, time_s / m.settle_s))
-    settled = np.minimum(1.0, decades / settle_decades())
-    return 1.0 / (1.0 - (1.0 - m.matrix_sustained_ratio) * settled)
+    if not plan.workload.dtype or machine.matrix_sustained_ratio >= 1.0:
+        return np.ones((1, 1))
+    busy = plan.core_busy["matrix"] * plan.blocks / machine.cores
+    decades = np.log10(np.maximum(1.0, busy / machine.settle_s))
+    settled = np.minimum(1.0, decades / SETTLE_DECADES)
+    return 1.0 / (1.0 - (1.0 - machine.matrix_sustained_ratio) * settled)
 
 
 def _at_clock(plan: Plan, slow: Array) -> Estimate:
@@ -75,10 +70,11 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     tail = plan.tail_blocks
     tail_resident = np.ceil(tail / machine.cores)
 
-    full = Timeline(plan, slow, resident, slots).run()
-    one_each = np.minimum(float(machine.cores), plan.blocks)
-    alone = Timeline(plan, slow, 1.0, one_each).run() if resident > 1 else full
-    last = Timeline(plan, slow, np.maximum(1.0, tail_resident), np.maximum(1.0, tail)).run()
+    company = [(resident, slots), (np.maximum(1.0, tail_resident), np.maximum(1.0, tail))]
+    if resident > 1:
+        company.append((1.0, np.minimum(float(machine.cores), plan.blocks)))
+    full, last, *single = _courses(plan, slow, company)
+    alone = single[0] if single else full
     has_tail = tail > 0
     waves = plan.blocks / slots
     pick = plan.full_waves > 0
@@ -130,6 +126,38 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
         tail_s=np.maximum(0.0, lined_up - even),
         epilogue_s=epilogue,
     )
+
+
+@dataclass(frozen=True)
+class _Course:
+    """A block's course among a given number of others: seconds, arrays over (shapes, samples)."""
+
+    total: Array
+    looped: Array
+    fill: Array
+    epilogue: Array
+    outside: Mapping[str, Array]
+
+
+def _courses(plan: Plan, slow: Array, company: Sequence[tuple[Array, Array]]) -> list[_Course]:
+    """One course for each (resident, active) pair, walked at once along a leading axis."""
+    shapes = np.shape(plan.blocks)
+    resident, active = (np.stack([np.broadcast_to(v, shapes) for v in side]) for side in zip(*company, strict=True))
+    walked = Timeline(plan, slow, resident, active).run()
+
+    def part(values: Array, i: int) -> Array:
+        return values[i] if np.ndim(values) > 2 else values
+
+    return [
+        _Course(
+            total=part(walked.total, i),
+            looped=part(walked.looped, i),
+            fill=part(walked.fill, i),
+            epilogue=part(walked.epilogue, i),
+            outside={engine: part(v, i) for engine, v in walked.outside.items()},
+        )
+        for i in range(len(company))
+    ]
 
 
 def _unequal(plan: Plan, course: Array, apart: Array, ending: Array, lined_up: Array, even: Array) -> Array:

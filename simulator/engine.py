@@ -12,6 +12,7 @@ clock jumps ahead by whole windows, so the cost of a run does not grow with trip
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -59,7 +60,7 @@ class _LoopState:
     trips: int
     done: int = 0
     issued: int = 0
-    arrivals: dict[int, list[int]] = field(default_factory=dict)
+    arrivals: deque[list[int]] = field(default_factory=deque)
     marks: list[tuple[int, list[int]]] = field(default_factory=list)
 
 
@@ -69,7 +70,6 @@ class _Agent:
     block: int
     code: Code
     pc: int = 0
-    waited: bool = False
     loops: dict[int, _LoopState] = field(default_factory=dict)
     stack: list[int] = field(default_factory=list)
     arrivals: dict[int, int] = field(default_factory=dict)
@@ -100,15 +100,18 @@ class Core:
         waiting = list(enumerate(blocks))
         waiting.reverse()
         finish = [0] * len(blocks)
+        heap = self.heap
         for _ in range(min(slots, len(blocks))):
             self._start(*waiting.pop(), 0)
-        while self.heap:
-            now, _, agent = heapq.heappop(self.heap)
+        while heap:
+            now, _, agent = heap[0]  # replaced below: cheaper than a pop and a push
             self.result.steps += 1
             after = self._step(agent, now)
             if after >= 0:
-                self._push(after, agent)
+                self.sequence += 1
+                heapq.heapreplace(heap, (after, self.sequence, agent))
                 continue
+            heapq.heappop(heap)
             del self.live[agent.number]
             self.left[agent.block] -= 1
             if self.left[agent.block] == 0:
@@ -116,7 +119,7 @@ class Core:
                 if waiting:
                     self._start(*waiting.pop(), now)
         self.result.finish_ps = finish
-        left = (max(0, waiting - self.write_buffer) for waiting in self.unwritten)
+        left = (max(0, unwritten - self.write_buffer) for unwritten in self.unwritten)
         self.result.drained_ps = max(f + w for f, w in zip(self.free, left, strict=True))
         return self.result
 
@@ -125,17 +128,15 @@ class Core:
         for i in range(self.agents_per_block):
             agent = _Agent(block * self.agents_per_block + i, block, code)
             self.live[agent.number] = agent
-            self._push(now, agent)
-
-    def _push(self, time: int, agent: _Agent) -> None:
-        self.sequence += 1
-        heapq.heappush(self.heap, (time, self.sequence, agent))
+            self.sequence += 1
+            heapq.heappush(self.heap, (now, self.sequence, agent))
 
     # -- one event ---------------------------------------------------------------------------
 
     def _step(self, agent: _Agent, now: int) -> int:
         """Let ``agent`` act at ``now``; returns when it acts next, or -1 when it is done."""
         instructions = agent.code.instructions
+        free, busy, trace = self.free, self.busy, self.trace
         while agent.pc < len(instructions):
             instruction = instructions[agent.pc]
             if instruction.kind == "enter":
@@ -146,71 +147,67 @@ class Core:
                 if jumped:
                     return now + jumped
                 continue
-            ready = self._ready(agent, instruction)
-            if ready > now:
-                return ready
+            if instruction.waits:
+                ready = max(agent.arrivals.get(target, 0) for target in instruction.waits)
+                if ready > now:
+                    return ready
             agent.pc += 1
             if instruction.load is not None:
                 agent.arrivals[instruction.load.target] = self._load(agent, instruction.load, now)
-            finish = self._serve(agent, instruction, now)
+            served = now
+            for engine, service in instruction.service:
+                start = free[engine]
+                if start < now:
+                    start = now
+                end = start + service
+                free[engine] = end
+                busy[engine] += service
+                if end > served:
+                    served = end
+                if trace:
+                    self._record(engine, instruction.label, agent, start, end)
+            # What the operation takes beyond its service (dependent steps) follows the slowest engine.
+            finish = max(now + instruction.duration_ps, served + instruction.beyond_ps) + instruction.latency_ps
             if finish > now:
                 return finish
         return -1
 
-    def _ready(self, agent: _Agent, instruction: Instruction) -> int:
-        ready = 0
-        for target in instruction.waits:
-            arrived = agent.arrivals.get(target)
-            if arrived is not None and arrived > ready:
-                ready = arrived
-        return ready
-
-    def _serve(self, agent: _Agent, instruction: Instruction, now: int) -> int:
-        finish = now + instruction.duration_ps
-        for engine, service in instruction.service:
-            start = self.free[engine] if self.free[engine] > now else now
-            end = start + service
-            self.free[engine] = end
-            self.busy[engine] += service
-            if self.trace:
-                self.result.slices.append(
-                    Slice(self.engines[engine], instruction.label, agent.number, start, end)
-                )
-            # What the operation takes beyond its service (dependent steps) follows the slowest engine.
-            if end + instruction.duration_ps - instruction.longest_ps > finish:
-                finish = end + instruction.duration_ps - instruction.longest_ps
-        return finish + instruction.latency_ps
-
-    def _load(self, agent: _Agent, load: LoadSpec, now: int, *, refill: bool = False) -> int:
+    def _load(self, agent: _Agent, load: LoadSpec, now: int) -> int:
+        """Send a tile on its way; returns when it arrives."""
+        free, busy, unwritten, trace = self.free, self.busy, self.unwritten, self.trace
+        if load.posted:
+            for engine, service in load.service:
+                unwritten[engine] += service
+                busy[engine] += service
+            return now + load.latency_ps
         arrived = now
         for engine, service in load.service:
-            if load.posted:
-                self.unwritten[engine] += service
-                self.busy[engine] += service
-                continue
-            start = self._free_for_read(engine, now)
+            start = self._free_for_read(engine, now) if unwritten[engine] else free[engine]
+            if start < now:
+                start = now
             end = start + service
-            self.free[engine] = end
-            self.busy[engine] += service
-            if self.trace and service:
-                self.result.slices.append(Slice(self.engines[engine], load.label, agent.number, start, end))
+            free[engine] = end
+            busy[engine] += service
             if end > arrived:
                 arrived = end
-        return arrived + load.latency_ps + (load.lag_ps if refill else 0)
+            if trace and service:
+                self._record(engine, load.label, agent, start, end)
+        return arrived + load.latency_ps
+
+    def _record(self, engine: int, label: str, agent: _Agent, start: int, end: int) -> None:
+        self.result.slices.append(Slice(self.engines[engine], label, agent.number, start, end))
 
     def _free_for_read(self, engine: int, now: int) -> int:
         """When a read can start: writes wait in the L2 and drain in the gaps, up to its capacity."""
         free = self.free[engine]
         waiting = self.unwritten[engine]
-        if waiting:
-            if now > free:
-                drained = min(waiting, now - free)
-                waiting -= drained
-            if waiting > self.write_buffer:
-                free = max(free, now) + waiting - self.write_buffer
-                waiting = self.write_buffer
-            self.unwritten[engine] = waiting
-        return free if free > now else now
+        if now > free:
+            waiting -= min(waiting, now - free)
+        if waiting > self.write_buffer:
+            free = max(free, now) + waiting - self.write_buffer
+            waiting = self.write_buffer
+        self.unwritten[engine] = waiting
+        return free
 
     # -- loops -------------------------------------------------------------------------------
 
@@ -223,12 +220,11 @@ class Core:
         state = _LoopState(loop.trips)
         agent.loops[loop.number] = state
         agent.stack.append(loop.number)
-        for arrivals in agent.prefetched.pop(loop.number, []):
-            state.arrivals[state.issued] = arrivals
-            state.issued += 1
+        state.arrivals.extend(agent.prefetched.pop(loop.number, ()))
+        state.issued = len(state.arrivals)
         if loop.loads:
             while state.issued < min(loop.stages, loop.trips):
-                state.arrivals[state.issued] = [self._load(agent, load, now) for load in loop.loads]
+                state.arrivals.append([self._load(agent, load, now) for load in loop.loads])
                 state.issued += 1
             self._prefetch(agent, loop, loop.stages - loop.trips, now)
             self._bind(agent, state, loop.loads)
@@ -245,7 +241,7 @@ class Core:
             buffers -= 1
 
     def _bind(self, agent: _Agent, state: _LoopState, loads: Sequence[LoadSpec]) -> None:
-        for load, arrived in zip(loads, state.arrivals.pop(state.done), strict=True):
+        for load, arrived in zip(loads, state.arrivals.popleft(), strict=True):
             agent.arrivals[load.target] = arrived
 
     def _end(self, agent: _Agent, instruction: Instruction, now: int) -> int:
@@ -256,9 +252,8 @@ class Core:
         state.done += 1
         if loop.loads:
             if state.issued < state.trips:
-                state.arrivals[state.issued] = [
-                    self._load(agent, load, now, refill=True) for load in loop.loads
-                ]
+                # The producer learns with a lag that the buffer is free again.
+                state.arrivals.append([self._load(agent, load, now) + load.lag_ps for load in loop.loads])
                 state.issued += 1
             else:
                 self._prefetch(agent, loop, 1, now)
@@ -277,10 +272,8 @@ class Core:
         self, agent: _Agent, number: int, state: _LoopState, stages: int, innermost: bool, now: int
     ) -> int:
         """Skip whole windows of iterations once they repeat; returns by how much this agent moves."""
-        if agent.number != min(self.live):
-            return 0
         window = _WINDOW if innermost else _OUTER_WINDOW
-        if state.done % window:
+        if state.done % window or agent.number != min(self.live):
             return 0
         state.marks.append((now, list(self.busy)))
         if len(state.marks) < 4 or (innermost and state.done <= stages + window):
@@ -305,8 +298,8 @@ class Core:
         shift = windows * last
         for other in self.live.values():
             self._advance(other, number, windows * window, shift)
-        self.heap = [(t + shift, s, a) for t, s, a in self.heap]
-        self.free = [t + shift for t in self.free]
+        self.heap[:] = [(t + shift, s, a) for t, s, a in self.heap]
+        self.free[:] = [t + shift for t in self.free]
         then = state.marks[-2][1]
         for i, value in enumerate(state.marks[-1][1]):
             self.busy[i] += windows * (value - then[i])
@@ -321,7 +314,7 @@ class Core:
             moved = iterations if n == number else 0
             state.done += moved
             state.issued += moved
-            state.arrivals = {i + moved: [t + shift for t in ts] for i, ts in state.arrivals.items()}
+            state.arrivals = deque([t + shift for t in arrivals] for arrivals in state.arrivals)
         for queue in agent.prefetched.values():
             for i, arrivals in enumerate(queue):
                 queue[i] = [t + shift for t in arrivals]

@@ -17,9 +17,9 @@ class SimulationError(ValueError):
     """A program, configuration or chip that cannot be simulated together; the message says why."""
 
 
-# Share of the way down from the burst to the sustained clock, per decade beyond ``settle_s``: the
-# fall is spread over two decades of run time (see docs/model.md, clock under load).
-_SETTLE_DECADES = 2.0
+# The fall from the burst to the sustained clock is spread over two decades of matrix work beyond
+# ``settle_s`` (see docs/model.md, clock under load).
+SETTLE_DECADES = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,8 +248,3 @@ def machine(chip: Chip) -> Machine:
         dispatch_s=cycle / chip.launch.blocks_per_cycle.value,
         davinci=chip.davinci,
     )
-
-
-def settle_decades() -> float:
-    """Decades of run time over which the clock sinks from burst to sustained."""
-    return _SETTLE_DECADES

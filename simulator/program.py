@@ -61,6 +61,11 @@ class Instruction:
     loop: LoopSpec | None = None
     target: int = 0
 
+    @property
+    def beyond_ps(self) -> int:
+        """What the operation takes beyond its longest service."""
+        return self.duration_ps - self.longest_ps
+
 
 @dataclass(frozen=True, slots=True)
 class Code:

@@ -49,9 +49,7 @@ def simulate(
     planned = plan(workload, dims, tensors, resolution=_CLASSES if unequal else None)
     closed = estimate(planned)
     machine = workload.machine
-    # The clock under load follows the duration; the closed form's is close enough to set it.
-    sinks = bool(workload.dtype) and machine.matrix_sustained_ratio < 1.0
-    slow = float(np.ravel(matrix_slowdown(planned, closed.time_s))[0]) if sinks else 1.0
+    slow = float(matrix_slowdown(planned)[0, 0])
     time_s, tail_s, run = _play(planned, slow, trace)
     # No engine can do with less than its service for the whole kernel, however the blocks fall.
     floor = max(float(np.ravel(b)[0]) for b in closed.busy.values())
