@@ -142,7 +142,9 @@ class _Course:
 def _courses(plan: Plan, slow: Array, company: Sequence[tuple[Array, Array]]) -> list[_Course]:
     """One course for each (resident, active) pair, walked at once along a leading axis."""
     shapes = np.shape(plan.blocks)
-    resident, active = (np.stack([np.broadcast_to(v, shapes) for v in side]) for side in zip(*company, strict=True))
+    resident, active = (
+        np.stack([np.broadcast_to(v, shapes) for v in side]) for side in zip(*company, strict=True)
+    )
     walked = Timeline(plan, slow, resident, active).run()
 
     def part(values: Array, i: int) -> Array:

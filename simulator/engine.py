@@ -167,7 +167,9 @@ class Core:
                 if trace:
                     self._record(engine, instruction.label, agent, start, end)
             # What the operation takes beyond its service (dependent steps) follows the slowest engine.
-            finish = max(now + instruction.duration_ps, served + instruction.beyond_ps) + instruction.latency_ps
+            finish = (
+                max(now + instruction.duration_ps, served + instruction.beyond_ps) + instruction.latency_ps
+            )
             if finish > now:
                 return finish
         return -1

@@ -46,25 +46,20 @@ class LoopSpec:
 class Instruction:
     """One step: an operation, or the head ("enter") or foot ("end") of a loop.
 
-    ``duration_ps`` when nothing competes, ``longest_ps`` its longest single service; ``target`` is
-    where an empty loop continues, or where the next iteration begins.
+    ``duration_ps`` when nothing competes, ``beyond_ps`` the part of it beyond its longest single
+    service; ``target`` is where an empty loop continues, or where the next iteration begins.
     """
 
     kind: Literal["op", "enter", "end"]
     label: str = ""
     duration_ps: int = 0
-    longest_ps: int = 0
+    beyond_ps: int = 0
     latency_ps: int = 0
     service: tuple[tuple[int, int], ...] = ()
     waits: tuple[int, ...] = ()
     load: LoadSpec | None = None
     loop: LoopSpec | None = None
     target: int = 0
-
-    @property
-    def beyond_ps(self) -> int:
-        """What the operation takes beyond its longest service."""
-        return self.duration_ps - self.longest_ps
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +101,11 @@ class _Compiler:
         self.instructions: list[Instruction] = []
         self.loops: dict[int, LoopSpec] = {}
         self.targets: dict[str, int] = {}
-        self.mergeable = False
+        self.passing: list[Instruction] = []  # element-wise operations, not yet added
 
     def compile(self) -> Code:
         self.emit(self.plan.workload.nodes, 1.0)
+        self.flush()
         self._link_loops()
         # A load nobody reads still has to arrive before the block ends.
         loaded = tuple(t for name, t in self.targets.items() if not name.startswith(_POSTED))
@@ -136,22 +132,31 @@ class _Compiler:
         An agent passes through a run of them without waiting for anything but the engines, so one
         event stands for all: their services and their durations add up.
         """
-        plain = kind in ("vector", "barrier") and not instruction.waits
-        if plain and self.mergeable and self.instructions:
-            last = self.instructions[-1]
-            service = dict(last.service)
-            for engine, busy in instruction.service:
-                service[engine] = service.get(engine, 0) + busy
-            self.instructions[-1] = replace(
-                last,
-                label=last.label if last.label.endswith(" …") else f"{last.label} …",
-                duration_ps=last.duration_ps + instruction.duration_ps,
-                longest_ps=max(service.values(), default=0),
-                service=tuple(service.items()),
-            )
+        if kind not in ("vector", "barrier"):
+            self.flush()
+            self.instructions.append(instruction)
             return
-        self.instructions.append(instruction)
-        self.mergeable = kind in ("vector", "barrier")
+        if instruction.waits:
+            self.flush()
+        self.passing.append(instruction)
+
+    def flush(self) -> None:
+        """End a run of element-wise operations."""
+        if len(self.passing) < 2:
+            self.instructions += self.passing
+        else:
+            service: dict[int, int] = {}
+            for engine, busy in (pair for x in self.passing for pair in x.service):
+                service[engine] = service.get(engine, 0) + busy
+            duration = sum(x.duration_ps for x in self.passing)
+            beyond = duration - max(service.values(), default=0)
+            first = self.passing[0]
+            self.instructions.append(
+                Instruction(
+                    "op", f"{first.label} …", duration, beyond, 0, tuple(service.items()), first.waits
+                )
+            )
+        self.passing.clear()
 
     def branch(self, node: Branch, chance: float) -> None:
         taken = self.value(self.plan.chance[id(node)])
@@ -172,11 +177,11 @@ class _Compiler:
             innermost=not any(isinstance(n, Loop) for n in _inside(node.body)),
         )
         self.loops[number] = spec
+        self.flush()
         head = len(self.instructions)
         self.instructions.append(Instruction("enter", loop=spec))
-        self.mergeable = False
         self.emit(node.body, chance)
-        self.mergeable = False
+        self.flush()
         self.instructions.append(Instruction("end", loop=spec, target=head + 1))
         self.instructions[head] = replace(self.instructions[head], target=len(self.instructions))
 
@@ -204,7 +209,8 @@ class _Compiler:
     def operation(self, op: Op, chance: float) -> Instruction:
         waits = tuple(self.targets[name] for name in op.reads if name in self.targets)
         if op.kind == "barrier":
-            return Instruction("op", op.label, duration_ps=_ps(op.serial_s * chance))
+            waiting = _ps(op.serial_s * chance)
+            return Instruction("op", op.label, waiting, waiting)
         seconds: dict[str, float] = {}
         for engine, busy in op.work:
             stretched = busy * self.slow if engine in CLOCKED else busy
@@ -223,13 +229,15 @@ class _Compiler:
             service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CORE_ENGINES)
             posted = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CHIP_ENGINES)
             write = LoadSpec(op.label, self._target(f"{_POSTED}{op.access}"), posted, 0, posted=True)
-            return Instruction("op", op.label, _ps(duration), _ps(longest), 0, service, waits, write)
+            return Instruction(
+                "op", op.label, _ps(duration), _ps(duration) - _ps(longest), 0, service, waits, write
+            )
         load = self.load(op, chance) if op.kind == "load" else None
         service = () if load else tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())
         issue = _ps(duration) if load is None else _ps(op.serial_s / self.rate * chance)
-        longest_ps = _ps(longest) if load is None else 0
+        beyond = issue - (_ps(longest) if load is None else 0)
         latency = _ps(op.latency_s * chance) if op.kind == "matrix" else 0
-        return Instruction("op", op.label, issue, longest_ps, latency, service, waits, load)
+        return Instruction("op", op.label, issue, beyond, latency, service, waits, load)
 
     def _chip(self, op: Op, chance: float, seconds: dict[str, float]) -> None:
         traffic = self.plan.traffic

@@ -85,9 +85,9 @@ def test_gap_shared_memory_has_no_bank_conflicts() -> None:
 def test_gap_a_barrier_does_not_gather_the_agents_of_a_block() -> None:
     """Two agents share an engine: the first passes the barrier at 110 ps, not when the second arrives."""
     documented("Barriers do not gather agents")
-    use = Instruction("op", "product", duration_ps=100, longest_ps=100, service=((0, 100),))
-    barrier = Instruction("op", "barrier", duration_ps=10)
-    after = Instruction("op", "after", duration_ps=1, longest_ps=1, service=((1, 1),))
+    use = Instruction("op", "product", duration_ps=100, service=((0, 100),))
+    barrier = Instruction("op", "barrier", duration_ps=10, beyond_ps=10)
+    after = Instruction("op", "after", duration_ps=1, service=((1, 1),))
     core = Core(("matrix", "vector"), 2, write_buffer_ps=0, trace=True)
     run = core.run([Code((use, barrier, after), {})], 1)
     starts = sorted(s.start_ps for s in run.slices if s.label == "after")
@@ -133,7 +133,9 @@ def test_gap_the_clock_does_not_depend_on_the_data_type() -> None:
     factors = []
     for dtype, m in (("bf16", 8192), ("fp8", 16384)):  # equally long at either's rate
         shape = operator.shape(m=m, n=8192, k=8192, dtype=dtype)
-        (workload,) = workloads(operator, shape, operator.configs(shape)[0], machine_of(load_chip("h200-sxm")))
+        (workload,) = workloads(
+            operator, shape, operator.configs(shape)[0], machine_of(load_chip("h200-sxm"))
+        )
         factors.append(float(matrix_slowdown(plan(workload, dynamic_part(operator, shape)))[0, 0]))
     assert factors[0] == pytest.approx(factors[1]) and factors[1] > 1.0
 

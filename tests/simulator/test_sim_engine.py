@@ -53,7 +53,6 @@ def work(engine_index: int, duration: int, latency: int = 0) -> Instruction:
         "op",
         "work",
         duration_ps=duration,
-        longest_ps=duration,
         latency_ps=latency,
         service=((engine_index, duration),),
     )
@@ -83,7 +82,7 @@ def loop_code(trips: int, stages: int, load_ps: int, latency_ps: int, compute_ps
     load = LoadSpec("load", 0, ((1, load_ps),), latency_ps)
     spec = LoopSpec(0, trips, stages, (load,), False, True)
     enter = Instruction("enter", loop=spec, target=3)
-    compute = Instruction("op", "mma", compute_ps, compute_ps, 0, ((0, compute_ps),), (0,))
+    compute = Instruction("op", "mma", compute_ps, 0, 0, ((0, compute_ps),), (0,))
     return code(enter, compute, Instruction("end", loop=spec, target=1))
 
 
