@@ -30,11 +30,13 @@ _SPREAD = 0.3  # relative difference of block lengths beyond which waves no long
 class Estimate:
     """Times in seconds, arrays of shape (shapes, 1).
 
-    ``busy``: by engine, the mean over cores of its service time; ``tail_s``: idle cores in the last
-    wave; ``epilogue_s``: after the last loop of the last block; ``fill_s``: before the first.
+    ``block_s``: one block of the first round, of shape (shapes, samples); ``busy``: by engine, the
+    mean over cores of its service time; ``tail_s``: idle cores in the last wave; ``epilogue_s``:
+    after the last loop of the last block; ``fill_s``: before the first.
     """
 
     time_s: Array
+    block_s: Array
     busy: Mapping[str, Array]
     launch_s: Array
     fill_s: Array
@@ -94,8 +96,8 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     rounds = np.maximum(0.0, plan.full_waves - 1.0) * _mean(apart)
     lined_up = rounds + np.where(has_tail, np.maximum(first, np.where(pick, opening, 0.0) + tail_time), first)
     even = first + (waves - 1.0) * _mean(apart)
+    course = np.where(pick, full.total, last.total)
     if plan.samples > 1:
-        course = np.where(pick, full.total, last.total)
         lined_up = _unequal(plan, course, apart, np.minimum(apart, last.total), lined_up, even)
 
     fill = _mean(np.where(pick, full.fill, last.fill))
@@ -120,6 +122,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     total = launch + np.maximum(time, dispatch)
     return Estimate(
         time_s=total,
+        block_s=course,
         busy=busy,
         launch_s=launch,
         fill_s=fill,
@@ -206,12 +209,6 @@ def _service(plan: Plan, slow: Array, resident: float, slots: float) -> Array:
         stalling = plan.dram_stall if engine == "dram" else seconds
         longest = np.maximum(longest, stalling * slots / plan.blocks)
     return longest
-
-
-def block_times(plan: Plan, slow: float, resident: float, active: float) -> Array:
-    """Seconds one block of each class takes, for the first shape of the plan; a flat array."""
-    timeline = Timeline(plan, np.full((1, 1), slow), resident, active).run()
-    return np.broadcast_to(timeline.total, (1, plan.samples)).ravel().astype(np.float64)
 
 
 def _mean(values: Array) -> Array:

@@ -20,9 +20,9 @@ from foretile.simulator.program import Code, Instruction, LoadSpec, LoopSpec
 
 _WINDOW = 4  # iterations compared when looking for the steady state
 _OUTER_WINDOW = 1
-_TOLERANCE = 0.005
+_TOLERANCE = 0.005  # relative difference of windows that count as equally long
 _PATIENCE = 12  # windows after which the mean of those after the first few counts as the steady state
-_SETTLED = 3
+_SETTLED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class Core:
         self.heap: list[tuple[int, int, _Agent]] = []
         self.sequence = 0
         self.live: dict[int, _Agent] = {}
+        self.oldest = 0
         self.left: dict[int, int] = {}
         self.trace = trace
         self.result = Run([], self.busy)
@@ -118,6 +119,7 @@ class Core:
                 finish[agent.block] = now
                 if waiting:
                     self._start(*waiting.pop(), now)
+            self.oldest = min(self.live, default=0)
         self.result.finish_ps = finish
         left = (max(0, unwritten - self.write_buffer) for unwritten in self.unwritten)
         self.result.drained_ps = max(f + w for f, w in zip(self.free, left, strict=True))
@@ -136,6 +138,7 @@ class Core:
     def _step(self, agent: _Agent, now: int) -> int:
         """Let ``agent`` act at ``now``; returns when it acts next, or -1 when it is done."""
         instructions = agent.code.instructions
+        arrivals = agent.arrivals  # rebound by a jump, after which this returns
         free, busy, trace = self.free, self.busy, self.trace
         while agent.pc < len(instructions):
             instruction = instructions[agent.pc]
@@ -147,13 +150,16 @@ class Core:
                 if jumped:
                     return now + jumped
                 continue
-            if instruction.waits:
-                ready = max(agent.arrivals.get(target, 0) for target in instruction.waits)
-                if ready > now:
-                    return ready
+            ready = now
+            for target in instruction.waits:
+                arrived = arrivals.get(target, 0)
+                if arrived > ready:
+                    ready = arrived
+            if ready > now:
+                return ready
             agent.pc += 1
             if instruction.load is not None:
-                agent.arrivals[instruction.load.target] = self._load(agent, instruction.load, now)
+                arrivals[instruction.load.target] = self._load(agent, instruction.load, now)
             served = now
             for engine, service in instruction.service:
                 start = free[engine]
@@ -264,45 +270,34 @@ class Core:
             agent.stack.pop()
             agent.pc += 1
             return 0
-        jumped = self._jump(agent, loop.number, state, loop.stages, loop.innermost, now)
+        jumped = self._jump(agent, loop, state, now) if agent.number == self.oldest else 0
         if loop.loads:
             self._bind(agent, state, loop.loads)
         agent.pc = instruction.target
         return jumped
 
-    def _jump(
-        self, agent: _Agent, number: int, state: _LoopState, stages: int, innermost: bool, now: int
-    ) -> int:
+    def _jump(self, agent: _Agent, loop: LoopSpec, state: _LoopState, now: int) -> int:
         """Skip whole windows of iterations once they repeat; returns by how much this agent moves."""
-        window = _WINDOW if innermost else _OUTER_WINDOW
-        if state.done % window or agent.number != min(self.live):
-            return 0
         state.marks.append((now, list(self.busy)))
-        if len(state.marks) < 4 or (innermost and state.done <= stages + window):
+        window, length = _pace(loop, state)
+        if not window:
             return 0
-        last = state.marks[-1][0] - state.marks[-2][0]
-        before = state.marks[-2][0] - state.marks[-3][0]
-        earlier = state.marks[-3][0] - state.marks[-4][0]
-        steady = max(abs(last - before), abs(last - earlier)) <= _TOLERANCE * last
-        if not steady and len(state.marks) < _PATIENCE:
-            return 0
-        if not steady:  # no period in sight: take the mean pace of what was played
-            last = (state.marks[-1][0] - state.marks[_SETTLED][0]) // (len(state.marks) - 1 - _SETTLED)
+        number = loop.number
         remaining = state.trips - state.done
         for other in self.live.values():
             theirs = other.loops.get(number)
-            if theirs is None or other.stack[-1 if innermost else 0] != number:
+            if theirs is None or other.stack[-1 if loop.innermost else 0] != number:
                 return 0
             remaining = min(remaining, theirs.trips - theirs.done)
-        windows = (remaining - stages - 1) // window
+        windows = (remaining - loop.stages - 1) // window
         if windows < 1:
             return 0
-        shift = windows * last
+        shift = windows * length
         for other in self.live.values():
             self._advance(other, number, windows * window, shift)
         self.heap[:] = [(t + shift, s, a) for t, s, a in self.heap]
         self.free[:] = [t + shift for t in self.free]
-        then = state.marks[-2][1]
+        then = state.marks[-1 - window][1]
         for i, value in enumerate(state.marks[-1][1]):
             self.busy[i] += windows * (value - then[i])
         state.marks.clear()
@@ -320,3 +315,26 @@ class Core:
         for queue in agent.prefetched.values():
             for i, arrivals in enumerate(queue):
                 queue[i] = [t + shift for t in arrivals]
+
+
+def _pace(loop: LoopSpec, state: _LoopState) -> tuple[int, int]:
+    """The steady state of a loop: a window of iterations and its length in picoseconds.
+
+    Windows of a fixed size are compared, and of as many iterations as there are buffers, over which
+    who waits for whom repeats. (0, 0) while neither has settled.
+    """
+    marks, done = state.marks, state.done
+    size = _WINDOW if loop.innermost else _OUTER_WINDOW
+    for window in (size, loop.stages) if loop.innermost and loop.stages > 2 else (size,):
+        if done % window or len(marks) <= 3 * window or (loop.innermost and done <= loop.stages + window):
+            continue
+        last, before, earlier = (
+            marks[-1 - i * window][0] - marks[-1 - (i + 1) * window][0] for i in range(3)
+        )
+        if max(abs(last - before), abs(last - earlier)) <= _TOLERANCE * last:
+            return window, last
+    played = len(marks) // size
+    if done % size or played < _PATIENCE:
+        return 0, 0
+    # No period in sight: take the mean pace of what was played.
+    return size, (marks[-1][0] - marks[_SETTLED * size - 1][0]) // (played - _SETTLED)

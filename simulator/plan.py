@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Binary, Const, Expr, Load, Var, evaluate, variables, walk
+from foretile.kernels.expr import Expr, evaluate, variables
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.memory import Traffic, traffic
-from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload, shape_exprs
+from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
 
 Array = Any
 _SAMPLES = {0: 1, 1: 32, 2: 6, 3: 4}  # points per index, by number of indices that matter
@@ -78,7 +78,7 @@ def plan(
         blocks = blocks * np.maximum(1.0, evaluate(extent, env))
     if workload.persistent is not None:  # blocks without a tile leave at once
         blocks = np.minimum(blocks, np.maximum(1.0, evaluate(workload.persistent, env)))
-    unbound = reads_tensors(workload) - set(env)
+    unbound = workload.deciding - set(env)
     if unbound:
         raise SimulationError(
             f"{workload.program.name}: trip counts depend on the values of {', '.join(sorted(unbound))}; "
@@ -142,18 +142,13 @@ def dram_rate(workload: Workload, read: Array, write: Array) -> Array:
     return m.dram_bytes_per_s * mixed
 
 
-def sampled_vars(workload: Workload) -> list[str]:
-    """Block variables on which trip counts or branches depend, in raster order."""
-    return list(workload.sampled)
-
-
 def last_longest(p: Plan, course: Array) -> Array:
     """Place in the raster order of the last block of the longest class (``course``: time by sample).
 
     Of the mixed-radix number that the place is, the digits of the index that matters spell the
     class; all others are at their largest.
     """
-    names = sampled_vars(p.workload)
+    names = p.workload.sampled
     if len(names) != 1 or p.period:
         return p.blocks - 1.0
     extent = np.maximum(1.0, evaluate(p.workload.ranges[names[0]], p.env))
@@ -186,7 +181,7 @@ def company(p: Plan, trips: Array) -> Array:
     if np.all(even):
         return 1.0
     order = [digit.var for digit in p.workload.raster]
-    mixed = sampled_vars(p.workload) == order[:1] and order.count(order[0]) == 1
+    mixed = list(p.workload.sampled) == order[:1] and order.count(order[0]) == 1
     if not mixed and np.all(p.full_waves > 0):
         return 1.0
     both = np.minimum(trips[:, :, None], trips[:, None, :]).mean(axis=-1)
@@ -194,20 +189,15 @@ def company(p: Plan, trips: Array) -> Array:
     return share if mixed else np.where(p.full_waves > 0, 1.0, share)
 
 
-def reads_tensors(workload: Workload) -> frozenset[str]:
-    """Tensors whose values decide trip counts or branches."""
-    return frozenset(x.buffer for e in shape_exprs(workload.nodes) for x in walk(e) if isinstance(x, Load))
-
-
 def _with_samples(
     workload: Workload, env: dict[str, Any], resolution: int | None
 ) -> tuple[dict[str, Any], int, int]:
-    names = sampled_vars(workload)
+    names = workload.sampled
     per_index = _SAMPLES[min(3, len(names))]
     if resolution is not None and len(names) == 1:
         per_index = int(min(resolution, np.max(np.maximum(1.0, evaluate(workload.ranges[names[0]], env)))))
-    period = _period(workload, names)
-    if period:  # all there is to see repeats: take every value once
+    period = workload.period
+    if 0 < period <= _SAMPLES[1]:  # all there is to see repeats: take every value once
         env[names[0]] = np.arange(period, dtype=np.float64).reshape(1, -1)
         for name in workload.ranges:
             env.setdefault(name, 0.0)
@@ -224,21 +214,6 @@ def _with_samples(
     for name in workload.ranges:
         env.setdefault(name, 0.0)
     return env, per_index ** len(names), 0
-
-
-def _period(workload: Workload, names: list[str]) -> int:
-    """Number of classes, if the one index that matters does so only modulo a constant; else 0."""
-    if len(names) != 1:
-        return 0
-    periods: set[int] = set()
-    for e in shape_exprs(workload.nodes):
-        nodes = list(walk(e))
-        moduli = [x for x in nodes if isinstance(x, Binary) and x.op == "mod" and x.a == Var(names[0])]
-        if len(moduli) != sum(isinstance(x, Var) and x.name == names[0] for x in nodes):
-            return 0
-        periods |= {int(x.b.value) for x in moduli if isinstance(x.b, Const)}
-    found = max(periods, default=0)
-    return found if len(periods) == 1 and found <= _SAMPLES[1] else 0
 
 
 class _Counter:

@@ -129,6 +129,8 @@ class Workload:
     occupancy: Occupancy
     dtype: str  # short name of the matrix dtype, "" without matrix work
     sampled: tuple[str, ...]  # block variables on which trip counts or branches depend
+    period: int  # they do so only modulo this number (one variable); 0: otherwise
+    deciding: frozenset[str]  # tensors whose values decide trip counts or branches
 
 
 def shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from foretile.kernels.expr import Const, Expr, binary, evaluate, loads, substitute, variables
+from foretile.kernels.expr import (
+    Binary,
+    Const,
+    Expr,
+    Var,
+    binary,
+    evaluate,
+    loads,
+    substitute,
+    variables,
+    walk,
+)
 from foretile.kernels.ir import Copy, CumSum, For, Gemm, Reduce, Region, Store, TileProgram, walk_stmts
 from foretile.simulator.lowering.rules import Roles
 from foretile.simulator.machine import Machine
@@ -127,6 +138,23 @@ def _panels(row: str, column: str, size: int, ranges: dict[str, Expr]) -> list[D
     """Panels of ``size`` rows, walked column by column."""
     panel = binary("min", Const(size), ranges[row])
     return [Digit(row, panel), Digit(column, ranges[column]), Digit(row, ceildiv(ranges[row], Const(size)))]
+
+
+def period(exprs: Sequence[Expr], names: Sequence[str]) -> int:
+    """How many different blocks there are, if the one variable that matters does so modulo a constant.
+
+    Zero where several variables matter, or one in another way.
+    """
+    if len(names) != 1:
+        return 0
+    periods: set[int] = set()
+    for e in exprs:
+        nodes = list(walk(e))
+        moduli = [x for x in nodes if isinstance(x, Binary) and x.op == "mod" and x.a == Var(names[0])]
+        if len(moduli) != sum(isinstance(x, Var) and x.name == names[0] for x in nodes):
+            return 0
+        periods |= {int(x.b.value) for x in moduli if isinstance(x.b, Const)}
+    return periods.pop() if len(periods) == 1 else 0
 
 
 def element_region(indices: tuple[Expr, ...], extents: dict[str, int]) -> tuple[Region, bool]:

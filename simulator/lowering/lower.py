@@ -32,6 +32,7 @@ from foretile.simulator.lowering.analysis import (
     is_load,
     lead,
     pair_var,
+    period,
     product,
     raster,
     roles,
@@ -64,7 +65,9 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     agents, rate = rules.agents()
     digits, ranges, tiles = raster(program)
     accesses = tuple(walker.accesses)
-    wanted = frozenset[str]().union(*(variables(e) for e in shape_exprs(nodes)))
+    shapes = list(shape_exprs(nodes))
+    wanted = frozenset[str]().union(*(variables(e) for e in shapes))
+    sampled = tuple(name for name in ranges if name in wanted)
     return Workload(
         program=program,
         machine=machine,
@@ -79,7 +82,9 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         agent_rate=rate,
         occupancy=rules.occupancy(),
         dtype=walker.dtype,
-        sampled=tuple(name for name in ranges if name in wanted),
+        sampled=sampled,
+        period=period(shapes, sampled),
+        deciding=frozenset(x.buffer for e in shapes for x in loads(e)),
     )
 
 
