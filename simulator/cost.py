@@ -85,6 +85,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     # apart, and one's ramp and epilogue hide behind the others' main loops.
     service = _service(plan, slow, resident, slots) * full.total / np.maximum(1e-30, _mean(full.total))
     apart = np.minimum(full.total, soft_max(alone.total, service))
+    apart = np.where(pick, np.maximum(service, apart), apart)
     first = np.where(pick, _mean(full.total), 0.0)
     tail_time = np.where(has_tail, _mean(last.total), 0.0)
     # The tail's blocks start when the first of the last full round ends, not the last.
@@ -205,8 +206,8 @@ def _service(plan: Plan, slow: Array, resident: float, slots: float) -> Array:
     longest: Array = np.zeros((1, 1))
     for engine, seconds in plan.core_busy.items():
         longest = np.maximum(longest, resident * (seconds * slow if engine in CLOCKED else seconds))
-    for engine, seconds in plan.chip_busy.items():
-        stalling = plan.dram_stall if engine == "dram" else seconds
+    for engine in ("l2", "dram"):  # nobody waits for atomics: they are posted, and no read shares their path
+        stalling = plan.dram_stall if engine == "dram" else plan.chip_busy[engine]
         longest = np.maximum(longest, stalling * slots / plan.blocks)
     return longest
 

@@ -293,12 +293,11 @@ class Timeline:
                 for engine, seconds in node.work:
                     core[engine] = core.get(engine, 0.0) + seconds * times
                 if node.access >= 0:
+                    chip["port"] = chip["port"] + t.port_bytes[node.access] * times
+                if node.kind == "load":
                     bytes_ = t.l2_bytes[node.access] * times
                     chip["l2"] = chip["l2"] + bytes_
-                    chip["port"] = chip["port"] + t.port_bytes[node.access] * times
-                    chip["dram"] = chip["dram"] + bytes_ * t.stall_share[node.access]
-                    if self.plan.workload.accesses[node.access].direction == "atomic":
-                        chip["atomic"] = chip["atomic"] + bytes_
+                    chip["dram"] = chip["dram"] + bytes_ * t.dram_share[node.access]
             elif isinstance(node, Loop):
                 self._collect((*node.loads, *node.body), times * self.plan.trips[id(node)], core, chip)
             else:
