@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 
 from foretile.simulator.program import Code, Instruction, LoadSpec, LoopSpec
 
-_WINDOW = 4  # iterations compared when looking for the steady state
-_OUTER_WINDOW = 1
 _TOLERANCE = 0.005  # relative difference of windows that count as equally long
-_PATIENCE = 12  # windows after which the mean of those after the first few counts as the steady state
-_SETTLED = 4
+# Looking for the steady state of an innermost loop, and of one around it, in iterations: windows that
+# are compared; when the mean pace counts as the steady state if no period shows; since when.
+_WINDOW, _PATIENCE, _SETTLED = (2, 1), (48, 12), (16, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,18 +322,16 @@ def _pace(loop: LoopSpec, state: _LoopState) -> tuple[int, int]:
     Windows of a fixed size are compared, and of as many iterations as there are buffers, over which
     who waits for whom repeats. (0, 0) while neither has settled.
     """
-    marks, done = state.marks, state.done
-    size = _WINDOW if loop.innermost else _OUTER_WINDOW
-    for window in (size, loop.stages) if loop.innermost and loop.stages > 2 else (size,):
+    marks, done, outer = state.marks, state.done, not loop.innermost
+    size = _WINDOW[outer]
+    for window in (size,) if outer or loop.stages <= size else (size, loop.stages):
         if done % window or len(marks) <= 3 * window or (loop.innermost and done <= loop.stages + window):
             continue
-        last, before, earlier = (
-            marks[-1 - i * window][0] - marks[-1 - (i + 1) * window][0] for i in range(3)
-        )
+        ends = [marks[-1 - i * window][0] for i in range(4)]
+        last, before, earlier = ends[0] - ends[1], ends[1] - ends[2], ends[2] - ends[3]
         if max(abs(last - before), abs(last - earlier)) <= _TOLERANCE * last:
             return window, last
-    played = len(marks) // size
-    if done % size or played < _PATIENCE:
+    settled = _SETTLED[outer]
+    if done % size or len(marks) < _PATIENCE[outer]:
         return 0, 0
-    # No period in sight: take the mean pace of what was played.
-    return size, (marks[-1][0] - marks[_SETTLED * size - 1][0]) // (played - _SETTLED)
+    return size, (marks[-1][0] - marks[settled - 1][0]) * size // (len(marks) - settled)

@@ -15,6 +15,7 @@ from foretile.simulator.raster import Raster
 
 _ROUNDS = 2  # rounds of resident blocks played: the first opens the kernel, the others are like the second
 _LAST_WAVES = 3  # waves of blocks placed one by one; those before only fill the slots evenly
+_ALIKE = 0.05  # relative difference of the closed form's times below which one class stands for both
 _PS = 1e12
 
 
@@ -36,8 +37,11 @@ class Unequal:
         self.resident = min(w.occupancy.blocks_per_core, ceil(self.blocks / self.cores))
         self.modelled = np.broadcast_to(block_s, plan.samples)
         order = np.argsort(self.modelled, kind="stable")
-        ends = {int(order[0]), int(order[len(order) // 2]), int(order[-1])}
-        self.chosen = sorted(ends, key=lambda i: float(self.modelled[i]))
+        longest, middle, shortest = (int(i) for i in order[[-1, len(order) // 2, 0]])
+        self.chosen = [longest]
+        for i in (middle, shortest):  # an even split's parts are all but alike: one is played
+            if self.modelled[i] < (1.0 - _ALIKE) * self.modelled[self.chosen[0]]:
+                self.chosen.insert(0, i)
         self.raster = Raster(plan)
         self.codes: dict[tuple[int, int, int], Code] = {}
 
