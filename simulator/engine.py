@@ -141,25 +141,21 @@ class Core:
         free, busy, trace = self.free, self.busy, self.trace
         while agent.pc < len(instructions):
             instruction = instructions[agent.pc]
-            if instruction.kind == "enter":
-                self._enter(agent, instruction, now)
+            if instruction.loop is not None:
+                if instruction.kind == "enter":
+                    self._enter(agent, instruction, now)
+                else:
+                    jumped = self._end(agent, instruction, now)
+                    if jumped:
+                        return now + jumped
                 continue
-            if instruction.kind == "end":
-                jumped = self._end(agent, instruction, now)
-                if jumped:
-                    return now + jumped
-                continue
-            ready = now
             for target in instruction.waits:
-                arrived = arrivals.get(target, 0)
-                if arrived > ready:
-                    ready = arrived
-            if ready > now:
-                return ready
+                if arrivals.get(target, 0) > now:
+                    return self._ready(agent, instruction, now)
             agent.pc += 1
             if instruction.load is not None:
                 arrivals[instruction.load.target] = self._load(agent, instruction.load, now)
-            served = now
+            finish = now
             for engine, service in instruction.service:
                 start = free[engine]
                 if start < now:
@@ -167,17 +163,30 @@ class Core:
                 end = start + service
                 free[engine] = end
                 busy[engine] += service
-                if end > served:
-                    served = end
+                if end > finish:
+                    finish = end
                 if trace:
                     self._record(engine, instruction.label, agent, start, end)
             # What the operation takes beyond its service (dependent steps) follows the slowest engine.
-            finish = (
-                max(now + instruction.duration_ps, served + instruction.beyond_ps) + instruction.latency_ps
-            )
+            finish += instruction.beyond_ps
+            if finish < now + instruction.duration_ps:
+                finish = now + instruction.duration_ps
+            finish += instruction.latency_ps
             if finish > now:
+                if agent.pc < len(instructions) and instructions[agent.pc].waits:
+                    return self._ready(agent, instructions[agent.pc], finish)
                 return finish
         return -1
+
+    @staticmethod
+    def _ready(agent: _Agent, instruction: Instruction, now: int) -> int:
+        """When all the tiles that ``instruction`` reads are there, ``now`` at the earliest."""
+        ready = now
+        for target in instruction.waits:
+            arrived = agent.arrivals.get(target, 0)
+            if arrived > ready:
+                ready = arrived
+        return ready
 
     def _load(self, agent: _Agent, load: LoadSpec, now: int) -> int:
         """Send a tile on its way; returns when it arrives."""
