@@ -24,6 +24,9 @@ _TOLERANCE = 0.005  # relative difference of windows that count as equally long
 _WINDOW, _PATIENCE, _SETTLED = (2, 1), (48, 12), (16, 4)
 
 
+Arrivals = list[tuple[int, int]]  # (buffer, picoseconds) of the tiles of one iteration
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """An engine occupied by an operation: picoseconds, for traces."""
@@ -59,7 +62,7 @@ class _LoopState:
     trips: int
     done: int = 0
     issued: int = 0
-    arrivals: deque[list[int]] = field(default_factory=deque)
+    arrivals: deque[Arrivals] = field(default_factory=deque)
     marks: list[tuple[int, list[int]]] = field(default_factory=list)
 
 
@@ -72,7 +75,7 @@ class _Agent:
     loops: dict[int, _LoopState] = field(default_factory=dict)
     stack: list[int] = field(default_factory=list)
     arrivals: dict[int, int] = field(default_factory=dict)
-    prefetched: dict[int, list[list[int]]] = field(default_factory=dict)
+    prefetched: dict[int, list[Arrivals]] = field(default_factory=dict)
 
 
 class Core:
@@ -101,11 +104,12 @@ class Core:
         waiting.reverse()
         finish = [0] * len(blocks)
         heap = self.heap
+        steps = 0
         for _ in range(min(slots, len(blocks))):
             self._start(*waiting.pop(), 0)
         while heap:
             now, _, agent = heap[0]  # replaced below: cheaper than a pop and a push
-            self.result.steps += 1
+            steps += 1
             after = self._step(agent, now)
             if after >= 0:
                 self.sequence += 1
@@ -119,6 +123,7 @@ class Core:
                 if waiting:
                     self._start(*waiting.pop(), now)
             self.oldest = min(self.live, default=0)
+        self.result.steps = steps
         self.result.finish_ps = finish
         left = (max(0, unwritten - self.write_buffer) for unwritten in self.unwritten)
         self.result.drained_ps = max(f + w for f, w in zip(self.free, left, strict=True))
@@ -230,21 +235,25 @@ class Core:
     def _enter(self, agent: _Agent, instruction: Instruction, now: int) -> None:
         loop = instruction.loop
         assert loop is not None
-        if loop.trips == 0:
+        trips = agent.code.trips[loop.number]
+        if trips == 0:
             agent.pc = instruction.target
             return
-        state = _LoopState(loop.trips)
+        state = _LoopState(trips)
         agent.loops[loop.number] = state
         agent.stack.append(loop.number)
         state.arrivals.extend(agent.prefetched.pop(loop.number, ()))
         state.issued = len(state.arrivals)
         if loop.loads:
-            while state.issued < min(loop.stages, loop.trips):
-                state.arrivals.append([self._load(agent, load, now) for load in loop.loads])
+            while state.issued < min(loop.stages, trips):
+                state.arrivals.append(self._loads(agent, loop, now))
                 state.issued += 1
-            self._prefetch(agent, loop, loop.stages - loop.trips, now)
-            self._bind(agent, state, loop.loads)
+            self._prefetch(agent, loop, loop.stages - trips, now)
+            agent.arrivals.update(state.arrivals.popleft())
         agent.pc += 1
+
+    def _loads(self, agent: _Agent, loop: LoopSpec, now: int) -> Arrivals:
+        return [(load.target, self._load(agent, load, now)) for load in loop.loads]
 
     def _prefetch(self, agent: _Agent, loop: LoopSpec, buffers: int, now: int) -> None:
         """Fill ``buffers`` that this loop no longer needs for the next loop with loads."""
@@ -252,13 +261,9 @@ class Core:
             return
         following = agent.code.loops[loop.next_loop]
         queue = agent.prefetched.setdefault(following.number, [])
-        while buffers > 0 and len(queue) < min(following.stages, following.trips):
-            queue.append([self._load(agent, load, now) for load in following.loads])
+        while buffers > 0 and len(queue) < min(following.stages, agent.code.trips[following.number]):
+            queue.append(self._loads(agent, following, now))
             buffers -= 1
-
-    def _bind(self, agent: _Agent, state: _LoopState, loads: Sequence[LoadSpec]) -> None:
-        for load, arrived in zip(loads, state.arrivals.popleft(), strict=True):
-            agent.arrivals[load.target] = arrived
 
     def _end(self, agent: _Agent, instruction: Instruction, now: int) -> int:
         """End of an iteration: free its buffers, load ahead, go round, leave, or jump."""
@@ -269,7 +274,9 @@ class Core:
         if loop.loads:
             if state.issued < state.trips:
                 # The producer learns with a lag that the buffer is free again.
-                state.arrivals.append([self._load(agent, load, now) + load.lag_ps for load in loop.loads])
+                state.arrivals.append(
+                    [(load.target, self._load(agent, load, now) + load.lag_ps) for load in loop.loads]
+                )
                 state.issued += 1
             else:
                 self._prefetch(agent, loop, 1, now)
@@ -280,7 +287,7 @@ class Core:
             return 0
         jumped = self._jump(agent, loop, state, now) if agent.number == self.oldest else 0
         if loop.loads:
-            self._bind(agent, state, loop.loads)
+            agent.arrivals.update(state.arrivals.popleft())
         agent.pc = instruction.target
         return jumped
 
@@ -319,10 +326,10 @@ class Core:
             moved = iterations if n == number else 0
             state.done += moved
             state.issued += moved
-            state.arrivals = deque([t + shift for t in arrivals] for arrivals in state.arrivals)
+            state.arrivals = deque([(b, t + shift) for b, t in arrivals] for arrivals in state.arrivals)
         for queue in agent.prefetched.values():
             for i, arrivals in enumerate(queue):
-                queue[i] = [t + shift for t in arrivals]
+                queue[i] = [(b, t + shift) for b, t in arrivals]
 
 
 def _pace(loop: LoopSpec, state: _LoopState) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from foretile.simulator.workload import CHIP_ENGINES, CLOCKED, CORE_ENGINES, Bra
 ENGINES = (*CORE_ENGINES, *CHIP_ENGINES)
 _INDEX = {name: i for i, name in enumerate(ENGINES)}
 _PS = 1e12
+_ANY = -1  # classes that differ in nothing but trip counts
 _POSTED = "posted write "  # nobody waits for these: a block may end while its writes drain
 
 
@@ -34,7 +35,6 @@ class LoopSpec:
     """A loop of one agent; ``next_loop`` is where freed buffers are filled for when it runs out."""
 
     number: int
-    trips: int
     stages: int
     loads: tuple[LoadSpec, ...]
     run_ahead: bool
@@ -64,19 +64,37 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What one agent executes."""
+    """What one agent executes; ``loops`` and their ``trips`` are indexed by loop number."""
 
     instructions: tuple[Instruction, ...]
-    loops: dict[int, LoopSpec]
+    loops: tuple[LoopSpec, ...] = ()
+    trips: tuple[int, ...] = ()
 
 
-def compile_agent(plan: Plan, sample: int, slow: float, resident: float, active: float) -> Code:
-    """Instructions of one agent of a block of class ``sample``, for the first shape of the plan.
+class Programs:
+    """Code of the agents of a plan's blocks, by class, for the first shape of the plan.
 
-    ``resident`` blocks share the core and ``active`` the chip, which sets the core's share of the
-    chip-wide engines; ``slow`` stretches work in the cores' clock domain (clock under load).
+    ``slow`` stretches work in the cores' clock domain (clock under load).
     """
-    return _Compiler(plan, sample, slow, resident / active).compile()
+
+    def __init__(self, plan: Plan, slow: float) -> None:
+        self.plan = plan
+        self.slow = slow
+        self.compiled: dict[tuple[int, float], _Compiler] = {}
+
+    def code(self, sample: int, resident: float, active: float) -> Code:
+        """Code of a block of class ``sample``.
+
+        ``resident`` blocks share the core and ``active`` the chip, which sets the core's share of the
+        chip-wide engines.
+        """
+        share = resident / active
+        found = self.compiled.get((sample, share)) or self.compiled.get((_ANY, share))
+        if found is None:
+            found = _Compiler(self.plan, sample, self.slow, share).compile()
+            self.compiled[sample if found.differs else _ANY, share] = found
+        trips = tuple(round(found.value(self.plan.trips[loop], sample)) for loop in found.order)
+        return Code(tuple(found.instructions), tuple(found.loops), trips)
 
 
 def write_buffer_ps(plan: Plan) -> int:
@@ -99,23 +117,31 @@ class _Compiler:
             "dram": float(np.ravel(plan.dram_rate)[0]) * share,
         }
         self.instructions: list[Instruction] = []
-        self.loops: dict[int, LoopSpec] = {}
+        self.loops: list[LoopSpec] = []
+        self.order: list[int] = []  # the loops' keys in the plan
+        self.differs = False  # from another class in more than trip counts
         self.targets: dict[str, int] = {}
         self.passing: list[Instruction] = []  # element-wise operations, not yet added
 
-    def compile(self) -> Code:
+    def compile(self) -> _Compiler:
         self.emit(self.plan.workload.nodes, 1.0)
         self.flush()
         self._link_loops()
         # A load nobody reads still has to arrive before the block ends.
         loaded = tuple(t for name, t in self.targets.items() if not name.startswith(_POSTED))
         self.instructions.append(Instruction("op", "end", waits=loaded))
-        return Code(tuple(self.instructions), self.loops)
+        return self
 
-    def value(self, array: Array) -> float:
-        """The entry of an array over (shapes, samples) for this shape and block class."""
+    @staticmethod
+    def value(array: Array, sample: int) -> float:
+        """The entry of an array over (shapes, samples) for the first shape and a block class."""
         flat = np.ravel(np.asarray(array)[0] if np.ndim(array) > 1 else array)
-        return float(flat[self.sample] if flat.size > 1 else flat[0])
+        return float(flat[sample] if flat.size > 1 else flat[0])
+
+    def own(self, array: Array) -> float:
+        """The entry for the class that is compiled."""
+        self.differs |= np.size(array) > 1
+        return self.value(array, self.sample)
 
     def emit(self, nodes: tuple[Node, ...], chance: float) -> None:
         for node in nodes:
@@ -159,24 +185,22 @@ class _Compiler:
         self.passing.clear()
 
     def branch(self, node: Branch, chance: float) -> None:
-        taken = self.value(self.plan.chance[id(node)])
+        taken = self.own(self.plan.chance[id(node)])
         if taken > 0.0:
             self.emit(node.then, chance * taken)
         if taken < 1.0:
             self.emit(node.orelse, chance * (1.0 - taken))
 
     def loop(self, node: Loop, chance: float) -> None:
-        trips = round(self.value(self.plan.trips[id(node)]))
-        number = len(self.loops)
+        self.order.append(id(node))
         spec = LoopSpec(
-            number=number,
-            trips=trips,
+            number=len(self.loops),
             stages=node.stages,
             loads=tuple(self.load(op, chance) for op in node.loads),
             run_ahead=node.run_ahead,
             innermost=not any(isinstance(n, Loop) for n in _inside(node.body)),
         )
-        self.loops[number] = spec
+        self.loops.append(spec)
         self.flush()
         head = len(self.instructions)
         self.instructions.append(Instruction("enter", loop=spec))
@@ -220,20 +244,20 @@ class _Compiler:
         duration = max(longest, op.serial_s / rate * self.slow * chance)
         if op.kind == "store":
             traffic = self.plan.traffic
-            port = self.value(traffic.port_bytes[op.access]) * chance / self.agents
+            port = self.own(traffic.port_bytes[op.access]) * chance / self.agents
             seconds["port"] = port / self.machine.port_bytes_per_s
             self._chip(op, chance, seconds)
             longest = max(longest, seconds["port"])
             duration = max(duration, longest)
             # Posted: the agent goes on when its bytes have left the core.
-            service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CORE_ENGINES)
-            posted = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if e in CHIP_ENGINES)
+            service = _service({e: s for e, s in seconds.items() if e in CORE_ENGINES})
+            posted = _service({e: s for e, s in seconds.items() if e in CHIP_ENGINES})
             write = LoadSpec(op.label, self._target(f"{_POSTED}{op.access}"), posted, 0, posted=True)
             return Instruction(
                 "op", op.label, _ps(duration), _ps(duration) - _ps(longest), 0, service, waits, write
             )
         load = self.load(op, chance) if op.kind == "load" else None
-        service = () if load else tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())
+        service = () if load else _service(seconds)
         issue = _ps(duration) if load is None else _ps(op.serial_s / self.rate * chance)
         beyond = issue - (_ps(longest) if load is None else 0)
         latency = _ps(op.latency_s * chance) if op.kind == "matrix" else 0
@@ -241,21 +265,20 @@ class _Compiler:
 
     def _chip(self, op: Op, chance: float, seconds: dict[str, float]) -> None:
         traffic = self.plan.traffic
-        moved = self.value(traffic.l2_bytes[op.access]) * chance / self.agents
+        moved = self.own(traffic.l2_bytes[op.access]) * chance / self.agents
         seconds["l2"] = moved / self.chip_rate["l2"]
-        seconds["dram"] = moved * self.value(traffic.dram_share[op.access]) / self.chip_rate["dram"]
+        seconds["dram"] = moved * self.own(traffic.dram_share[op.access]) / self.chip_rate["dram"]
         if self.plan.workload.accesses[op.access].direction == "atomic":
             seconds["atomic"] = moved / self.chip_rate["atomic"]
 
     def load(self, op: Op, chance: float) -> LoadSpec:
         traffic = self.plan.traffic
         seconds = {engine: busy * chance / self.agents for engine, busy in op.work}
-        port = self.value(traffic.port_bytes[op.access]) * chance / self.agents
+        port = self.own(traffic.port_bytes[op.access]) * chance / self.agents
         seconds["port"] = port / self.machine.port_bytes_per_s
         self._chip(op, chance, seconds)
-        latency = self.value(traffic.latency_s[op.access])
-        service = tuple((_INDEX[e], _ps(s)) for e, s in seconds.items())
-        return LoadSpec(op.label, self._target(op.writes), service, _ps(latency), _ps(op.latency_s))
+        latency = self.own(traffic.latency_s[op.access])
+        return LoadSpec(op.label, self._target(op.writes), _service(seconds), _ps(latency), _ps(op.latency_s))
 
     def _target(self, name: str) -> int:
         return self.targets.setdefault(name, len(self.targets))
@@ -263,6 +286,11 @@ class _Compiler:
 
 def _ps(seconds: float) -> int:
     return round(seconds * _PS)
+
+
+def _service(seconds: dict[str, float]) -> tuple[tuple[int, int], ...]:
+    """By engine; one that is not needed is not queued for."""
+    return tuple((_INDEX[e], _ps(s)) for e, s in seconds.items() if _ps(s) > 0)
 
 
 def _inside(nodes: tuple[Node, ...]) -> Iterator[Node]:

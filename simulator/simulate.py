@@ -12,7 +12,7 @@ import numpy as np
 from foretile.simulator.cost import Estimate, estimate, matrix_slowdown
 from foretile.simulator.engine import Core, Run
 from foretile.simulator.plan import Plan, plan
-from foretile.simulator.program import ENGINES, compile_agent, write_buffer_ps
+from foretile.simulator.program import ENGINES, Programs, write_buffer_ps
 from foretile.simulator.unequal import Unequal
 from foretile.simulator.workload import Workload
 
@@ -68,11 +68,12 @@ def _equal(p: Plan, slow: float, trace: bool) -> tuple[float, float, Run]:
     rounds, tail = int(p.full_waves[0, 0]), float(p.tail_blocks[0, 0])
     last = ceil(tail / w.machine.cores)
     played = min(rounds, _ROUNDS)
+    programs = Programs(p, slow)
     codes = []
     if played:
-        codes += [compile_agent(p, 0, slow, resident, p.slots)] * (played * resident)
+        codes += [programs.code(0, resident, p.slots)] * (played * resident)
     if last:
-        codes += [compile_agent(p, 0, slow, last, tail)] * last
+        codes += [programs.code(0, last, tail)] * last
     run = Core(ENGINES, w.agents, write_buffer_ps=write_buffer_ps(p), trace=trace).run(codes, resident)
     ends = run.finish_ps
     total = max(*ends, run.drained_ps)

@@ -10,7 +10,7 @@ import numpy as np
 
 from foretile.simulator.engine import Core, Run
 from foretile.simulator.plan import Plan
-from foretile.simulator.program import ENGINES, Code, compile_agent, write_buffer_ps
+from foretile.simulator.program import ENGINES, Programs, write_buffer_ps
 from foretile.simulator.raster import Raster
 
 _ROUNDS = 2  # rounds of resident blocks played: the first opens the kernel, the others are like the second
@@ -30,7 +30,6 @@ class Unequal:
     def __init__(self, plan: Plan, slow: float, block_s: np.ndarray) -> None:
         w = plan.workload
         self.plan = plan
-        self.slow = slow
         self.cores = w.machine.cores
         self.blocks = int(plan.blocks[0, 0])
         self.active = min(self.blocks, plan.slots)
@@ -43,7 +42,7 @@ class Unequal:
             if self.modelled[i] < (1.0 - _ALIKE) * self.modelled[self.chosen[0]]:
                 self.chosen.insert(0, i)
         self.raster = Raster(plan)
-        self.codes: dict[tuple[int, int, int], Code] = {}
+        self.programs = Programs(plan, slow)
 
     def play(self, trace: bool) -> tuple[float, float, Run]:
         """Seconds of the kernel after its launch, idle seconds at its end, and the longest class's run."""
@@ -62,13 +61,10 @@ class Unequal:
 
     def _core(self, classes: Sequence[int], resident: int, active: int, *, trace: bool = False) -> Run:
         """Blocks of these classes, in order, on one core."""
-        for i in set(classes):
-            if (i, resident, active) not in self.codes:
-                code = compile_agent(self.plan, i, self.slow, resident, active)
-                self.codes[i, resident, active] = code
+        codes = {i: self.programs.code(i, resident, active) for i in set(classes)}
         buffer = write_buffer_ps(self.plan)
         core = Core(ENGINES, self.plan.workload.agents, write_buffer_ps=buffer, trace=trace)
-        return core.run([self.codes[i, resident, active] for i in classes], resident)
+        return core.run([codes[i] for i in classes], resident)
 
     def _inferred(self, seconds: Sequence[float]) -> np.ndarray:
         """Seconds of every class from those of the chosen ones."""

@@ -89,7 +89,7 @@ def test_gap_a_barrier_does_not_gather_the_agents_of_a_block() -> None:
     barrier = Instruction("op", "barrier", duration_ps=10, beyond_ps=10)
     after = Instruction("op", "after", duration_ps=1, service=((1, 1),))
     core = Core(("matrix", "vector"), 2, write_buffer_ps=0, trace=True)
-    run = core.run([Code((use, barrier, after), {})], 1)
+    run = core.run([Code((use, barrier, after))], 1)
     starts = sorted(s.start_ps for s in run.slices if s.label == "after")
     assert starts == [110, 210]
 

@@ -43,9 +43,9 @@ def never_jump(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- by hand -----------------------------------------------------------------------------------
 
 
-def code(*instructions: Instruction) -> Code:
-    loops = {x.loop.number: x.loop for x in instructions if x.loop is not None}
-    return Code((*instructions, Instruction("op", "end", waits=(0,))), loops)
+def code(*instructions: Instruction, trips: tuple[int, ...] = ()) -> Code:
+    loops = tuple(x.loop for x in instructions if x.kind == "enter" and x.loop is not None)
+    return Code((*instructions, Instruction("op", "end", waits=(0,))), loops, trips)
 
 
 def work(engine_index: int, duration: int, latency: int = 0) -> Instruction:
@@ -80,10 +80,10 @@ def test_blocks_beyond_the_slots_start_when_one_leaves() -> None:
 
 def loop_code(trips: int, stages: int, load_ps: int, latency_ps: int, compute_ps: int) -> Code:
     load = LoadSpec("load", 0, ((1, load_ps),), latency_ps)
-    spec = LoopSpec(0, trips, stages, (load,), False, True)
+    spec = LoopSpec(0, stages, (load,), False, True)
     enter = Instruction("enter", loop=spec, target=3)
     compute = Instruction("op", "mma", compute_ps, 0, 0, ((0, compute_ps),), (0,))
-    return code(enter, compute, Instruction("end", loop=spec, target=1))
+    return code(enter, compute, Instruction("end", loop=spec, target=1), trips=(trips,))
 
 
 @pytest.mark.parametrize("trips", [1, 2, 5, 40, 1000, 100_003])
