@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from foretile.simulator.machine import SETTLE_DECADES
-from foretile.simulator.plan import Array, Plan, last_longest
+from foretile.simulator.plan import Array, Plan
+from foretile.simulator.raster import ClassPlaces
 from foretile.simulator.timeline import Timeline, soft_max
 from foretile.simulator.workload import CLOCKED
 
@@ -178,25 +179,38 @@ def _unequal(plan: Plan, course: Array, apart: Array, ending: Array, lined_up: A
     shortest = np.min(course, axis=-1, keepdims=True)
     spread = (longest - shortest) / np.maximum(longest, 1e-30)
     alike = np.clip(1.0 - spread / _SPREAD, 0.0, 1.0)
-    at = last_longest(plan, course)
-    whole = np.minimum(at, plan.blocks - plan.tail_blocks - 1.0)  # and the last one of a whole wave
-    late = np.maximum(
-        _dealt_at(plan, course, apart, even, whole) + np.max(apart, axis=-1, keepdims=True),
-        _dealt_at(plan, course, apart, even, at) + np.max(ending, axis=-1, keepdims=True),
-    )
+    places = ClassPlaces.of(plan)
+    if places is not None:
+        first, last = (
+            np.take_along_axis(np.broadcast_to(v, course.shape), np.argmax(course, axis=-1)[:, None], axis=-1)
+            for v in (places.first(), places.last())
+        )
+        opening = np.broadcast_to(places.among(plan.slots), course.shape)
+    else:
+        first, last = np.zeros((1, 1)), plan.blocks - 1.0
+        opening = np.full(course.shape, plan.slots / plan.samples)
+    # The last of the longest blocks, and the last of them before the partial wave.
+    whole = np.minimum(last, plan.blocks - plan.tail_blocks - 1.0)
+    late = _dealt_at(plan, course, opening, apart, even, last) + np.max(ending, axis=-1, keepdims=True)
+    before = _dealt_at(plan, course, opening, apart, even, whole) + np.max(apart, axis=-1, keepdims=True)
+    late = np.where(first <= whole, np.maximum(before, late), late)
     dealt = np.maximum(even + 0.5 * np.min(ending, axis=-1, keepdims=True), late)
     mixed = alike * lined_up + (1.0 - alike) * dealt
     return np.where(plan.full_waves > 0, np.maximum(longest, mixed), longest)
 
 
-def _dealt_at(plan: Plan, course: Array, apart: Array, even: Array, at: Array) -> Array:
+def _dealt_at(plan: Plan, course: Array, opening: Array, apart: Array, even: Array, at: Array) -> Array:
     """When the block at place ``at`` of the raster order gets its slot.
 
-    The second wave's blocks are dealt as the first wave's end, the shortest first; later ones at the
-    pace of the whole, half a block before the average slot is through with what came earlier.
+    The second wave's blocks are dealt as the first wave's end, the shortest first (``opening``: how
+    many of each class it has); later ones at the pace of the whole, half a block before the average
+    slot is through with what came earlier.
     """
-    place = np.clip((at / plan.slots - 1.0) * plan.samples, 0, plan.samples - 1).astype(np.int64)
-    second = np.take_along_axis(np.sort(course, axis=-1), place, axis=-1)
+    order = np.argsort(course, axis=-1, kind="stable")
+    ended = np.cumsum(np.take_along_axis(opening, order, axis=-1), axis=-1)
+    turn = np.sum(ended <= np.minimum(at - plan.slots, ended[:, -1:] - 0.5), axis=-1, keepdims=True)
+    by_time = np.take_along_axis(course, order, axis=-1)
+    second = np.take_along_axis(by_time, turn, axis=-1)
     later = np.maximum(0.0, even * at / plan.blocks - 0.5 * _mean(apart))
     return np.where(at < plan.slots, 0.0, np.where(at < 2 * plan.slots, second, later))
 

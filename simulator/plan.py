@@ -142,53 +142,6 @@ def dram_rate(workload: Workload, read: Array, write: Array) -> Array:
     return m.dram_bytes_per_s * mixed
 
 
-def last_longest(p: Plan, course: Array) -> Array:
-    """Place in the raster order of the last block of the longest class (``course``: time by sample).
-
-    Of the mixed-radix number that the place is, the digits of the index that matters spell the
-    class; all others are at their largest.
-    """
-    names = p.workload.sampled
-    if len(names) != 1 or p.period:
-        return p.blocks - 1.0
-    extent = np.maximum(1.0, evaluate(p.workload.ranges[names[0]], p.env))
-    rest = np.floor((np.argmax(course, axis=-1).reshape(-1, 1) + 0.5) / p.samples * extent)
-    place: Array = np.zeros((1, 1))
-    scale: Array = np.ones((1, 1))
-    for digit in p.workload.raster:
-        size = np.maximum(1.0, evaluate(digit.extent, p.env))
-        if digit.var == names[0]:
-            place = place + np.mod(rest, size) * scale
-            rest = np.floor(rest / size)
-        else:
-            place = place + (size - 1.0) * scale
-        scale = scale * size
-    # A last, thinner panel leaves gaps in the numbering.
-    return np.minimum(place * p.blocks / np.maximum(p.blocks, scale), p.blocks - 1.0)
-
-
-def company(p: Plan, trips: Array) -> Array:
-    """Share of a block's iterations during which an average other block iterates too, by sample.
-
-    One where neighbours in the raster order are of one class. Where the class changes from block to
-    block (the index that matters is the fastest), or where all blocks are resident at once, a block
-    with work has little company if most others have none.
-    """
-    if p.samples == 1 or np.shape(trips)[-1] != p.samples:
-        return 1.0
-    # In an even split all but one iteration are in company.
-    even = np.max(trips, axis=-1, keepdims=True) - np.min(trips, axis=-1, keepdims=True) <= 1.0
-    if np.all(even):
-        return 1.0
-    order = [digit.var for digit in p.workload.raster]
-    mixed = list(p.workload.sampled) == order[:1] and order.count(order[0]) == 1
-    if not mixed and np.all(p.full_waves > 0):
-        return 1.0
-    both = np.minimum(trips[:, :, None], trips[:, None, :]).mean(axis=-1)
-    share = np.where((trips > 0) & ~even, both / np.maximum(1.0, trips), 1.0)
-    return share if mixed else np.where(p.full_waves > 0, 1.0, share)
-
-
 def _with_samples(
     workload: Workload, env: dict[str, Any], resolution: int | None
 ) -> tuple[dict[str, Any], int, int]:

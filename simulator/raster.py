@@ -1,11 +1,17 @@
-"""Which class of block comes when: blocks are dealt to the cores in raster order."""
+"""Which class of block comes when: blocks are dealt to the cores in raster order.
+
+:class:`Raster` is exact, for the event engine; :class:`ClassPlaces` and :func:`company` are closed
+forms over many shapes, for the cost model.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from foretile.kernels.expr import Expr, evaluate
-from foretile.simulator.plan import Plan
+from foretile.simulator.plan import Array, Plan
 
 _EXACT_NUMBERING = 1 << 17  # beyond so many places gaps in the raster order are ignored
 
@@ -66,3 +72,94 @@ class Raster:
                 scale[name] = scale.get(name, 1) * extent
             rest = rest // extent
         return values
+
+
+class ClassPlaces:
+    """Places of the classes in raster order, where one block variable decides; arrays over (shapes, samples).
+
+    The place is a mixed-radix number. The variable is one digit of it, or two if it is the one that
+    panels (swizzling) cut: its row within the panel, fastest, and the panel, the last of which may be thin.
+    """
+
+    @classmethod
+    def of(cls, plan: Plan) -> ClassPlaces | None:
+        """None where several variables decide, or one only modulo a number smaller than its range."""
+        if len(plan.workload.sampled) != 1:
+            return None
+        places = cls(plan)
+        return places if not plan.period or np.all(places.rows == plan.period) else None
+
+    def __init__(self, plan: Plan) -> None:
+        w = plan.workload
+        (name,) = w.sampled
+        self.plan = plan
+        self.rows = rows = self._size(w.ranges[name])
+        sizes = [self._size(digit.extent) for digit in w.raster]
+        at = [i for i, digit in enumerate(w.raster) if digit.var == name]
+        value = np.floor((np.arange(plan.samples) + 0.5) / plan.samples * rows)
+        self.each: Array = rows / plan.samples  # indices that one class stands for
+        if len(at) == 1:
+            self.width: Array = np.ones((1, 1))
+            self.low: Array = np.zeros((1, 1))
+            self.repeat: Array = _product(sizes[: at[0]])
+            self.begin: Array = value * self.repeat
+            self.cycle: Array = self.repeat * rows
+        else:
+            panel, columns = sizes[0], _product(sizes[1 : at[1]])
+            thin = rows - (sizes[at[1]] - 1.0) * panel
+            number = np.floor(value / panel)
+            self.width = np.where(number < sizes[at[1]] - 1.0, panel, thin)
+            self.low = value - number * panel
+            self.repeat = columns
+            self.begin = number * panel * columns
+            self.cycle = rows * columns
+
+    def _size(self, extent: Expr) -> Array:
+        return np.maximum(1.0, evaluate(extent, self.plan.env))
+
+    def first(self) -> Array:
+        """Place of the first block of each class."""
+        return self.begin + self.low
+
+    def last(self) -> Array:
+        """Place of the last block of each class."""
+        before = self.cycle * (np.ceil(self.plan.blocks / self.cycle) - 1.0)
+        return np.minimum(
+            before + self.begin + self.repeat * self.width - self.width + self.low, self.plan.blocks - 1.0
+        )
+
+    def among(self, first: Array) -> Array:
+        """How many blocks of each class are among the ``first`` ones."""
+        whole = np.floor(first / self.cycle)
+        rest = np.clip(first - whole * self.cycle - self.begin, 0.0, self.repeat * self.width)
+        rows = np.floor(rest / self.width)
+        return self.each * (whole * self.repeat + rows + (rest - rows * self.width > self.low))
+
+
+def _product(sizes: Sequence[Array]) -> Array:
+    found: Array = np.ones((1, 1))
+    for size in sizes:
+        found = found * size
+    return found
+
+
+def company(p: Plan, trips: Array) -> Array:
+    """Share of a block's iterations during which an average other block iterates too, by sample.
+
+    One where neighbours in the raster order are of one class. Where the class changes from block to
+    block (the index that matters is the fastest), or where all blocks are resident at once, a block
+    with work has little company if most others have none.
+    """
+    if p.samples == 1 or np.shape(trips)[-1] != p.samples:
+        return 1.0
+    # In an even split all but one iteration are in company.
+    even = np.max(trips, axis=-1, keepdims=True) - np.min(trips, axis=-1, keepdims=True) <= 1.0
+    if np.all(even):
+        return 1.0
+    order = [digit.var for digit in p.workload.raster]
+    mixed = list(p.workload.sampled) == order[:1] and order.count(order[0]) == 1
+    if not mixed and np.all(p.full_waves > 0):
+        return 1.0
+    both = np.minimum(trips[:, :, None], trips[:, None, :]).mean(axis=-1)
+    share = np.where((trips > 0) & ~even, both / np.maximum(1.0, trips), 1.0)
+    return share if mixed else np.where(p.full_waves > 0, 1.0, share)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from foretile.simulator.plan import Array, Plan, company
+from foretile.simulator.plan import Array, Plan
+from foretile.simulator.raster import company
 from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
 
 
@@ -121,7 +122,7 @@ class Timeline:
                     for engine, _ in node.work:
                         spans[engine] = (spans[engine][0] if engine in spans else began, t)
                 if node.kind == "load":
-                    pending[node.writes] = t + self.arrival(node) + self.queueing(node)
+                    pending[node.writes] = t + self.arrival(node)
                 self._ahead = np.where(self._ahead > 0, self._ahead + t - before, self._ahead)
             elif isinstance(node, Loop):
                 t = t + self._enter(node, t, pending)

@@ -36,7 +36,7 @@ def played(name: str, chip: str, *, trace: bool = False, config: Any = None, **s
 
 
 def never_jump(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_PATIENCE", 10**9)
+    monkeypatch.setattr(engine, "_PATIENCE", (10**9, 10**9))
     monkeypatch.setattr(engine, "_TOLERANCE", -1.0)
 
 

@@ -14,7 +14,6 @@ from simcases import Case, cases, sample
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import RESOURCES
-from foretile.simulator.plan import sampled_vars
 from foretile.simulator.prediction import Prediction
 from foretile.simulator.predictor import predict
 from foretile.simulator.search import play
@@ -79,7 +78,7 @@ def test_a_kernel_never_costs_less_than_its_launches(case: Case) -> None:
 @given(case=cases())
 def test_dram_carries_at_least_the_compulsory_bytes(case: Case) -> None:
     # Blocks of unequal length are sampled, which may miss a few tenths of a per cent of their tiles.
-    slack = 1e-6 if not any(sampled_vars(w) for w in case.workloads()) else 0.01
+    slack = 1e-6 if not any(w.sampled for w in case.workloads()) else 0.01
     assert dram_bytes(case) >= float(case.operator.min_bytes(case.shape)) * (1 - slack)
 
 
