@@ -21,6 +21,7 @@ class DType:
     short: str
     bits: int
     kind: DTypeKind
+    mantissa_bits: int = 0  # stored, without the leading one; floating-point types only
 
     @property
     def bytes(self) -> float:
@@ -29,15 +30,15 @@ class DType:
 
 
 _TABLE = (
-    DType("float64", "fp64", 64, "float"),
-    DType("float32", "fp32", 32, "float"),
-    DType("tfloat32", "tf32", 32, "float"),
-    DType("float16", "fp16", 16, "float"),
-    DType("bfloat16", "bf16", 16, "float"),
-    DType("float8_e4m3", "fp8", 8, "float"),
-    DType("float8_e5m2", "fp8_e5m2", 8, "float"),
-    DType("float8_e8m0", "fp8_e8m0", 8, "float"),
-    DType("float4_e2m1", "fp4", 4, "float"),
+    DType("float64", "fp64", 64, "float", 52),
+    DType("float32", "fp32", 32, "float", 23),
+    DType("tfloat32", "tf32", 32, "float", 10),
+    DType("float16", "fp16", 16, "float", 10),
+    DType("bfloat16", "bf16", 16, "float", 7),
+    DType("float8_e4m3", "fp8", 8, "float", 3),
+    DType("float8_e5m2", "fp8_e5m2", 8, "float", 2),
+    DType("float8_e8m0", "fp8_e8m0", 8, "float", 0),
+    DType("float4_e2m1", "fp4", 4, "float", 1),
     DType("int64", "int64", 64, "int"),
     DType("int32", "int32", 32, "int"),
     DType("int16", "int16", 16, "int"),

@@ -21,6 +21,7 @@ from foretile.kernels.ir import TileProgram
 
 Shape = dict[str, Any]
 Config = dict[str, Any]
+Arrays = dict[str, np.ndarray]
 ParamKind = Literal["int", "dtype", "bool"]
 
 
@@ -50,6 +51,30 @@ class Param:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far a tile program's results may be from the float64 reference, for every output.
+
+    ``norm`` bounds ‖out − ref‖ / ‖ref‖ (Frobenius), ``peak`` max |out − ref| / max |ref|. An operator
+    states what its roundings explain: zero for exact ones.
+    """
+
+    norm: float
+    peak: float
+
+
+def storage_tolerance(shape: Shape) -> Tolerance:
+    """For operators whose error is that of rounding results to the type they are stored in.
+
+    With unit roundoff u (half the spacing at one) a rounded result differs by at most u relative to
+    itself; as much again is left for the float32 arithmetic before it. Operators that round
+    intermediate results too (attention's weights) state more.
+    """
+    stored = dtype(str(shape.get("out_dtype", shape.get("dtype", "fp32"))))
+    u = 2.0 ** -(1 + stored.mantissa_bits) if stored.kind == "float" else 0.0
+    return Tolerance(norm=u, peak=2.0 * u)
+
+
+@dataclass(frozen=True)
 class Operator:
     """An operator kernel and everything that is exactly known about it.
 
@@ -61,8 +86,11 @@ class Operator:
     operations of the mathematical function, and the bytes that must cross DRAM once.
     ``inputs(shape, rng)`` makes operands, ``reference(shape, **inputs)`` the float64 result.
     ``check(shape)`` raises :class:`OperatorError` for combinations that make no sense.
-    ``tensors`` are integer operands whose values decide trip counts (lengths, offsets), for an
-    operator made of one traced program.
+    ``tensors(shape)`` are the integer operands whose values decide trip counts (lengths, offsets),
+    typical ones of the shape, for predictions. ``tolerance(shape)`` is what :func:`verify` holds the
+    results to; ``adversarial`` names further ``inputs``-like functions that provoke an operator's
+    special cases (ties, empty groups); ``comparable(shape, inputs, outputs)`` turns results of which
+    several are right (indices of equal values, rows in any order) into arrays that can be compared.
     """
 
     name: str
@@ -75,7 +103,12 @@ class Operator:
     inputs: Callable[[Shape, np.random.Generator], dict[str, np.ndarray]]
     reference: Callable[..., dict[str, np.ndarray]]
     check: Callable[[Shape], None] = field(default=lambda shape: None)
-    tensors: Mapping[str, np.ndarray] | None = field(default=None, compare=False)
+    tensors: Callable[[Shape], Mapping[str, np.ndarray]] | None = None
+    tolerance: Callable[[Shape], Tolerance] = storage_tolerance
+    adversarial: Mapping[str, Callable[[Shape, np.random.Generator], Arrays]] = field(
+        default_factory=dict, compare=False
+    )
+    comparable: Callable[[Shape, Arrays, Arrays], Arrays] = lambda shape, inputs, outputs: outputs
     compute_dtype: Callable[[Shape], str] = field(default=lambda shape: str(shape.get("dtype", "bf16")))
 
     def param(self, name: str) -> Param:

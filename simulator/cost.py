@@ -13,7 +13,7 @@ docs/model.md for the derivation and tests/simulator for its agreement with the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,19 @@ class Estimate:
     fill_s: Array
     tail_s: Array
     epilogue_s: Array
+
+
+def joined(parts: Sequence[Estimate]) -> Estimate:
+    """Estimates of single shapes as one of many; ``block_s`` is the mean over samples."""
+
+    def column(values: Iterable[Array]) -> Array:
+        return np.concatenate([np.reshape(np.mean(v), (1, 1)) for v in values])
+
+    named = ("time_s", "block_s", "launch_s", "fill_s", "tail_s", "epilogue_s")
+    return Estimate(
+        **{name: column(getattr(p, name) for p in parts) for name in named},
+        busy={engine: column(p.busy[engine] for p in parts) for engine in parts[0].busy},
+    )
 
 
 def estimate(plan: Plan) -> Estimate:

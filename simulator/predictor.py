@@ -82,7 +82,7 @@ def as_operator(
         min_bytes=lambda shape: np.nan,
         inputs=lambda shape, rng: {},
         reference=lambda shape, **inputs: {},
-        tensors=tensors,
+        tensors=(lambda shape: tensors) if tensors else None,
     )
 
 

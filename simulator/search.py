@@ -12,7 +12,7 @@ import numpy as np
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
-from foretile.simulator.cost import Estimate, estimate
+from foretile.simulator.cost import Estimate, estimate, joined
 from foretile.simulator.lowering import lower
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.plan import Plan, plan
@@ -99,8 +99,25 @@ def evaluate_config(operator: Operator, shape: Shape, config: Config, machine: M
         SimulationError: the configuration does not fit the machine.
     """
     dims = dynamic_part(operator, shape)
-    plans = tuple(plan(w, dims, operator.tensors) for w in workloads(operator, shape, config, machine))
+    launches = workloads(operator, shape, config, machine)
+    if operator.tensors is not None and any(np.size(v) > 1 for v in dims.values()):
+        return _row_by_row(operator, shape, config, machine)
+    tensors = operator.tensors(shape) if operator.tensors else None
+    plans = tuple(plan(w, dims, tensors) for w in launches)
     return Launches(config, plans, tuple(estimate(p) for p in plans))
+
+
+def _row_by_row(operator: Operator, shape: Shape, config: Config, machine: Machine) -> Launches:
+    """Shapes whose trip counts depend on tensors of their own; the plans are the first shape's."""
+    columns = np.broadcast_arrays(*dynamic_part(operator, shape).values())
+    rows = [
+        evaluate_config(
+            operator, {**shape, **dict(zip(dynamic_part(operator, shape), row, strict=True))}, config, machine
+        )
+        for row in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+    estimates = tuple(joined(parts) for parts in zip(*(r.estimates for r in rows), strict=True))
+    return Launches(config, rows[0].plans, estimates)
 
 
 def space(operator: Operator, shape: Shape, machine: Machine) -> list[Config]:
@@ -169,12 +186,10 @@ def play(
 ) -> Played:
     """The event engine for one configuration and one shape."""
     dims = dynamic_part(operator, shape)
+    tensors = operator.tensors(shape) if operator.tensors else None
     return Played(
         config,
-        tuple(
-            simulate(w, dims, operator.tensors, trace=trace)
-            for w in workloads(operator, shape, config, machine)
-        ),
+        tuple(simulate(w, dims, tensors, trace=trace) for w in workloads(operator, shape, config, machine)),
     )
 
 

@@ -20,6 +20,10 @@ _NUMPY: dict[str, Any] = {
     "bfloat16": ml_dtypes.bfloat16,
     "float8_e4m3": ml_dtypes.float8_e4m3fn,
     "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e8m0": ml_dtypes.float8_e8m0fnu,
+    "float4_e2m1": ml_dtypes.float4_e2m1fn,
+    "int4": ml_dtypes.int4,
+    "tfloat32": np.float32,
 }
 
 
@@ -36,7 +40,8 @@ def numpy_dtype(short: str) -> np.dtype[Any]:
 
 
 def size(short: str) -> int:
-    """Bytes of one element; the operators here use no sub-byte types."""
+    """Bytes of one element of a type of whole bytes; of packed four-bit types count ``bits``."""
+    assert dtype(short).bits % 8 == 0, f"{short} is packed: count its bits"
     return dtype(short).bits // 8
 
 
