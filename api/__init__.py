@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "execute",
     "list_chips",
     "list_operators",
     "load_chip",
@@ -18,11 +19,14 @@ __all__ = [
     "predict_each",
     "predict_many",
     "trace_program",
+    "verify",
+    "verify_all",
 ]
 
 if TYPE_CHECKING:
     from foretile.frontdoor import list_operators, predict, predict_each, predict_many, trace_program
     from foretile.hwmodels import list_chips, load_chip
+    from foretile.precision import execute, verify, verify_all
 
 _HOME = {
     "list_chips": "foretile.hwmodels",
@@ -32,6 +36,9 @@ _HOME = {
     "predict_each": "foretile.frontdoor",
     "predict_many": "foretile.frontdoor",
     "trace_program": "foretile.frontdoor",
+    "execute": "foretile.precision",
+    "verify": "foretile.precision",
+    "verify_all": "foretile.precision",
 }
 
 

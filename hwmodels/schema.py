@@ -64,7 +64,8 @@ class Matrix(_Frozen):
     ``mainloop_fraction`` is the share of the peak rate a well-written main loop reaches when
     nothing else limits it (issue gaps, operand fetch, barriers). ``sync_fraction``: where the
     engine is asynchronous, the share of the peak that the older instructions of 16 rows reach
-    (small tiles fall back to them).
+    (small tiles fall back to them). ``accumulate_fraction_bits``: by dtype, the fraction bits that
+    products keep when an instruction sums them, where they are fewer than the accumulator's.
     """
 
     instruction: Literal["mma_sync", "wgmma", "tcgen05", "mfma", "cube"]
@@ -75,6 +76,7 @@ class Matrix(_Frozen):
     latency_cycles: Positive
     mainloop_fraction: Fraction
     sync_fraction: Fraction | None = None
+    accumulate_fraction_bits: dict[str, Count] | None = None
 
 
 class Vector(_Frozen):

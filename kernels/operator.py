@@ -91,6 +91,7 @@ class Operator:
     results to; ``adversarial`` names further ``inputs``-like functions that provoke an operator's
     special cases (ties, empty groups); ``comparable(shape, inputs, outputs)`` turns results of which
     several are right (indices of equal values, rows in any order) into arrays that can be compared.
+    ``example`` is a small shape that divides no tile, for verification and documentation.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Operator:
     adversarial: Mapping[str, Callable[[Shape, np.random.Generator], Arrays]] = field(
         default_factory=dict, compare=False
     )
+    example: Mapping[str, Any] = field(default_factory=dict, compare=False)
     comparable: Callable[[Shape, Arrays, Arrays], Arrays] = lambda shape, inputs, outputs: outputs
     compute_dtype: Callable[[Shape], str] = field(default=lambda shape: str(shape.get("dtype", "bf16")))
 

@@ -1,8 +1,9 @@
-"""The command line: ``foretile chips | ops | predict | explain | trace | compare``.
+"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify``.
 
 Data goes to standard output, prose to standard error. Exit codes: 0 done, 1 a fault of ours,
-2 something to put right in what was asked, 130 interrupted. Modules that cost time to import are
-imported inside the commands, so that ``foretile --help`` answers at once.
+2 something to put right in what was asked, 3 a verification outside of its tolerance, 130
+interrupted. Modules that cost time to import are imported inside the commands, so that
+``foretile --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from foretile.cli import chips, compare, ops, predict
+from foretile.cli import chips, compare, ops, predict, verify
 from foretile.cli.arguments import spread_config
 
 __all__ = ["app", "main"]
@@ -31,6 +32,7 @@ app.command("predict")(predict.predict)
 app.command("explain")(predict.explain)
 app.command("trace")(predict.trace)
 app.command("compare")(compare.compare)
+app.command("verify")(verify.verify)
 
 
 def _version(wanted: bool) -> None:

@@ -202,7 +202,9 @@ def _rows(content: Content) -> list[dict[str, Any]]:
     return found
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the templates of reports are, and what they can call."""
+
     def load(name: str) -> str:
         return files("foretile.report").joinpath(name).read_text(encoding="utf-8")
 
@@ -226,7 +228,8 @@ def _cell(text: object) -> str:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A text file beside the templates."""
     return files("foretile.report").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -261,15 +264,15 @@ def _unbroken(text: str) -> str:
 
 def html(content: Content) -> str:
     """The whole report as one page that needs nothing else."""
-    context = _context(content) | {"style": Markup(_asset("page.css"))}
+    context = _context(content) | {"style": Markup(asset("page.css"))}
     # The drawings are our own SVG; everything else is escaped.
     context["figures"] = [Figure(f.title, _unbroken(f.caption), Markup(f.drawing)) for f in content.figures]
     context["findings"] = [
         findings.Finding(_unbroken(f.lead), _unbroken(f.support)) for f in content.findings
     ]
-    return _environment().get_template("page.html.j2").render(context)
+    return environment().get_template("page.html.j2").render(context)
 
 
 def markdown(content: Content) -> str:
     """The whole report, but for the figures, as Markdown."""
-    return _environment().get_template("page.md.j2").render(_context(content))
+    return environment().get_template("page.md.j2").render(_context(content))

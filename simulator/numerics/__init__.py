@@ -1,0 +1,1 @@
+"""Numeric execution of tile programs on the CPU."""

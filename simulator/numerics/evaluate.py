@@ -1,0 +1,197 @@
+"""Values of expressions for all blocks of a frame (and all iterations of a ``T.Parallel``) at once.
+
+A value is a number or an array whose axes are the block axes, then the iteration axes of the
+parallel nest around it. It is held in the carrier of its element type and rounded to that type after
+every operation, as a chip that computes in it would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels.dtypes import DTYPES
+from foretile.kernels.expr import (
+    BINARY_OPS,
+    COMPARISONS,
+    FUNCTIONS,
+    Binary,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Load,
+    Var,
+)
+from foretile.kernels.infer import binary_dtype, call_dtype, dtype_of, is_float
+from foretile.kernels.ir import Loc
+from foretile.simulator.numerics.formats import carrier, round_to
+from foretile.simulator.numerics.frame import Frame
+
+Value = Any  # a Python number or an array over (block axes, iteration axes)
+
+_WIDE = frozenset({"float32", "float64"})
+
+
+def _fmax(a: Value, b: Value) -> Value:
+    """Maximum as chips define it: the other operand where one is NaN."""
+    found = np.maximum(a, b)
+    return np.fmax(a, b) if np.isnan(found).any() else found
+
+
+def _fmin(a: Value, b: Value) -> Value:
+    found = np.minimum(a, b)
+    return np.fmin(a, b) if np.isnan(found).any() else found
+
+
+_FLOAT_OPS: dict[str, Callable[[Any, Any], Any]] = {**BINARY_OPS, "max": _fmax, "min": _fmin}
+
+
+@dataclass
+class Scope:
+    """Where an expression is evaluated.
+
+    ``nest``: extents of the parallel iterations around it; ``read(load, indices, mask)`` fetches
+    elements; ``mask``: where the value is needed at all (None: everywhere).
+    """
+
+    frame: Frame
+    dtypes: Mapping[str, str]
+    read: Callable[[Load, tuple[Value, ...], Any, Scope], Value]
+    nest: tuple[int, ...] = ()
+    iterations: dict[str, Any] = field(default_factory=dict)
+    mask: Any = None
+    loc: Loc | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Axes of a value: block axes and iteration axes."""
+        return len(self.frame.axes) + len(self.nest)
+
+    def lift(self, value: Value) -> Value:
+        """A value over block axes only, with the iteration axes behind."""
+        if np.ndim(value) and np.ndim(value) < self.ndim:
+            return value.reshape(value.shape + (1,) * (self.ndim - np.ndim(value)))
+        return value
+
+    def where(self, mask: Value) -> Scope:
+        """The same scope where ``mask`` holds as well."""
+        both = mask if self.mask is None else np.logical_and(self.mask, mask)
+        return Scope(self.frame, self.dtypes, self.read, self.nest, self.iterations, both, self.loc)
+
+    def value(self, e: Expr) -> Value:
+        """The value of ``e`` in the carrier of its type."""
+        return self.typed(e)[0]
+
+    def typed(self, e: Expr) -> tuple[Value, str]:
+        """The value of ``e`` and its canonical dtype."""
+        if isinstance(e, Const):
+            return e.value, e.dtype
+        if isinstance(e, Var):
+            found = self.iterations.get(e.name)
+            return (self.lift(self.frame.env[e.name]) if found is None else found), e.dtype
+        if isinstance(e, Load):
+            indices = tuple(self.value(i) for i in e.indices)
+            return self.read(e, indices, self.mask, self), self.dtypes[e.buffer]
+        if isinstance(e, Cast):
+            value, dtype = self.typed(e.a)
+            return convert(value, dtype, e.dtype), e.dtype
+        if isinstance(e, Binary):
+            return self._binary(e)
+        if isinstance(e, Call):
+            return self._call(e)
+        raise TypeError(f"not an expression: {e!r}")
+
+    def _binary(self, e: Binary) -> tuple[Value, str]:
+        a, a_dtype = self.typed(e.a)
+        if e.op in ("and", "or"):  # the right side counts only where the left one has not decided
+            right = self.where(a if e.op == "and" else np.logical_not(a))
+            b = right.value(e.b)
+            return BINARY_OPS[e.op](a, b), "bool"
+        b, b_dtype = self.typed(e.b)
+        if e.op in COMPARISONS:
+            meet = binary_dtype("add", e.a, a_dtype, e.b, b_dtype)
+            return BINARY_OPS[e.op](convert(a, a_dtype, meet), convert(b, b_dtype, meet)), "bool"
+        dtype = binary_dtype(e.op, e.a, a_dtype, e.b, b_dtype)
+        a, b = convert(a, a_dtype, dtype), convert(b, b_dtype, dtype)
+        if is_float(dtype):
+            return _rounded(_FLOAT_OPS[e.op](a, b), dtype), dtype
+        return _wrapped(BINARY_OPS[e.op](a, b), dtype), dtype
+
+    def _call(self, e: Call) -> tuple[Value, str]:
+        if e.fn == "if_then_else":
+            return self._choose(e)
+        values, dtypes = zip(*(self.typed(a) for a in e.args), strict=True)
+        dtype = call_dtype(e.fn, e.args, dtypes)
+        if dtype == "bool":
+            return FUNCTIONS[e.fn](*values), dtype
+        values = tuple(convert(v, d, dtype) for v, d in zip(values, dtypes, strict=True))
+        found = FUNCTIONS[e.fn](*values)
+        return (_rounded(found, dtype) if is_float(dtype) else _wrapped(found, dtype)), dtype
+
+    def _choose(self, e: Call) -> tuple[Value, str]:
+        cond = self.value(e.args[0])
+        if np.ndim(cond) == 0:
+            chosen, other = (e.args[1], e.args[2]) if cond else (e.args[2], e.args[1])
+            value, dtype = self.typed(chosen)
+            other_dtype = dtype_of(other, self.dtypes)
+            meet = binary_dtype("add", chosen, dtype, other, other_dtype)
+            return convert(value, dtype, meet), meet
+        a, a_dtype = self.where(cond).typed(e.args[1])
+        b, b_dtype = self.where(np.logical_not(cond)).typed(e.args[2])
+        dtype = binary_dtype("add", e.args[1], a_dtype, e.args[2], b_dtype)
+        a, b = convert(a, a_dtype, dtype), convert(b, b_dtype, dtype)
+        found: Any = np.where(cond, a, b)
+        return found.astype(carrier(dtype), copy=False), dtype
+
+
+def convert(value: Value, source: str, target: str) -> Value:
+    """``value`` of type ``source`` as ``target``, rounded and saturated as chips convert."""
+    if source == target:
+        return _number(value, target)
+    if target == "bool":
+        return np.not_equal(value, 0)
+    if isinstance(value, int | float | bool) and not is_float(target) and not is_float(source):
+        return _wrapped(int(value), target)
+    if isinstance(value, int | float | bool):
+        return round_to(np.asarray(value, dtype=_plain(value)), target)[()]
+    if source == "bool":
+        return np.asarray(value).astype(carrier(target))
+    if target in _WIDE and source not in ("float64", "int64", "uint64", "int32", "uint32"):
+        return value.astype(carrier(target), copy=False)
+    return round_to(value, target)
+
+
+def _plain(value: float) -> Any:
+    return np.float64 if isinstance(value, float) else np.int64
+
+
+def _number(value: Value, dtype: str) -> Value:
+    """Float literals in the carrier, so that NumPy computes in single precision."""
+    return carrier(dtype).type(value) if isinstance(value, float) else value
+
+
+def _rounded(value: Value, dtype: str) -> Value:
+    if dtype in _WIDE:
+        return (
+            value.astype(carrier(dtype), copy=False)
+            if isinstance(value, np.ndarray)
+            else carrier(dtype).type(value)
+        )
+    return round_to(np.asarray(value), dtype)
+
+
+def _wrapped(value: Value, dtype: str) -> Value:
+    """Two's complement of the type's width."""
+    kind, bits = DTYPES[dtype].kind, DTYPES[dtype].bits
+    if kind == "bool" or bits == 64:
+        return value
+    low = 0 if kind == "uint" else -(1 << (bits - 1))
+    if isinstance(value, int):
+        return (value - low) % (1 << bits) + low
+    if value.size and (value.min() < low or value.max() > low + (1 << bits) - 1):
+        return (value.astype(np.int64) - low) % (1 << bits) + low
+    return value

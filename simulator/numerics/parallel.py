@@ -1,0 +1,273 @@
+"""``T.Parallel``: all iterations of a nest at once, each running the statements in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foretile.kernels.expr import Expr, Load, Var
+from foretile.kernels.ir import For, If, Stmt, Store, While
+from foretile.simulator.numerics import strided
+from foretile.simulator.numerics.elements import (
+    Indices,
+    block_indices,
+    combine_elements,
+    fetch,
+    read_elements,
+    replaces,
+    wide,
+    write_elements,
+)
+from foretile.simulator.numerics.errors import NumericsError
+from foretile.simulator.numerics.evaluate import Scope, Value, convert
+from foretile.simulator.numerics.formats import carrier
+from foretile.simulator.numerics.frame import Frame
+from foretile.simulator.numerics.races import Races
+from foretile.simulator.numerics.tensors import combine, gather, scatter
+
+if TYPE_CHECKING:
+    from foretile.simulator.numerics.interpret import Machine
+
+_PRIVATE = ("local", "var")  # scopes of which every thread has its own
+
+
+def run_parallel(
+    machine: Machine, nest: tuple[tuple[Var, Expr], ...], body: tuple[Stmt, ...], frame: Frame
+) -> None:
+    """Run ``body`` for all points of ``nest`` (none: once) and all blocks of the frame."""
+    shapes = {name: t.data.shape for name, t in machine.tensors.items()}
+    shapes |= {name: tile.shape for name, tile in frame.tiles.items()}
+    scope = Scope(frame, machine.dtypes, _nothing)
+    outer = _Nest(machine, frame, scope, Races(shapes, frozenset(machine.tensors)), {})
+    inner = outer.deeper(nest) if nest else outer
+    inner.run(body)
+    # A thread's variables hold what its last iteration left: nothing that the block could use.
+    for name in inner.private:
+        tile = frame.tiles[name]
+        tile.data, tile.written, tile.changed, tile.owned = None, False, True, False
+
+
+def _nothing(load: Load, indices: Indices, mask: Any, scope: Scope) -> Value:
+    raise AssertionError("read outside of a nest")
+
+
+@dataclass
+class _Nest:
+    """Iterations that run together.
+
+    ``private``: by name, a thread's variables over (block axes, iteration axes, the buffer's).
+    """
+
+    machine: Machine
+    frame: Frame
+    scope: Scope
+    races: Races
+    private: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        self.scope.read = self.read
+
+    @property
+    def axes(self) -> int:
+        """Number of block axes."""
+        return len(self.frame.axes)
+
+    def deeper(self, nest: tuple[tuple[Var, Expr], ...]) -> _Nest:
+        """The nest with more parallel loops inside."""
+        old = self.scope
+        limits = [old.value(e) for _, e in nest]
+        extents = tuple(int(np.max(v)) for v in limits)
+        deep = (*old.nest, *extents)
+        scope = Scope(self.frame, old.dtypes, old.read, deep, dict(old.iterations), old.mask, old.loc)
+        for i, ((var, _), n) in enumerate(zip(nest, extents, strict=True)):
+            place = self.axes + len(old.nest) + i
+            scope.iterations[var.name] = np.arange(n).reshape(
+                [-1 if d == place else 1 for d in range(scope.ndim)]
+            )
+        if scope.mask is not None:
+            scope.mask = scope.lift(np.asarray(scope.mask))
+        for (var, _), limit in zip(nest, limits, strict=True):
+            if np.ndim(limit) and np.ptp(limit):  # blocks of different extents
+                scope = scope.where(scope.iterations[var.name] < scope.lift(limit))
+        return _Nest(self.machine, self.frame, scope, self.races, self.private)
+
+    def run(self, body: tuple[Stmt, ...]) -> None:
+        """Statements in order."""
+        for s in body:
+            self.scope.loc = s.loc
+            if isinstance(s, Store):
+                self.store(s)
+            elif isinstance(s, If):
+                self.branch(s)
+            elif isinstance(s, For):
+                self.loop(s)
+            elif isinstance(s, While):
+                self.repeat(s)
+            else:
+                what = type(s).__name__.lower()
+                raise NumericsError(
+                    f"{what} inside a parallel loop: tile operations are the whole block's", s.loc
+                )
+
+    # -- control ---------------------------------------------------------------------------------
+
+    def under(self, mask: Value, body: tuple[Stmt, ...]) -> None:
+        """Run ``body`` for the iterations where ``mask`` holds."""
+        inner = self.scope.where(mask)
+        if np.any(inner.mask):
+            _Nest(self.machine, self.frame, inner, self.races, self.private).run(body)
+
+    def branch(self, s: If) -> None:
+        """Iterations take either side."""
+        cond = self.scope.value(s.cond)
+        if np.all(cond):
+            self.run(s.then)
+        elif not np.any(cond):
+            self.run(s.orelse)
+        else:
+            self.under(cond, s.then)
+            self.under(np.logical_not(cond), s.orelse)
+
+    def loop(self, s: For) -> None:
+        """A loop inside of the iterations; those with fewer trips wait."""
+        if s.kind == "parallel":
+            self.deeper(tuple(zip(s.vars, s.extents, strict=True))).run(s.body)
+            return
+        if len(s.vars) > 1:
+            inner = For(s.vars[1:], s.extents[1:], s.kind, s.body, loc=s.loc)
+            s = For(s.vars[:1], s.extents[:1], s.kind, (inner,), loc=s.loc)
+        extent = self.scope.value(s.extents[0])
+        start = 0 if s.start is None else self.scope.value(s.start)
+        name = s.vars[0].name
+        for i in range(max(0, int(np.max(extent)))):
+            self.scope.iterations[name] = start + s.step * i
+            active = np.asarray(i < extent)
+            if active.all():
+                self.run(s.body)
+            else:
+                self.under(active, s.body)
+        self.scope.iterations.pop(name, None)
+
+    def repeat(self, s: While) -> None:
+        """A while loop; iterations that are through wait."""
+        while True:
+            cond = self.scope.value(s.cond)
+            active = cond if self.scope.mask is None else np.logical_and(cond, self.scope.mask)
+            if not np.any(active):
+                return
+            self.under(cond, s.body)
+
+    # -- elements --------------------------------------------------------------------------------
+
+    def is_private(self, name: str) -> bool:
+        """Whether every thread has its own."""
+        return bool(self.scope.nest) and self.machine.scopes.get(name) in _PRIVATE
+
+    def read(self, load: Load, indices: Indices, mask: Any, scope: Scope) -> Value:
+        """Elements at index values, one for every block and iteration."""
+        indices = tuple(_whole(i) for i in indices)
+        if self.is_private(load.buffer):
+            return self.read_private(load.buffer, indices, mask, scope)
+        self.races.read(load.buffer, load.indices, indices, mask, scope)
+        tensor, ndim = self.machine.tensors.get(load.buffer), scope.ndim
+        if tensor is None:
+            return read_elements(
+                self.frame.tiles[load.buffer], load.buffer, indices, mask, self.frame, ndim, scope.loc
+            )
+        untouched = tensor.written is None and tensor.writer is None
+        if untouched and strided.in_range(indices, tensor.data.shape):
+            view = strided.elements(tensor.data, indices, ndim)
+            if view is not None:
+                return view
+        return gather(tensor, [wide(i, ndim) for i in indices], mask, self.frame, scope.loc)
+
+    def store(self, s: Store) -> None:
+        """One element of every block and iteration."""
+        scope, nest, ndim = self.scope, self.scope.nest, self.scope.ndim
+        indices = tuple(_whole(scope.value(i)) for i in s.indices)
+        value, source = scope.typed(s.value)
+        value = convert(value, source, self.machine.dtypes[s.buffer])
+        tensor = self.machine.tensors.get(s.buffer)
+        if s.atomic:
+            if tensor is not None:
+                combine(
+                    tensor, s.atomic, [wide(i, ndim) for i in indices], value, scope.mask, self.frame, s.loc
+                )
+                return
+            tile = self.frame.tiles[s.buffer]
+            combine_elements(tile, s.buffer, s.atomic, indices, value, scope.mask, nest, self.frame, s.loc)
+            return
+        if self.is_private(s.buffer):
+            self.store_private(s.buffer, indices, value)
+            return
+        self.races.write(s.buffer, s.indices, indices, scope.mask, scope)
+        apart = self.told_apart(indices)
+        if tensor is not None:
+            number = None if apart else np.arange(int(np.prod(nest))).reshape((1,) * self.axes + nest)
+            at = [wide(i, ndim) for i in indices]
+            scatter(tensor, at, value, scope.mask, self.frame, s.loc, within_block=number)
+            return
+        tile = self.frame.tiles[s.buffer]
+        if scope.mask is None and replaces(tile, indices, value, nest, self.axes):
+            return
+        write_elements(tile, s.buffer, indices, value, scope.mask, nest, self.frame, s.loc, apart=apart)
+
+    def told_apart(self, indices: Indices) -> bool:
+        """Whether no two iterations have the same indices, as far as one sees without looking at all."""
+        reached = strided.shape_of(indices, self.scope.ndim)[self.axes :]
+        if any(n > 1 and m == 1 for n, m in zip(self.scope.nest, reached, strict=True)):
+            return False
+        return strided.distinct(indices, range(self.axes, self.scope.ndim), self.scope.ndim)
+
+    # -- a thread's own variables ----------------------------------------------------------------
+
+    def read_private(self, name: str, indices: Indices, mask: Any, scope: Scope) -> Value:
+        """A variable of each iteration; before the first write, what the block had in it."""
+        tile = self.frame.tiles[name]
+        held = self.private.get(name)
+        if held is None:
+            return read_elements(tile, name, indices, mask, self.frame, scope.ndim, scope.loc)
+        held = self._lifted(held, len(tile.shape), scope)
+        return fetch(held, indices, scope.ndim, scope.ndim)
+
+    def store_private(self, name: str, indices: Indices, value: Value) -> None:
+        """A variable of each iteration."""
+        scope, tile = self.scope, self.frame.tiles[name]
+        rank = len(tile.shape)
+        old = self.private.get(name)
+        if old is None:
+            before = (
+                np.zeros((1,) * (self.axes + rank), carrier(tile.dtype)) if tile.data is None else tile.data
+            )
+            old = before.reshape(
+                before.shape[: self.axes] + (1,) * len(scope.nest) + before.shape[self.axes :]
+            )
+        old = self._lifted(old, rank, scope)
+        shapes = [np.shape(x) for x in (value, scope.mask, *indices) if np.ndim(x)]
+        lead = np.broadcast_shapes(old.shape[: scope.ndim], *shapes)
+        new = np.array(np.broadcast_to(old, (*lead, *tile.shape)))
+        every = block_indices(lead, scope.ndim) + indices
+        view = strided.elements(new, every, scope.ndim)
+        if view is not None:
+            np.copyto(
+                view, np.asarray(value), where=np.True_ if scope.mask is None else np.asarray(scope.mask)
+            )
+        else:
+            at = tuple(np.asarray(i) for i in every)
+            new[at] = value if scope.mask is None else np.where(scope.mask, value, new[at])
+        self.private[name] = new
+
+    @staticmethod
+    def _lifted(held: np.ndarray, rank: int, scope: Scope) -> np.ndarray:
+        """Private values of an outer nest, for the iterations of an inner one."""
+        inner = held.ndim - rank
+        return held.reshape(held.shape[:inner] + (1,) * (scope.ndim - inner) + held.shape[inner:])
+
+
+def _whole(index: Value) -> Value:
+    """An index as an int or an integer array; arrays of one element as numbers."""
+    if np.ndim(index) == 0:
+        return int(index)
+    return int(index.reshape(())) if index.size == 1 else index
