@@ -40,36 +40,47 @@ def covered(workload: Workload, run: Array, env: Mapping[str, Any]) -> dict[str,
     return {v: np.minimum(c, np.maximum(1.0, evaluate(workload.ranges[v], env))) for v, c in cover.items()}
 
 
-def distinct(e: Expr, cover: Mapping[str, Array]) -> Array:
+def distinct(e: Expr, cover: Mapping[str, Array], env: Mapping[str, Any] | None = None) -> Array:
     """How many different values ``e`` takes when its variables take ``cover`` values each.
 
     Exact for sums of scaled variables that do not overlap (tile indices); ``v // c`` and ``v % c``
-    (grouped heads, wrapped panels) by counting; a gathered index counts as all different.
+    (grouped heads, wrapped panels) by counting. A gathered index counts as all different, unless
+    ``env`` holds the tensor it is read from: then by how often neighbours in it differ.
     """
     if isinstance(e, Const):
         return 1.0
     if isinstance(e, Var):
         return cover.get(e.name, 1.0)
     if isinstance(e, Binary):
-        a = distinct(e.a, cover)
+        a = distinct(e.a, cover, env)
         if isinstance(e.b, Const) and e.op == "floordiv":  # groups of (divisor / stride) values
             return np.maximum(1.0, a / max(1.0, float(e.b.value) / _stride(e.a, cover)))
         if isinstance(e.b, Const) and e.op == "mod":
             return np.minimum(a, float(e.b.value))
-        return a * distinct(e.b, cover)
+        return a * distinct(e.b, cover, env)
     if isinstance(e, Cast):
-        return distinct(e.a, cover)
+        return distinct(e.a, cover, env)
     if isinstance(e, Call):
         product: Array = 1.0
         for arg in e.args:
-            product = product * distinct(arg, cover)
+            product = product * distinct(arg, cover, env)
         return product
     if isinstance(e, Load):
         product = 1.0
         for index in e.indices:
-            product = product * distinct(index, cover)
-        return product
+            product = product * distinct(index, cover, env)
+        return product if env is None or e.buffer not in env else _values_met(env[e.buffer], product)
     raise TypeError(f"not an expression: {e!r}")
+
+
+def _values_met(tensor: np.ndarray, entries: Array) -> Array:
+    """Different values among so many neighbouring entries, on average over the tensor."""
+    values = np.ravel(tensor)
+    if values.size < 2:
+        return np.minimum(entries, 1.0)
+    changes = np.count_nonzero(values[1:] != values[:-1]) / (values.size - 1)
+    met = 1.0 + (np.minimum(entries, values.size) - 1.0) * changes
+    return np.minimum(met, float(len(np.unique(values))))
 
 
 def _stride(e: Expr, cover: Mapping[str, Array]) -> float:
@@ -100,7 +111,7 @@ def footprint(access: Access, tensor: Buffer, cover: Mapping[str, Array], env: M
     """Bytes of ``tensor`` that the access touches when its variables take ``cover`` values each."""
     elements: Array = 1.0
     for size, first, extent in zip(tensor.shape, access.region.mins, access.region.extents, strict=True):
-        tiles = distinct(first, cover)
+        tiles = distinct(first, cover, env)
         elements = elements * np.minimum(evaluate(size, env), tiles * evaluate(extent, env))
     return elements * access.element_bytes
 

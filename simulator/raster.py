@@ -150,7 +150,7 @@ def company(p: Plan, trips: Array) -> Array:
     block (the index that matters is the fastest), or where all blocks are resident at once, a block
     with work has little company if most others have none.
     """
-    if p.samples == 1 or np.shape(trips)[-1] != p.samples:
+    if p.samples == 1 or np.ndim(trips) < 2 or np.shape(trips)[-1] != p.samples:
         return 1.0
     # In an even split all but one iteration are in company.
     even = np.max(trips, axis=-1, keepdims=True) - np.min(trips, axis=-1, keepdims=True) <= 1.0

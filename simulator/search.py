@@ -102,9 +102,17 @@ def evaluate_config(operator: Operator, shape: Shape, config: Config, machine: M
     launches = workloads(operator, shape, config, machine)
     if operator.tensors is not None and any(np.size(v) > 1 for v in dims.values()):
         return _row_by_row(operator, shape, config, machine)
-    tensors = operator.tensors(shape) if operator.tensors else None
+    tensors = bound_tensors(operator, shape)
     plans = tuple(plan(w, dims, tensors) for w in launches)
     return Launches(config, plans, tuple(estimate(p) for p in plans))
+
+
+def bound_tensors(operator: Operator, shape: Shape) -> Mapping[str, np.ndarray] | None:
+    """The integer operands that decide trip counts, for one shape (values may be arrays of one element)."""
+    if operator.tensors is None:
+        return None
+    plain = {name: v.item() if isinstance(v, np.ndarray | np.generic) else v for name, v in shape.items()}
+    return operator.tensors({n: int(v) if isinstance(v, float) else v for n, v in plain.items()})
 
 
 def _row_by_row(operator: Operator, shape: Shape, config: Config, machine: Machine) -> Launches:
@@ -186,7 +194,7 @@ def play(
 ) -> Played:
     """The event engine for one configuration and one shape."""
     dims = dynamic_part(operator, shape)
-    tensors = operator.tensors(shape) if operator.tensors else None
+    tensors = bound_tensors(operator, shape)
     return Played(
         config,
         tuple(simulate(w, dims, tensors, trace=trace) for w in workloads(operator, shape, config, machine)),

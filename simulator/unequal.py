@@ -34,7 +34,8 @@ class Unequal:
         self.blocks = int(plan.blocks[0, 0])
         self.active = min(self.blocks, plan.slots)
         self.resident = min(w.occupancy.blocks_per_core, ceil(self.blocks / self.cores))
-        self.modelled = np.broadcast_to(block_s, plan.samples)
+        # A class without work takes no time; a ratio of times needs some.
+        self.modelled = np.maximum(np.broadcast_to(block_s, plan.samples), 1.0 / _PS)
         order = np.argsort(self.modelled, kind="stable")
         longest, middle, shortest = (int(i) for i in order[[-1, len(order) // 2, 0]])
         self.chosen = [longest]

@@ -232,7 +232,8 @@ def _ratio(error: float, size: float) -> float:
 def _ulp_shares(error: np.ndarray, want: np.ndarray, kind: str) -> dict[str, float]:
     if dtype(kind).kind != "float" or not error.size:
         return {}
-    distance = error / ulp(want, kind).astype(np.float64)
+    with np.errstate(over="ignore"):  # a zero's neighbours are the smallest numbers there are
+        distance = error / ulp(want, kind).astype(np.float64)
     edges = np.searchsorted(_ULP_BINS, distance, side="left")
     counts = np.bincount(edges, minlength=len(_ULP_BINS) + 1) / error.size
     names = [f"≤ {edge:g}" for edge in _ULP_BINS] + [f"> {_ULP_BINS[-1]:g}"]
