@@ -84,8 +84,12 @@ def from_script(text: str, name: str | None = None) -> TileProgram:
     namespace: dict[str, Any] = {"T": language, "__name__": "tile_script"}
     try:
         exec(compile(text, filename, "exec", dont_inherit=True), namespace)
+    except TraceError:
+        raise
     except SyntaxError as error:
         raise TraceError(f"{error.msg}", Loc(filename, error.lineno or 1)) from error
+    except Exception as error:
+        raise TraceError(f"{type(error).__name__}: {error}", _line_in(error, Path(filename))) from error
     finally:
         del linecache.cache[filename]
         forget(filename)

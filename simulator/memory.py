@@ -69,17 +69,20 @@ def distinct(e: Expr, cover: Mapping[str, Array], env: Mapping[str, Any] | None 
         product = 1.0
         for index in e.indices:
             product = product * distinct(index, cover, env)
-        return product if env is None or e.buffer not in env else _values_met(env[e.buffer], product)
+        if env is None or e.buffer not in env:
+            return product
+        return _values_met(env[e.buffer], product, _stride(e.indices[-1], cover))
     raise TypeError(f"not an expression: {e!r}")
 
 
-def _values_met(tensor: np.ndarray, entries: Array) -> Array:
-    """Different values among so many neighbouring entries, on average over the tensor."""
+def _values_met(tensor: np.ndarray, entries: Array, step: float) -> Array:
+    """Different values among so many entries, ``step`` apart, on average over the tensor."""
     values = np.ravel(tensor)
     if values.size < 2:
         return np.minimum(entries, 1.0)
     changes = np.count_nonzero(values[1:] != values[:-1]) / (values.size - 1)
-    met = 1.0 + (np.minimum(entries, values.size) - 1.0) * changes
+    reach = np.minimum((entries - 1.0) * (step if np.isfinite(step) else 1.0), values.size - 1.0)
+    met = np.minimum(entries, 1.0 + reach * changes)
     return np.minimum(met, float(len(np.unique(values))))
 
 
@@ -145,6 +148,7 @@ class Traffic:
     latency_s: list[Array]  # until a read's slowest line is on its way to the core
     dram_read_bytes: Array  # whole kernel
     dram_write_bytes: Array
+    dram_first_bytes: Array  # of the reads, those of elements not seen before: what no cache can save
     l2_read_bytes: Array
     l2_write_bytes: Array
     atomic_bytes: Array
@@ -184,7 +188,7 @@ def traffic(
     survive = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, touched))
 
     l2, port, share = [], [], []
-    read = write = l2_read = l2_write = atomic = np.zeros(1)
+    read = first = write = l2_read = l2_write = atomic = np.zeros(1)
     # Several accesses to one tensor with the same footprint (masked and unmasked loops over the
     # same keys) must not be counted as separate first touches.
     first_touch: dict[str, Array] = {}
@@ -200,6 +204,7 @@ def traffic(
             again = np.maximum(0.0, waves * in_wave - in_total)
             dram = np.minimum(moved, fresh + (1.0 - survive) * again)
             read = read + dram
+            first = first + np.minimum(moved, fresh)
             pair = _pair(workload, access, env)
             l2_read = l2_read + moved / pair
             l2.append(tile / pair)
@@ -220,7 +225,7 @@ def traffic(
         s if access.direction == "read" else s * (1.0 - waiting)
         for access, s in zip(workload.accesses, share, strict=True)
     ]
-    return Traffic(l2, port, share, stall, latency, read, write, l2_read, l2_write, atomic)
+    return Traffic(l2, port, share, stall, latency, read, write, first, l2_read, l2_write, atomic)
 
 
 def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:

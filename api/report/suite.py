@@ -114,6 +114,12 @@ def load_suite(name: str) -> Suite:
     Raises:
         SuiteError: no such suite, or a file that breaks the rules.
     """
+    data, file = _read(name)
+    return parse_suite(data, file)
+
+
+def _read(name: str) -> tuple[Any, str]:
+    """What the YAML of a suite holds, after what it extends, and the file's name."""
     known = suite_names()
     path = _folder() / f"{name}.yaml" if name in known else Path(name)
     if name not in known and path.suffix not in (".yaml", ".yml"):
@@ -124,7 +130,34 @@ def load_suite(name: str) -> Suite:
         raise SuiteError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return parse_suite(data, str(path))
+    if isinstance(data, dict) and "extends" in data:
+        base, _ = _read(str(data.pop("extends")))
+        data = _extended(base, data, str(path))
+    return data, str(path)
+
+
+def _extended(base: dict[str, Any], own: dict[str, Any], file: str) -> dict[str, Any]:
+    """A suite that says only what differs from another one.
+
+    Facts are added; a phase keeps its entries but for those that ``replace`` names, each giving way to
+    the list it names; everything else takes the place of what the other suite says.
+    """
+    merged = {**base, **own}
+    if isinstance(own.get("model"), dict):
+        facts = {**base["model"]["facts"], **own["model"].get("facts", {})}
+        merged["model"] = {**base["model"], **own["model"], "facts": facts}
+    changes = {phase["id"]: dict(phase) for phase in own.get("phases", ())}
+    merged["phases"] = []
+    for phase in base["phases"]:
+        change = changes.pop(phase["id"], {})
+        replace = change.pop("replace", {})
+        missing = set(replace) - {entry["name"] for entry in phase["entries"]}
+        if missing:
+            raise SuiteError(f"{file}: {phase['id']}: replace: no entry {', '.join(sorted(missing))}")
+        entries = [new for entry in phase["entries"] for new in replace.get(entry["name"], [entry])]
+        merged["phases"].append({**phase, "entries": entries, **change})
+    merged["phases"] += changes.values()
+    return merged
 
 
 def parse_suite(data: object, file: str) -> Suite:

@@ -45,6 +45,12 @@ def size(short: str) -> int:
     return dtype(short).bits // 8
 
 
+def smallest_normal(short: str) -> float:
+    """The smallest normal number of a floating type; numbers below it are subnormal."""
+    limits: Any = ml_dtypes.finfo(numpy_dtype(short))  # type: ignore[no-untyped-call]
+    return float(limits.smallest_normal)
+
+
 def whole(value: Any) -> Any:
     """``value`` as a Python int, or an int64 array, so that products of sizes do not wrap."""
     return value.astype(np.int64) if isinstance(value, np.ndarray) else int(value)

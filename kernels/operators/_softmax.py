@@ -1,9 +1,14 @@
-"""The step that tiled attention shares: an online softmax over tiles of scores (FlashAttention-2)."""
+"""What tiled attention shares: an online softmax over tiles of scores (FlashAttention-2), its rounding."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from foretile.kernels import language as T
-from foretile.kernels.operators._common import LOWEST
+from foretile.kernels.dtypes import dtype
+from foretile.kernels.operator import Arrays, Shape, Tolerance
+from foretile.kernels.operators._common import LOWEST, smallest_normal
 
 
 class Rows(NamedTuple):
@@ -71,3 +76,61 @@ def load_keys(src: Any, stored: Any, staged: Any, shared: Any) -> None:
     if staged is not None:
         T.copy(stored, staged)
         T.copy(staged, shared)
+
+
+def attention_tolerance(shape: Shape) -> Tolerance:
+    """Attention weights rounded to ``dtype`` for the second product, and the result rounded once.
+
+    A weight is off by at most the unit roundoff of its type (in fp8, weights below 1/64 of the
+    row's largest by at most 1/1024 of that one, which only long tails of a row add up to anything).
+    Their sum, by which the result is divided, is that of unrounded weights, so weights that all
+    round alike shift the result as a whole by as much. fp8 attention writes bf16.
+    """
+    weight, result = (
+        dtype(name) for name in (shape["dtype"], "bf16" if shape["dtype"] == "fp8" else shape["dtype"])
+    )
+    u = 2.0 ** -(1 + weight.mantissa_bits) + 2.0 ** -(1 + result.mantissa_bits)
+    return Tolerance(norm=u, peak=2.0 * u)
+
+
+def attention_adversarial(
+    inputs: Callable[[Shape, np.random.Generator], Arrays],
+) -> Mapping[str, Callable[[Shape, np.random.Generator], Arrays]]:
+    """Operands that provoke a softmax's special cases, from an operator's ``inputs``.
+
+    Q is (batch, …, head_dim); K and V have their keys along the second axis.
+    """
+
+    def equal_scores(shape: Shape, rng: np.random.Generator) -> Arrays:
+        """Every key the same: all weights of a row are equal."""
+        found = inputs(shape, rng)
+        return {**found, "K": np.broadcast_to(found["K"][:, :1], found["K"].shape).copy()}
+
+    def huge_score(shape: Shape, rng: np.random.Generator) -> Arrays:
+        """One key in the middle takes all the weight of the queries that see it."""
+        found = inputs(shape, rng)
+        found["Q"] = np.abs(found["Q"])
+        found["K"][:, found["K"].shape[1] // 2] = 64.0
+        return found
+
+    def wide_range(shape: Shape, rng: np.random.Generator) -> Arrays:
+        """Scores eight times as far apart, and values from 2^-6 to 2^6."""
+        found = inputs(shape, rng)
+        columns = 2.0 ** (np.arange(shape["head_dim"]) % 13 - 6)
+        for name, factor in (("Q", 8.0), ("V", columns)):
+            found[name] = (found[name].astype(np.float64) * factor).astype(found[name].dtype)
+        return found
+
+    def denormals(shape: Shape, rng: np.random.Generator) -> Arrays:
+        """Keys of subnormal numbers: scores that all but vanish."""
+        found = inputs(shape, rng)
+        stored = found["K"].dtype
+        normal = smallest_normal(shape["kv_dtype"])
+        return {**found, "K": rng.uniform(-normal, normal, found["K"].shape).astype(stored)}
+
+    return {
+        "equal_scores": equal_scores,
+        "huge_score": huge_score,
+        "wide_range": wide_range,
+        "denormals": denormals,
+    }

@@ -11,7 +11,14 @@ from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
 from foretile.kernels.operators._common import LOG2E, full, random_operand, size, whole
-from foretile.kernels.operators._softmax import alloc_rows, clear_rows, load_keys, online_softmax
+from foretile.kernels.operators._softmax import (
+    alloc_rows,
+    attention_adversarial,
+    attention_tolerance,
+    clear_rows,
+    load_keys,
+    online_softmax,
+)
 
 _COMBINE_THREADS = 128
 _TINY = 1e-30  # below the sum of any part that has a visible key: its largest term is 1
@@ -289,4 +296,7 @@ OPERATOR = Operator(
     inputs=inputs,
     reference=reference,
     check=check,
+    tolerance=attention_tolerance,
+    adversarial=attention_adversarial(inputs),
+    example={"batch": 2, "kv_len": 333, "heads": 8, "kv_heads": 2, "head_dim": 32},
 )

@@ -11,7 +11,14 @@ from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
 from foretile.kernels.operators._common import LOG2E, full, random_operand, size, whole
-from foretile.kernels.operators._softmax import alloc_rows, clear_rows, load_keys, online_softmax
+from foretile.kernels.operators._softmax import (
+    alloc_rows,
+    attention_adversarial,
+    attention_tolerance,
+    clear_rows,
+    load_keys,
+    online_softmax,
+)
 
 
 def _out_dtype(shape: Shape) -> str:
@@ -262,4 +269,7 @@ OPERATOR = Operator(
     inputs=inputs,
     reference=reference,
     check=check,
+    tolerance=attention_tolerance,
+    adversarial=attention_adversarial(inputs),
+    example={"batch": 2, "seq": 150, "heads": 4, "kv_heads": 2, "head_dim": 32},
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
-from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
+from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape, Tolerance
 from foretile.kernels.operators._common import random_operand, whole
 
 _STAGING = {"fragment": T.alloc_fragment, "shared": T.alloc_shared}
@@ -84,6 +84,21 @@ def reference(shape: Shape, Src: np.ndarray) -> dict[str, np.ndarray]:
     return {"Dst": Src.astype(np.float64)}
 
 
+def counting(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Bytes that count up to a prime: a piece moved to another place cannot look right."""
+    return {"Src": (np.arange(shape["bytes"]) % 251).astype(np.uint8)}
+
+
+def extremes(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Nothing but 0 and 255."""
+    return {"Src": rng.choice(np.array([0, 255], np.uint8), shape["bytes"])}
+
+
+def tolerance(shape: Shape) -> Tolerance:
+    """None: bytes are moved as they are."""
+    return Tolerance(0.0, 0.0)
+
+
 OPERATOR = Operator(
     name="copy",
     doc="Copy of a flat buffer in device memory, Dst = Src; both are (bytes,) of uint8.",
@@ -94,5 +109,8 @@ OPERATOR = Operator(
     min_bytes=min_bytes,
     inputs=inputs,
     reference=reference,
+    tolerance=tolerance,
+    adversarial={"counting": counting, "extremes": extremes},
     compute_dtype=lambda shape: "fp32",
+    example={"bytes": 40_001},
 )

@@ -9,16 +9,24 @@ import numpy as np
 
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
-from foretile.kernels.operator import Config, Operator, Param, Shape
+from foretile.kernels.operator import Config, Operator, Shape, Tolerance
 from foretile.kernels.operators._common import full, random_operand, row_configs, row_variant, size, whole
+from foretile.kernels.operators._rmsnorm import EPS, ROUNDINGS, VARIANTS, normalised, zero_rows
+from foretile.kernels.operators._rows import (
+    equal_rows,
+    in_computing_dtype,
+    replacing,
+    rounded,
+    row_params,
+    subnormals,
+    wide_range,
+)
 
-EPS = 1e-6
 
-
-def _row(shape: Shape, config: Config) -> TileProgram:
-    """Whole rows on chip: X is read once."""
+def program(shape: Shape, config: Config) -> TileProgram:
+    """Whole rows on chip (``variant`` "row"), or two passes over column tiles ("tiled")."""
     rows, cols, dtype = shape["rows"], shape["cols"], full(shape["dtype"])
-    block_rows, threads = config["block_rows"], config["threads"]
+    normalise = row_variant("rmsnorm", VARIANTS, config)
 
     @T.prim_func
     def rmsnorm(
@@ -26,68 +34,10 @@ def _row(shape: Shape, config: Config) -> TileProgram:
         W: T.Tensor((cols,), dtype),
         Y: T.Tensor((rows, cols), dtype),
     ) -> None:
-        with T.Kernel(T.ceildiv(rows, block_rows), threads=threads) as bx:
-            X_local = T.alloc_fragment((block_rows, cols), "float32")
-            X_square = T.alloc_fragment((block_rows, cols), "float32")
-            W_local = T.alloc_fragment((cols,), "float32")
-            rstd = T.alloc_fragment((block_rows,), "float32")
-            T.copy(X[bx * block_rows, 0], X_local)
-            T.copy(W, W_local)
-            for i, j in T.Parallel(block_rows, cols):
-                X_square[i, j] = X_local[i, j] * X_local[i, j]
-            T.reduce_sum(X_square, rstd, dim=1)
-            for i in T.Parallel(block_rows):
-                rstd[i] = T.rsqrt(rstd[i] / cols + EPS)
-            for i, j in T.Parallel(block_rows, cols):
-                X_local[i, j] = X_local[i, j] * rstd[i] * W_local[j]
-            T.copy(X_local, Y[bx * block_rows, 0])
+        with T.Kernel(T.ceildiv(rows, config["block_rows"]), threads=config["threads"]) as bx:
+            normalise(X, None, W, None, Y, bx, shape, config)
 
     traced: TileProgram = rmsnorm
-    return traced
-
-
-def _tiled(shape: Shape, config: Config) -> TileProgram:
-    """Two passes over tiles of columns: rows too long to stay on chip are read twice."""
-    rows, cols, dtype = shape["rows"], shape["cols"], full(shape["dtype"])
-    block_rows, block_cols = config["block_rows"], config["block_cols"]
-    threads, num_stages = config["threads"], config["num_stages"]
-
-    @T.prim_func
-    def rmsnorm_tiled(
-        X: T.Tensor((rows, cols), dtype),
-        W: T.Tensor((cols,), dtype),
-        Y: T.Tensor((rows, cols), dtype),
-    ) -> None:
-        with T.Kernel(T.ceildiv(rows, block_rows), threads=threads) as bx:
-            X_shared = T.alloc_shared((block_rows, block_cols), dtype)
-            X_local = T.alloc_fragment((block_rows, block_cols), "float32")
-            X_square = T.alloc_fragment((block_rows, block_cols), "float32")
-            W_local = T.alloc_fragment((block_cols,), "float32")
-            rstd = T.alloc_fragment((block_rows,), "float32")
-            T.clear(X_square)  # columns past the end read as zero and add nothing
-            for k in T.Pipelined(T.ceildiv(cols, block_cols), num_stages=num_stages):
-                T.copy(X[bx * block_rows, k * block_cols], X_shared)
-                T.copy(X_shared, X_local)
-                for i, j in T.Parallel(block_rows, block_cols):
-                    X_square[i, j] = X_square[i, j] + X_local[i, j] * X_local[i, j]
-            T.reduce_sum(X_square, rstd, dim=1)
-            for i in T.Parallel(block_rows):
-                rstd[i] = T.rsqrt(rstd[i] / cols + EPS)
-            for k in T.Pipelined(T.ceildiv(cols, block_cols), num_stages=num_stages):
-                T.copy(X[bx * block_rows, k * block_cols], X_shared)
-                T.copy(X_shared, X_local)
-                T.copy(W[k * block_cols], W_local)
-                for i, j in T.Parallel(block_rows, block_cols):
-                    X_local[i, j] = X_local[i, j] * rstd[i] * W_local[j]
-                T.copy(X_local, Y[bx * block_rows, k * block_cols])
-
-    traced: TileProgram = rmsnorm_tiled
-    return traced
-
-
-def program(shape: Shape, config: Config) -> TileProgram:
-    """Whole rows on chip (``variant`` "row"), or two passes over column tiles ("tiled")."""
-    traced: TileProgram = row_variant("rmsnorm", {"row": _row, "tiled": _tiled}, config)(shape, config)
     return traced
 
 
@@ -112,8 +62,12 @@ def inputs(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def reference(shape: Shape, X: np.ndarray, W: np.ndarray) -> dict[str, np.ndarray]:
     """Y of (rows, cols) in float64, not rounded."""
-    x = X.astype(np.float64)
-    return {"Y": x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + EPS) * W.astype(np.float64)}
+    return {"Y": normalised(X, W)}
+
+
+def tolerance(shape: Shape) -> Tolerance:
+    """Y rounded to its type, after a few roundings of float32."""
+    return rounded(shape, ROUNDINGS)
 
 
 OPERATOR = Operator(
@@ -122,16 +76,17 @@ OPERATOR = Operator(
         f"Row normalisation Y = X / sqrt(mean(X²) + {EPS:g}) · W, the mean over each row; "
         "X and Y are (rows, cols), W is (cols,)."
     ),
-    params=(
-        Param("rows", "rows (tokens)", dynamic=True),
-        Param("cols", "elements of a row (hidden size)"),
-        Param("dtype", "type of X, W and Y", kind="dtype", default="bf16", choices=("bf16", "fp16", "fp32")),
-    ),
+    params=row_params("X, W and Y", "elements of a row (hidden size)"),
     program=program,
     configs=row_configs,
     flops=flops,
     min_bytes=min_bytes,
     inputs=inputs,
     reference=reference,
-    compute_dtype=lambda shape: "fp32",
+    tolerance=tolerance,
+    adversarial=replacing(
+        inputs, "X", equal=equal_rows, wide_range=wide_range, subnormal=subnormals, zero_rows=zero_rows
+    ),
+    compute_dtype=in_computing_dtype,
+    example={"rows": 37, "cols": 300},
 )

@@ -9,16 +9,31 @@ import numpy as np
 
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
-from foretile.kernels.operator import Config, Operator, Param, Shape
+from foretile.kernels.operator import Config, Operator, Shape
 from foretile.kernels.operators._common import full, random_operand, size, whole
+from foretile.kernels.operators._elementwise import (
+    activation_tolerance,
+    apply_gate,
+    saturating,
+    silu,
+    tile_configs,
+    tile_grid,
+)
+from foretile.kernels.operators._rows import (
+    equal_rows,
+    in_computing_dtype,
+    replacing,
+    row_params,
+    subnormals,
+    wide_range,
+)
 
 
 def program(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``block_rows`` × ``block_cols``; tiles in row-major order."""
     rows, cols, dtype = shape["rows"], shape["cols"], full(shape["dtype"])
-    block_rows, block_cols, threads = config["block_rows"], config["block_cols"], config["threads"]
-    # One grid axis: the number of row tiles may exceed what chips allow on the second.
-    col_tiles = T.ceildiv(cols, block_cols)
+    block_rows, block_cols = config["block_rows"], config["block_cols"]
+    blocks, col_tiles = tile_grid(shape, config)
 
     @T.prim_func
     def silu_mul(
@@ -26,41 +41,17 @@ def program(shape: Shape, config: Config) -> TileProgram:
         Up: T.Tensor((rows, cols), dtype),
         Out: T.Tensor((rows, cols), dtype),
     ) -> None:
-        with T.Kernel(T.ceildiv(rows, block_rows) * col_tiles, threads=threads) as bx:
+        with T.Kernel(blocks, threads=config["threads"]) as bx:
             gate = T.alloc_fragment((block_rows, block_cols), "float32")
             up = T.alloc_fragment((block_rows, block_cols), "float32")
             row, col = bx // col_tiles * block_rows, bx % col_tiles * block_cols
             T.copy(Gate[row, col], gate)
             T.copy(Up[row, col], up)
-            for i, j in T.Parallel(block_rows, block_cols):
-                gate[i, j] = gate[i, j] / (1.0 + T.exp(-gate[i, j])) * up[i, j]
+            apply_gate(gate, up)
             T.copy(gate, Out[row, col])
 
     traced: TileProgram = silu_mul
     return traced
-
-
-# (block_rows, block_cols, threads), likeliest first.
-_TILES = (
-    (1, 2048, 256),
-    (1, 1024, 128),
-    (2, 1024, 256),
-    (1, 4096, 512),
-    (1, 4096, 256),
-    (2, 2048, 256),
-    (4, 1024, 256),
-    (4, 512, 256),
-    (8, 256, 256),
-    (1, 512, 128),
-    (1, 1024, 256),
-    (16, 128, 256),
-    (32, 64, 256),
-)
-
-
-def configs(shape: Shape) -> list[Config]:
-    """The space: tile shapes of 512 to 4096 elements."""
-    return [{"block_rows": r, "block_cols": c, "threads": threads} for r, c, threads in _TILES]
 
 
 def flops(shape: Shape) -> Any:
@@ -81,23 +72,22 @@ def inputs(shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def reference(shape: Shape, Gate: np.ndarray, Up: np.ndarray) -> dict[str, np.ndarray]:
     """Out of (rows, cols) in float64, not rounded."""
-    gate = Gate.astype(np.float64)
-    return {"Out": gate / (1.0 + np.exp(-gate)) * Up.astype(np.float64)}
+    return {"Out": silu(Gate) * Up.astype(np.float64)}
 
 
 OPERATOR = Operator(
     name="silu_mul",
     doc="Gated activation Out = Gate / (1 + exp(−Gate)) · Up, element by element; all are (rows, cols).",
-    params=(
-        Param("rows", "rows (tokens)", dynamic=True),
-        Param("cols", "elements of a row (intermediate size)", dynamic=True),
-        Param("dtype", "type of all three", kind="dtype", default="bf16", choices=("bf16", "fp16", "fp32")),
-    ),
+    params=row_params("all three", "elements of a row (intermediate size)", cols_dynamic=True),
     program=program,
-    configs=configs,
+    configs=tile_configs,
     flops=flops,
     min_bytes=min_bytes,
     inputs=inputs,
     reference=reference,
-    compute_dtype=lambda shape: "fp32",
+    tolerance=activation_tolerance,
+    adversarial=replacing(inputs, "Gate", saturating=saturating, wide_range=wide_range)
+    | replacing(inputs, "Gate Up", equal=equal_rows, subnormal=subnormals),
+    compute_dtype=in_computing_dtype,
+    example={"rows": 37, "cols": 300},
 )

@@ -9,16 +9,31 @@ import numpy as np
 
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
-from foretile.kernels.operator import Config, Operator, Param, Shape
+from foretile.kernels.operator import Config, Operator, Shape, Tolerance
 from foretile.kernels.operators._common import (
     LOG2E,
     LOWEST,
     full,
+    numpy_dtype,
     random_operand,
     row_configs,
     row_variant,
     size,
     whole,
+)
+from foretile.kernels.operators._rows import (
+    equal_rows,
+    exponentials,
+    in_computing_dtype,
+    mask_tail,
+    masked_logits,
+    online_sum,
+    replacing,
+    rounded,
+    row_params,
+    smallest_number,
+    subnormals,
+    wide_range,
 )
 
 
@@ -35,9 +50,7 @@ def _row(shape: Shape, config: Config) -> TileProgram:
             row_sum = T.alloc_fragment((block_rows,), "float32")
             T.copy(X[bx * block_rows, 0], X_local)
             T.reduce_max(X_local, row_max, dim=1)
-            for i, j in T.Parallel(block_rows, cols):
-                X_local[i, j] = T.exp2(X_local[i, j] * LOG2E - row_max[i] * LOG2E)
-            T.reduce_sum(X_local, row_sum, dim=1)
+            exponentials(X_local, row_max, row_sum)
             for i, j in T.Parallel(block_rows, cols):
                 X_local[i, j] = X_local[i, j] / row_sum[i]
             T.copy(X_local, Y[bx * block_rows, 0])
@@ -58,31 +71,19 @@ def _tiled(shape: Shape, config: Config) -> TileProgram:
             X_shared = T.alloc_shared((block_rows, block_cols), dtype)
             X_local = T.alloc_fragment((block_rows, block_cols), "float32")
             row_max = T.alloc_fragment((block_rows,), "float32")
-            row_max_prev = T.alloc_fragment((block_rows,), "float32")
             row_sum = T.alloc_fragment((block_rows,), "float32")
-            tile_sum = T.alloc_fragment((block_rows,), "float32")
             T.fill(row_max, LOWEST)
             T.clear(row_sum)
             for k in T.Pipelined(T.ceildiv(cols, block_cols), num_stages=num_stages):
                 T.copy(X[bx * block_rows, k * block_cols], X_shared)
                 T.copy(X_shared, X_local)
-                if cols % block_cols:
-                    for i, j in T.Parallel(block_rows, block_cols):
-                        X_local[i, j] = T.if_then_else(
-                            k * block_cols + j < cols, X_local[i, j], -T.infinity("float32")
-                        )
-                T.copy(row_max, row_max_prev)
-                T.reduce_max(X_local, row_max, dim=1, clear=False)
-                for i, j in T.Parallel(block_rows, block_cols):
-                    X_local[i, j] = T.exp2(X_local[i, j] * LOG2E - row_max[i] * LOG2E)
-                T.reduce_sum(X_local, tile_sum, dim=1)
-                for i in T.Parallel(block_rows):
-                    row_sum[i] = row_sum[i] * T.exp2((row_max_prev[i] - row_max[i]) * LOG2E) + tile_sum[i]
+                mask_tail(X_local, k * block_cols, cols)
+                online_sum(X_local, row_max, row_sum)
             for k in T.Pipelined(T.ceildiv(cols, block_cols), num_stages=num_stages):
                 T.copy(X[bx * block_rows, k * block_cols], X_shared)
                 T.copy(X_shared, X_local)
                 for i, j in T.Parallel(block_rows, block_cols):
-                    X_local[i, j] = T.exp2(X_local[i, j] * LOG2E - row_max[i] * LOG2E) / row_sum[i]
+                    X_local[i, j] = T.exp2((X_local[i, j] - row_max[i]) * LOG2E) / row_sum[i]
                 T.copy(X_local, Y[bx * block_rows, k * block_cols])
 
     traced: TileProgram = softmax_tiled
@@ -117,19 +118,33 @@ def reference(shape: Shape, X: np.ndarray) -> dict[str, np.ndarray]:
     return {"Y": e / e.sum(axis=1, keepdims=True)}
 
 
+def tolerance(shape: Shape) -> Tolerance:
+    """Y rounded to its type, after the roundings of an exponential, of a sum and of a division.
+
+    A rounding of the exponent d moves exp(−d) by d·2⁻²⁴ of itself: most, relative to the row's largest
+    result, where d is small. Results below the type's normal numbers are rounded by half the smallest
+    one, s, whatever their size. A row's results sum to one, their root mean square is at least 1/cols:
+    this adds cols·s/2 (only fp16, whose range ends at 6e-5, notices, in long flat rows).
+    """
+    usual = rounded(shape, 16)
+    subnormal = shape["cols"] * smallest_number(numpy_dtype(shape["dtype"])) / 2.0
+    return Tolerance(norm=usual.norm + subnormal, peak=usual.peak + subnormal)
+
+
 OPERATOR = Operator(
     name="softmax",
     doc="Softmax over each row, Y = exp(X − max X) / Σ exp(X − max X); X and Y are (rows, cols).",
-    params=(
-        Param("rows", "rows", dynamic=True),
-        Param("cols", "elements of a row"),
-        Param("dtype", "type of X and Y", kind="dtype", default="bf16", choices=("bf16", "fp16", "fp32")),
-    ),
+    params=row_params("X and Y"),
     program=program,
     configs=row_configs,
     flops=flops,
     min_bytes=min_bytes,
     inputs=inputs,
     reference=reference,
-    compute_dtype=lambda shape: "fp32",
+    tolerance=tolerance,
+    adversarial=replacing(
+        inputs, "X", equal=equal_rows, wide_range=wide_range, subnormal=subnormals, masked=masked_logits
+    ),
+    compute_dtype=in_computing_dtype,
+    example={"rows": 37, "cols": 300},
 )

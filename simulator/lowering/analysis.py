@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from foretile.kernels.expr import (
     Binary,
+    Call,
+    Cast,
     Const,
     Expr,
+    Load,
     Var,
     binary,
     evaluate,
@@ -157,29 +164,56 @@ def period(exprs: Sequence[Expr], names: Sequence[str]) -> int:
     return periods.pop() if len(periods) == 1 else 0
 
 
-def element_region(indices: tuple[Expr, ...], extents: dict[str, int]) -> tuple[Region, bool]:
+def element_region(
+    indices: tuple[Expr, ...], extents: dict[str, int], around: Sequence[Expr], on_chip: Container[str]
+) -> tuple[Region, bool]:
     """The box that element indices sweep over a parallel nest, and whether they are scattered.
 
-    An index is swept densely if it is linear in the nest's variables; a computed (loaded) index
-    touches a sector of its own per element.
+    An index is swept densely if it is linear in the nest's variables; of one taken apart by division
+    the values are counted. A computed (loaded) index that selects rows sweeps as many as the iterations
+    it depends on; one of the last dimension, along which elements lie side by side, touches a sector of
+    its own per element. What an ``on_chip`` buffer holds changes with the loops and blocks ``around``.
     """
     zero: dict[str, Expr] = {name: Const(0) for name in extents}
     mins: list[Expr] = []
     sizes: list[Expr] = []
     scattered = False
-    for index in indices:
-        mins.append(substitute(index, zero))
+    for number, index in enumerate(indices):
+        mins.append(_changing(substitute(index, zero), around, on_chip))
         swept = [name for name in variables(index) if name in extents]
-        if any(name in extents for load in loads(index) for name in variables(load)):
-            scattered = True
-        low = dict.fromkeys(swept, 0)
+        gathered = any(name in extents for load in loads(index) for name in variables(load))
         span = 1
-        if swept and not loads(index):
-            rest = dict.fromkeys(variables(index), 0)
-            high = rest | {name: extents[name] - 1 for name in swept}
-            span = int(evaluate(index, high)) - int(evaluate(index, rest | low)) + 1
-        sizes.append(Const(max(1, abs(span))))
+        if gathered:
+            scattered = scattered or number == len(indices) - 1
+            span = 1 if scattered else math.prod(extents[name] for name in swept)
+        elif swept and not loads(index):
+            span = _span(index, {name: extents[name] for name in swept})
+        sizes.append(Const(span))
     return Region("", tuple(mins), tuple(sizes)), scattered
+
+
+def _span(index: Expr, swept: Mapping[str, int]) -> int:
+    """Elements that an index covers as its variables run."""
+    rest: dict[str, Any] = dict.fromkeys(variables(index), 0)
+    if any(isinstance(x, Binary) and x.op in ("floordiv", "mod") for x in walk(index)):
+        points = np.meshgrid(*(np.arange(n) for n in swept.values()), indexing="ij", sparse=True)
+        return len(np.unique(evaluate(index, rest | dict(zip(swept, points, strict=True)))))
+    last = rest | {name: n - 1 for name, n in swept.items()}
+    return abs(int(evaluate(index, last)) - int(evaluate(index, rest))) + 1
+
+
+def _changing(e: Expr, around: Sequence[Expr], on_chip: Container[str]) -> Expr:
+    """``e`` with elements of on-chip buffers indexed by everything that changes what they hold, too."""
+    if isinstance(e, Load):
+        indices = tuple(_changing(i, around, on_chip) for i in e.indices)
+        return Load(e.buffer, (*indices, *around) if e.buffer in on_chip else indices)
+    if isinstance(e, Binary):
+        return Binary(e.op, _changing(e.a, around, on_chip), _changing(e.b, around, on_chip))
+    if isinstance(e, Call):
+        return Call(e.fn, tuple(_changing(a, around, on_chip) for a in e.args))
+    if isinstance(e, Cast):
+        return Cast(e.dtype, _changing(e.a, around, on_chip))
+    return e
 
 
 def product(factors: Iterable[Expr]) -> Expr:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import Call, Expr, binary, evaluate, loads, substitute, variables
+from foretile.kernels.expr import Call, Expr, Var, binary, evaluate, loads, substitute, variables
 from foretile.kernels.ir import (
     AtomicAdd,
     Buffer,
@@ -24,7 +24,6 @@ from foretile.kernels.ir import (
     Store,
     Sync,
     TileProgram,
-    While,
 )
 from foretile.simulator.lowering.analysis import (
     ceildiv,
@@ -39,6 +38,7 @@ from foretile.simulator.lowering.analysis import (
     settle,
 )
 from foretile.simulator.lowering.davinci import DavinciRules
+from foretile.simulator.lowering.decisions import refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
@@ -57,6 +57,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     """
     if machine.style not in _RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
+    refuse_decisions(program)
     used = roles(program)
     loaded = machine.under_matrix_load() if used.accumulators else machine
     rules: Rules = _RULES[machine.style](program, loaded, used)
@@ -100,6 +101,12 @@ class _Walker:
         self.starts: dict[str, Expr] = {}
         self.guards: list[Expr] = []
 
+    def region(self, indices: tuple[Expr, ...], extents: dict[str, int]) -> tuple[Region, bool]:
+        """The box that element indices sweep, see :func:`element_region`."""
+        around = (*self.program.block_vars, *(Var(name) for name, _ in self.loops))
+        on_chip = frozenset(b.name for b in self.program.buffers)
+        return element_region(indices, extents, around, on_chip)
+
     def block(self, body: tuple[Stmt, ...]) -> tuple[Node, ...]:
         nodes: list[Node] = []
         for stmt in body:
@@ -112,11 +119,6 @@ class _Walker:
             return self.loop(stmt)
         if isinstance(stmt, If):
             return [self.branch(stmt)]
-        if isinstance(stmt, While):
-            raise SimulationError(
-                f"{self._where(stmt)}a while loop's trip count is not known before it runs; "
-                "write it as a loop with a bound to time it"
-            )
         return [replace(op, line=line) for op in self.operation(stmt)]
 
     def _where(self, stmt: Stmt) -> str:
@@ -293,7 +295,7 @@ class _Walker:
         for number, load in enumerate(dict.fromkeys(each.loads)):
             source = self.program.buffer(load.buffer)
             if source.scope == "global":
-                region, scattered = element_region(load.indices, extents)
+                region, scattered = self.region(load.indices, extents)
                 name = f"{load.buffer}#{number}"
                 ops.append(
                     self._load_op(
@@ -306,7 +308,7 @@ class _Walker:
         cost = self.rules.elementwise(points, each, target)
         if target.scope != "global":
             return [*ops, _op("vector", f"{target.name} = …", cost, reads=tuple(reads))]
-        region, scattered = element_region(stmt.indices, extents)
+        region, scattered = self.region(stmt.indices, extents)
         direction = "atomic" if stmt.atomic else "write"
         label = f"atomic {stmt.atomic} {target.name}" if stmt.atomic else f"store {target.name}"
         if each.total:

@@ -129,11 +129,51 @@ def test_deepseek_v3_has_the_arithmetic_of_the_real_model() -> None:
     assert active == pytest.approx(37.6e9, rel=0.01)
 
 
-def test_deepseek_v3_stands_in_for_latent_attention_with_the_same_arithmetic() -> None:
+def test_deepseek_v3_attention_does_the_absorbed_arithmetic() -> None:
     facts = load_suite("deepseek-v3").model.facts
     decode = {c.point.id: c for c in cases(load_suite("deepseek-v3")) if c.entry.name == "attention"}[
         "batch-32"
     ]
-    flops = load_operator("attention_decode").flops(load_operator("attention_decode").shape(**decode.shape))
+    flops = load_operator("mla_decode").flops(load_operator("mla_decode").shape(**decode.shape))
     wide = facts["kv_lora_rank"] + facts["qk_rope_head_dim"]
     assert flops == 32 * 4096 * facts["num_heads"] * 2 * (wide + facts["kv_lora_rank"])
+
+
+def test_v32_shows_indexer_selection_and_attention_apart() -> None:
+    v3, sparse = load_suite("deepseek-v3"), load_suite("deepseek-v3.2")
+    decode = [c for c in cases(sparse) if c.where.startswith("decode/kv-32768/")]
+    by_operator = {c.entry.operator: c for c in decode}
+    assert by_operator["indexer_logits"].entry.group == "indexer"
+    assert by_operator["topk_select"].entry.group == "selection"
+    assert by_operator["sparse_mla"].entry.group == "attention"
+    assert by_operator["sparse_mla"].shape["topk"] == 2048
+    assert "mla_decode" not in by_operator
+    # The rest of the layer is V3's.
+    kept = {e.name for e in v3.phases[1].entries} - {"attention"}
+    assert kept <= {c.entry.name for c in decode}
+
+
+def test_a_suite_may_say_only_what_differs(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(yaml.safe_dump(GOOD))
+    norm = GOOD["phases"][0]["entries"][1]
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        yaml.safe_dump(
+            {
+                "extends": str(base),
+                "name": "own",
+                "model": {"facts": {"layers": 5}},
+                "phases": [{"id": "decode", "replace": {"up": [{**norm, "name": "other"}]}}],
+            }
+        )
+    )
+    suite = load_suite(str(own))
+    assert suite.name == "own"
+    assert suite.model.facts == {"hidden": 64, "layers": 5}
+    assert [e.name for e in suite.phases[0].entries] == ["other", "norm"]
+    own.write_text(
+        yaml.safe_dump({"extends": str(base), "phases": [{"id": "decode", "replace": {"nope": []}}]})
+    )
+    with pytest.raises(SuiteError, match=r"own.yaml: decode: replace: no entry nope"):
+        load_suite(str(own))

@@ -19,7 +19,14 @@ from foretile.kernels.operator import Config, Operator, OperatorError, Shape, lo
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import dynamic_part, evaluate_config, for_machine, play, workloads
+from foretile.simulator.search import (
+    bound_tensors,
+    dynamic_part,
+    evaluate_config,
+    for_machine,
+    play,
+    workloads,
+)
 from foretile.simulator.workload import Workload
 
 CHIPS = tuple(list_chips())
@@ -82,7 +89,8 @@ class Case:
 
     def plans(self) -> tuple[Plan, ...]:
         """Its launches with the shape filled in."""
-        return tuple(plan(w, dynamic_part(self.operator, self.shape)) for w in self.workloads())
+        dims, tensors = dynamic_part(self.operator, self.shape), bound_tensors(self.operator, self.shape)
+        return tuple(plan(w, dims, tensors) for w in self.workloads())
 
     def modelled_s(self, machine: Machine | None = None) -> float:
         """Seconds by the cost model."""

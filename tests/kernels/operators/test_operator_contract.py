@@ -155,7 +155,7 @@ def test_refusals_say_what_is_right(name: str, given: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("gemm", {"variant": "stream_k"}, "variant='stream_k' is not one of tile, split_k, persistent"),
+        ("gemm", {"variant": "x"}, "variant='x' is not one of tile, split_k, persistent, stream_k"),
         ("gemm", {"block_m": 40}, "block_m=40 is not a multiple of 16"),
         ("rmsnorm", {"variant": "x"}, "variant='x' is not one of row, tiled"),
         ("softmax", {"variant": "x"}, "variant='x' is not one of row, tiled"),

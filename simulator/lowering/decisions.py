@@ -1,0 +1,42 @@
+"""What decides trip counts and branches has to be known before the kernel runs."""
+
+from __future__ import annotations
+
+from foretile.kernels.expr import Expr, loads
+from foretile.kernels.ir import For, If, Stmt, TileProgram, While
+from foretile.simulator.machine import SimulationError
+
+
+def refuse_decisions(program: TileProgram) -> None:
+    """Refuse while loops, and branches and loops that values computed by the kernel itself decide.
+
+    Raises:
+        SimulationError: there is one; the message names its line and the values.
+    """
+    _visit(program.body, frozenset(b.name for b in program.buffers), program.name)
+
+
+def _visit(body: tuple[Stmt, ...], on_chip: frozenset[str], name: str) -> None:
+    for stmt in body:
+        if isinstance(stmt, If):
+            _check((stmt.cond,), "a branch", stmt, on_chip, name)
+            _visit(stmt.then, on_chip, name)
+            _visit(stmt.orelse, on_chip, name)
+        elif isinstance(stmt, For) and stmt.kind != "parallel":  # inside of parallel ones lanes diverge
+            start = () if stmt.start is None else (stmt.start,)
+            _check((*stmt.extents, *start), "the trip count of a loop", stmt, on_chip, name)
+            _visit(stmt.body, on_chip, name)
+        elif isinstance(stmt, While):
+            raise SimulationError(
+                f"{stmt.loc or name}: a while loop's trip count is not known before it runs; "
+                "write it as a loop with a bound to time it"
+            )
+
+
+def _check(exprs: tuple[Expr, ...], what: str, stmt: Stmt, on_chip: frozenset[str], name: str) -> None:
+    found = sorted({load.buffer for e in exprs for load in loads(e)} & on_chip)
+    if found:
+        raise SimulationError(
+            f"{stmt.loc or name}: {what} depends on the value of {', '.join(found)}, which is known only "
+            "while the kernel runs; to time it, let indices or tensors decide"
+        )

@@ -1,0 +1,180 @@
+"""Mixture of experts: loads, layouts and references, against formulas written token by token."""
+
+import math
+
+import numpy as np
+import pytest
+from test_moe import SMALL, makers
+
+from foretile.kernels.operator import load_operator
+from foretile.kernels.operators._moe_host import (
+    SCALING,
+    assignment,
+    destination_rows,
+    expert_loads,
+    gate,
+    rows_bound,
+    tile_tables,
+)
+
+# -- loads and layouts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distribution", [0, 50, 120, 400])
+@pytest.mark.parametrize(("tokens", "experts", "topk"), [(1, 5, 5), (3, 64, 8), (100, 16, 1), (257, 60, 6)])
+def test_loads_are_those_of_distinct_choices(tokens: int, experts: int, topk: int, distribution: int) -> None:
+    loads = expert_loads(tokens, experts, topk, distribution)
+    assert loads.sum() == tokens * topk
+    assert 0 <= loads.min() <= loads.max() <= tokens
+    if not distribution:
+        assert np.ptp(loads) <= 1
+    chosen = assignment(np.random.default_rng(0), loads, tokens, topk)
+    assert all(len(set(row)) == topk for row in chosen.tolist())
+    assert np.bincount(chosen.ravel(), minlength=experts).tolist() == loads.tolist()
+
+
+def test_loads_follow_the_exponent() -> None:
+    loads = np.sort(expert_loads(100_000, 64, 1, 100))[::-1]
+    np.testing.assert_allclose(loads, loads[0] / np.arange(1, 65), atol=1)
+    assert np.ptp(expert_loads(1000, 64, 4, 50)) < np.ptp(expert_loads(1000, 64, 4, 150))
+
+
+def test_rows_are_dealt_expert_by_expert() -> None:
+    indices = np.array([[4, 1], [1, 0], [4, 3], [1, 4]], dtype=np.int32)
+    want = [[8, 2], [3, 0], [9, 6], [4, 10]]  # experts 0 and 1 begin at 0 and 2, 3 at 6, 4 at 8
+    assert destination_rows(indices, 6, 2).tolist() == want
+
+
+@pytest.mark.parametrize("align", [1, 16, 128])
+@pytest.mark.parametrize("distribution", [0, 200])
+def test_tables_say_which_expert_fills_a_tile(align: int, distribution: int) -> None:
+    tokens, experts, topk = 50, 12, 3
+    loads = expert_loads(tokens, experts, topk, distribution)
+    indices = assignment(np.random.default_rng(1), loads, tokens, topk)
+    rows = destination_rows(indices, experts, align)
+    bound = rows_bound(tokens, experts, topk, align)
+    assert bound % align == 0
+    assert len(np.unique(rows)) == rows.size
+    assert rows.max() < bound
+    expert, filled = tile_tables(loads, align, bound // align)
+    for tile in range(bound // align):
+        inside = rows // align == tile
+        assert filled[tile] == inside.sum()
+        assert set(indices[inside]) <= {expert[tile]}
+        assert 0 <= expert[tile] < experts
+
+
+@pytest.mark.parametrize("distribution", [0, 120])
+def test_predictions_see_the_loads_of_the_inputs(distribution: int) -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(**{**SMALL["moe"], "distribution": distribution})
+    inputs = moe.inputs(shape, np.random.default_rng(5))
+    indices, _ = gate(inputs["Logits"], inputs["Bias"], shape["topk"])
+    assert moe.tensors is not None
+    tables = moe.tensors(shape)
+    loads = np.bincount(indices.ravel(), minlength=shape["experts"])
+    expert, filled = tile_tables(loads, shape["align"], len(tables["TileRows"]))
+    assert tables["TileRows"].tolist() == filled.tolist()
+    assert tables["TileExpert"].tolist() == expert.tolist()
+    permute = load_operator("moe_permute")
+    shape = permute.shape(**SMALL["moe_permute"])
+    assert permute.tensors is not None
+    marks = permute.tensors(shape)
+    assert np.flatnonzero(marks["Used"]).tolist() == sorted(marks["Rows"].ravel().tolist())
+
+
+# -- references ------------------------------------------------------------------------------------
+
+
+def _choose(s: list[float], b: list[float], topk: int, groups: int, topk_groups: int) -> list[int]:
+    """The gate for one token, by sorting (score, index) pairs."""
+    biased = [x + y for x, y in zip(s, b, strict=True)]
+    size = len(s) // groups
+    strength = [sum(sorted(biased[g * size : (g + 1) * size])[-2:]) for g in range(groups)]
+    best = sorted(range(groups), key=lambda g: (-strength[g], g))[:topk_groups]
+    members = [e for e in range(len(s)) if e // size in best]
+    return sorted(members, key=lambda e: (-biased[e], e))[:topk]
+
+
+@pytest.mark.parametrize("groups", [{}, {"groups": 4, "topk_groups": 2}, {"groups": 3, "topk_groups": 3}])
+def test_gate(groups: dict[str, int]) -> None:
+    route = load_operator("moe_route")
+    shape = route.shape(tokens=20, experts=24, topk=5, **groups)
+    for make in makers(route).values():
+        inputs = make(shape, np.random.default_rng(2))
+        out = route.reference(shape, **inputs)
+        for t in range(20):
+            scores = [1.0 / (1.0 + math.exp(-x)) for x in inputs["Logits"][t].tolist()]
+            want = _choose(scores, inputs["Bias"].tolist(), 5, shape["groups"], shape["topk_groups"])
+            assert out["Indices"][t].tolist() == want
+            total = math.fsum(scores[e] for e in want)
+            weights = [scores[e] / total * 2.5 for e in want]
+            np.testing.assert_allclose(out["Weights"][t], weights, rtol=1e-6)
+
+
+def test_weights_sum_to_the_scaling_factor() -> None:
+    route = load_operator("moe_route")
+    shape = route.shape(**SMALL["moe_route"])
+    out = route.reference(shape, **route.inputs(shape, np.random.default_rng(0)))
+    np.testing.assert_allclose(out["Weights"].sum(axis=1), SCALING)
+
+
+def test_permutation_and_combination_are_inverse() -> None:
+    permute, combine = load_operator("moe_permute"), load_operator("moe_combine")
+    shape = permute.shape(**SMALL["moe_permute"])
+    for make in makers(permute).values():
+        inputs = make(shape, np.random.default_rng(3))
+        out = permute.reference(shape, **inputs)["X_sorted"]
+        rows = inputs["Rows"]
+        for t in range(shape["tokens"]):
+            for j in range(shape["topk"]):
+                np.testing.assert_array_equal(out[rows[t, j]], inputs["X"][t].astype(np.float64))
+        assert np.count_nonzero(np.any(out != 0, axis=1)) == rows.size
+        back = combine.reference(
+            combine.shape(**SMALL["moe_combine"]), Y=out, Rows=rows, Weights=np.full(rows.shape, 1 / 3)
+        )
+        np.testing.assert_allclose(back["O"], inputs["X"].astype(np.float64))
+
+
+def test_combine() -> None:
+    combine = load_operator("moe_combine")
+    shape = combine.shape(tokens=4, hidden=6, topk=3)
+    inputs = combine.inputs(shape, np.random.default_rng(4))
+    out = combine.reference(shape, **inputs)["O"]
+    for t in range(4):
+        for h in range(6):
+            terms = [
+                float(inputs["Weights"][t, j]) * float(inputs["Y"][inputs["Rows"][t, j], h]) for j in range(3)
+            ]
+            assert out[t, h] == pytest.approx(math.fsum(terms), rel=1e-12)
+
+
+def test_moe() -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(tokens=6, hidden=8, inter=5, topk=2, experts=4, align=16, distribution=100)
+    for make in makers(moe).values():
+        inputs = make(shape, np.random.default_rng(6))
+        x = {key: value.astype(np.float64) for key, value in inputs.items()}
+        out = moe.reference(shape, **inputs)["O"]
+        for t in range(6):
+            scores = [1.0 / (1.0 + math.exp(-v)) for v in x["Logits"][t].tolist()]
+            experts = _choose(scores, x["Bias"].tolist(), 2, 1, 1)
+            total = math.fsum(scores[e] for e in experts)
+            want = np.zeros(8)
+            for e in experts:
+                g = [math.fsum(x["W_gate_up"][e, 0, i] * x["X"][t]) for i in range(5)]
+                u = [math.fsum(x["W_gate_up"][e, 1, i] * x["X"][t]) for i in range(5)]
+                h = np.array([a / (1.0 + math.exp(-a)) * b for a, b in zip(g, u, strict=True)])
+                want += scores[e] / total * 2.5 * (x["W_down"][e] @ h)
+            np.testing.assert_allclose(out[t], want, rtol=1e-9, atol=1e-12)
+
+
+def test_adversarial_loads_leave_experts_empty() -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(**SMALL["moe"])
+    used = {}
+    for name, make in moe.adversarial.items():
+        inputs = make(shape, np.random.default_rng(7))
+        used[name] = len(np.unique(gate(inputs["Logits"], inputs["Bias"], shape["topk"])[0]))
+    assert used["same_experts"] == shape["topk"]
+    assert used["empty_experts"] == shape["experts"] // 2
