@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from foretile.cli.arguments import JSON
 from foretile.cli.errors import reported
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from foretile.kernels.operator import Operator, Param
 
 
-def ops(as_json: bool = JSON) -> None:
+_MARKDOWN = typer.Option(False, "--markdown", help="The page docs/operator-reference.md.")
+
+
+def ops(as_json: bool = JSON, as_markdown: bool = _MARKDOWN) -> None:
     """List the operators with their shape parameters and defaults."""
     from foretile.cli import show
 
@@ -21,6 +28,9 @@ def ops(as_json: bool = JSON) -> None:
         operators = [load_operator(name) for name in operator_names()]
         if as_json:
             show.emit_json([_plain(operator) for operator in operators])
+            return
+        if as_markdown:
+            typer.echo(markdown(operators), nl=False)
             return
         from rich.text import Text
 
@@ -38,6 +48,41 @@ def ops(as_json: bool = JSON) -> None:
                 choices = f" ({', '.join(param.choices)})" if param.choices else ""
                 made.add_row(f"  {param.name}", _default(param), Text(param.doc + choices))
             out.print(made)
+
+
+def markdown(operators: Sequence[Operator]) -> str:
+    """Every operator's description, parameters, tolerance and kinds of inputs, as a page."""
+    lines = [
+        "# Operator reference",
+        "",
+        "Made from the operators themselves by `foretile ops --markdown`. How they are put together is in "
+        "[operators.md](operators.md).",
+        "",
+    ]
+    for operator in operators:
+        shape = operator.shape(**operator.example)
+        tolerance = operator.tolerance(shape)
+        example = " ".join(f"{k}={v}" for k, v in operator.example.items())
+        lines += [
+            f"## {operator.name}",
+            "",
+            operator.doc.strip(),
+            "",
+            "| parameter | default | meaning |",
+            "| --- | --- | --- |",
+        ]
+        for p in operator.params:
+            choices = f" ({', '.join(p.choices)})" if p.choices else ""
+            name = f"*{p.name}*" if p.dynamic else p.name
+            lines.append(f"| {name} | {_default(p)} | {p.doc}{choices} |")
+        kinds = ", ".join(("random", *operator.adversarial))
+        lines += [
+            "",
+            f"`foretile verify {operator.name} {example}`: tolerance {tolerance.norm:.2g} of the norm, "
+            f"{tolerance.peak:.2g} of the largest element; inputs: {kinds}.",
+            "",
+        ]
+    return "\n".join(lines)
 
 
 def _default(param: Param) -> str:

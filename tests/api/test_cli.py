@@ -200,3 +200,54 @@ def test_ops_lists_parameters_with_their_defaults(run: Run) -> None:
     assert "required" in said.out
     params = {op["name"]: [p["name"] for p in op["params"]] for op in json.loads(run("ops", "--json").out)}
     assert {"m", "n", "k"} <= set(params["gemm"])
+
+
+def test_the_operator_reference_is_current() -> None:
+    from foretile.cli.ops import markdown
+    from foretile.kernels.operator import load_operator, operator_names
+
+    page = Path(__file__).parents[2] / "docs" / "operator-reference.md"
+    made = markdown([load_operator(name) for name in operator_names()])
+    assert page.read_text(encoding="utf-8") == made, (
+        "run: foretile ops --markdown > docs/operator-reference.md"
+    )
+
+
+def test_verify_says_how_close_a_program_is(run: Run) -> None:
+    said = run("verify", "softmax", "rows=5", "cols=40")
+    assert said.code == 0
+    assert "within" in said.out
+    assert "equal" in said.out  # a kind of inputs of its own
+    found = json.loads(run("verify", "softmax", "rows=5", "cols=40", "--inputs", "random", "--json").out)
+    assert [v["ok"] for v in found] == [True]
+    assert found[0]["outputs"][0]["norm_error"] < found[0]["tolerance"]["norm"]
+
+
+def test_verify_leaves_with_three_when_a_result_is_off(run: Run) -> None:
+    """Long fp8 sums in one level, as Hopper adds them, are not what float32 results promise."""
+    shape = ("m=32", "n=32", "k=4096", "dtype=fp8", "out_dtype=fp32")
+    config = ("--config", "variant=tile", "block_m=64", "block_n=64")
+    assert run("verify", "gemm", *shape, *config, "--inputs", "random").code == 0
+    said = run("verify", "gemm", *shape, *config, "--inputs", "random", "--chip", "h100-sxm5-80gb")
+    assert said.code == 3
+    assert "OUTSIDE" in said.out
+    assert "should be" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("verify",), "give one operator, or --all"),
+        (("verify", "gemm", "--all"), "give one operator, or --all"),
+        (("verify", "sofmax", "rows=2"), "did you mean softmax"),
+        (
+            ("verify", "softmax", "rows=2", "cols=4", "--inputs", "nope"),
+            "softmax has no inputs 'nope'; it has: random, ",
+        ),
+        (("verify", "softmax", "rows=2", "cols=4", "--out", "x"), "--out needs --all"),
+    ],
+)
+def test_verify_refuses_with_what_would_be_right(run: Run, words: tuple[str, ...], message: str) -> None:
+    said = run(*words)
+    assert said.code == 2
+    assert message in said.err
