@@ -103,9 +103,13 @@ def replaces(tile: Tile, indices: Indices, value: Value, nest: tuple[int, ...], 
         own_axis = [int(e == axes + d) for e in range(ndim)]
         if found is None or found.first or list(found.steps) != own_axis:
             return False
-    value = wide(np.asarray(value, dtype=carrier(tile.dtype)), ndim)
-    full = np.broadcast_to(value, (*value.shape[:axes], *tile.shape))
-    tile.set(full, owned=full.shape == value.shape and value.base is None)
+    array = np.asarray(value, dtype=carrier(tile.dtype))
+    if array.base is not None:  # perhaps a view of another buffer, which may be changed in place
+        array = array.copy()
+    array = wide(array, ndim)
+    shape = (*array.shape[:axes], *tile.shape)
+    owned = array.shape == shape
+    tile.set(array if owned else np.broadcast_to(array, shape), owned=owned)
     return True
 
 

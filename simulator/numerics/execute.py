@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from foretile.kernels.expr import Const, Var, evaluate
-from foretile.kernels.ir import Buffer, TileProgram
+from foretile.kernels.ir import (
+    AtomicAdd,
+    Buffer,
+    Copy,
+    CumSum,
+    Fill,
+    Reduce,
+    Store,
+    TileProgram,
+    walk_stmts,
+)
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.formats import carrier, decode, encode, storage
 from foretile.simulator.numerics.frame import Frame, Tile
@@ -66,8 +76,9 @@ def execute(
     for program, grid in zip(launches, grids, strict=True):
         for parameter in program.params:
             _allocate(parameter, tensors, bound, wanted, memory, program)
-        for tensor in memory.values():
-            tensor.new_launch()
+        written = _written(program)
+        for name, tensor in memory.items():
+            tensor.new_launch(changes=name in written)
         machine = Machine(program, memory, accumulation or {})
         with np.errstate(all="ignore"):
             for frame in _frames(program, grid, bound, blocks, seed):
@@ -75,9 +86,9 @@ def execute(
                 done += frame.block.size
                 if progress is not None:
                     progress(done, total)
-    written = {name: t.written for name, t in memory.items() if t.written is not None}
+    flagged = {name: t.written for name, t in memory.items() if t.written is not None}
     if blocks is None:
-        for name, flags in written.items():
+        for name, flags in flagged.items():
             if not flags.all():
                 where = ", ".join(str(int(i)) for i in np.argwhere(~flags)[0])
                 missing = int(flags.size - np.count_nonzero(flags))
@@ -85,7 +96,18 @@ def execute(
                     f"{name}[{where}] was never written ({missing} of {flags.size} elements were not)",
                     launches[-1].loc,
                 )
-    return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, written, done)
+    return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done)
+
+
+def _written(program: TileProgram) -> set[str]:
+    """Names of the buffers that a program writes."""
+    found = set()
+    for s in walk_stmts(program.body):
+        if isinstance(s, Store):
+            found.add(s.buffer)
+        elif isinstance(s, Copy | Fill | Reduce | CumSum | AtomicAdd):
+            found.add(s.dst.buffer)
+    return found
 
 
 def _dimensions(

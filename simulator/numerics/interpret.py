@@ -104,6 +104,13 @@ class Machine:
             return read_region(tensor, box, frame, loc)
         return read_tile(frame.tiles[region.buffer], region.buffer, box, frame, loc)
 
+    def kept(self, region: Region, frame: Frame, loc: Loc | None) -> np.ndarray:
+        """A region's values, to be held on to: its buffer will not be changed in place."""
+        values = self.read(region, frame, loc)
+        if region.buffer in frame.tiles:
+            frame.tiles[region.buffer].owned = False
+        return values
+
     def write(
         self, region: Region, values: np.ndarray, frame: Frame, loc: Loc | None, *, owned: bool
     ) -> None:
@@ -132,7 +139,7 @@ class Machine:
 
     def copy(self, s: Copy, frame: Frame) -> None:
         """A region to a region, converted to its type."""
-        values = self.read(s.src, frame, s.loc)
+        values = self.kept(s.src, frame, s.loc)
         source, target = self.dtypes[s.src.buffer], self.dtypes[s.dst.buffer]
         converted = values if source == target else convert(values, source, target)
         self.write(s.dst, converted, frame, s.loc, owned=converted is not values)
@@ -153,7 +160,7 @@ class Machine:
 
     def gemm(self, s: Gemm, frame: Frame) -> None:
         """A product of tiles, added to the accumulator."""
-        a, b = (_matrix(self.read(r, frame, s.loc), len(frame.axes)) for r in (s.a, s.b))
+        a, b = (_matrix(self.kept(r, frame, s.loc), len(frame.axes)) for r in (s.a, s.b))
         a = a.swapaxes(-1, -2) if s.trans_a else a
         b = b.swapaxes(-1, -2) if s.trans_b else b
         tile, dtype = frame.tiles[s.c.buffer], self.dtypes[s.c.buffer]
@@ -188,7 +195,7 @@ class Machine:
         values = self.read(s.src, frame, s.loc)
         dtype, source = self.dtypes[s.dst.buffer], self.dtypes[s.src.buffer]
         found = _reduce(s.kind, values, len(frame.axes) + s.dim)
-        found = convert(found, source, dtype)
+        found = round_to(found, dtype) if source == dtype else convert(found, source, dtype)
         if not s.clear:
             old = _fit(self.read(s.dst, frame, s.loc), found.shape[len(frame.axes) :], len(frame.axes))
             found = round_to(_REDUCE_PAIR[s.kind](old, found), dtype)

@@ -13,6 +13,7 @@ from foretile.simulator.numerics import strided
 from foretile.simulator.numerics.elements import (
     Indices,
     block_indices,
+    clip,
     combine_elements,
     fetch,
     read_elements,
@@ -20,10 +21,10 @@ from foretile.simulator.numerics.elements import (
     wide,
     write_elements,
 )
-from foretile.simulator.numerics.errors import NumericsError
+from foretile.simulator.numerics.errors import NumericsError, fault
 from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier
-from foretile.simulator.numerics.frame import Frame
+from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.races import Races
 from foretile.simulator.numerics.tensors import combine, gather, scatter
 
@@ -42,6 +43,8 @@ def run_parallel(
     scope = Scope(frame, machine.dtypes, _nothing)
     outer = _Nest(machine, frame, scope, Races(shapes, frozenset(machine.tensors)), {})
     inner = outer.deeper(nest) if nest else outer
+    if 0 in inner.scope.nest:
+        return
     inner.run(body)
     # A thread's variables hold what its last iteration left: nothing that the block could use.
     for name in inner.private:
@@ -53,18 +56,29 @@ def _nothing(load: Load, indices: Indices, mask: Any, scope: Scope) -> Value:
     raise AssertionError("read outside of a nest")
 
 
+@dataclass(frozen=True)
+class _Private:
+    """A thread's variable by (block axes, iteration axes, the buffer's), and where it has been written."""
+
+    values: np.ndarray
+    written: np.ndarray
+
+    def lifted(self, rank: int, ndim: int) -> _Private:
+        """The variable of an outer nest, for the iterations of an inner one of ``ndim`` axes."""
+        inner = self.values.ndim - rank
+        shape = (*self.values.shape[:inner], *(1,) * (ndim - inner), *self.values.shape[inner:])
+        return _Private(self.values.reshape(shape), self.written.reshape(shape))
+
+
 @dataclass
 class _Nest:
-    """Iterations that run together.
-
-    ``private``: by name, a thread's variables over (block axes, iteration axes, the buffer's).
-    """
+    """Iterations that run together. ``private``: variables of which every thread has its own, by name."""
 
     machine: Machine
     frame: Frame
     scope: Scope
     races: Races
-    private: dict[str, np.ndarray]
+    private: dict[str, _Private]
 
     def __post_init__(self) -> None:
         self.scope.read = self.read
@@ -78,7 +92,7 @@ class _Nest:
         """The nest with more parallel loops inside."""
         old = self.scope
         limits = [old.value(e) for _, e in nest]
-        extents = tuple(int(np.max(v)) for v in limits)
+        extents = tuple(max(0, int(np.max(v))) for v in limits)
         deep = (*old.nest, *extents)
         scope = Scope(self.frame, old.dtypes, old.read, deep, dict(old.iterations), old.mask, old.loc)
         for i, ((var, _), n) in enumerate(zip(nest, extents, strict=True)):
@@ -86,6 +100,8 @@ class _Nest:
             scope.iterations[var.name] = np.arange(n).reshape(
                 [-1 if d == place else 1 for d in range(scope.ndim)]
             )
+        for name, value in old.iterations.items():
+            scope.iterations[name] = scope.lift(value)
         if scope.mask is not None:
             scope.mask = scope.lift(np.asarray(scope.mask))
         for (var, _), limit in zip(nest, limits, strict=True):
@@ -133,7 +149,7 @@ class _Nest:
     def loop(self, s: For) -> None:
         """A loop inside of the iterations; those with fewer trips wait."""
         if s.kind == "parallel":
-            self.deeper(tuple(zip(s.vars, s.extents, strict=True))).run(s.body)
+            self.inside(s)
             return
         if len(s.vars) > 1:
             inner = For(s.vars[1:], s.extents[1:], s.kind, s.body, loc=s.loc)
@@ -149,6 +165,22 @@ class _Nest:
             else:
                 self.under(active, s.body)
         self.scope.iterations.pop(name, None)
+
+    def inside(self, s: For) -> None:
+        """A parallel loop in a parallel loop; what it leaves in variables is of no use after it."""
+        inner = self.deeper(tuple(zip(s.vars, s.extents, strict=True)))
+        if 0 in inner.scope.nest:
+            return
+        inner.private = dict(self.private)
+        inner.run(s.body)
+        for name, held in inner.private.items():
+            if held is not self.private.get(name):
+                tile = self.frame.tiles[name]
+                rank, ndim = len(tile.shape), self.scope.ndim
+                old = (self.private.get(name) or self._of_the_block(tile)).lifted(rank, ndim)
+                ran = wide(np.True_ if self.scope.mask is None else self.scope.mask, ndim)
+                known = old.written & ~ran.reshape(ran.shape + (1,) * rank)
+                self.private[name] = _Private(np.broadcast_to(old.values, known.shape), known)
 
     def repeat(self, s: While) -> None:
         """A while loop; iterations that are through wait."""
@@ -180,7 +212,7 @@ class _Nest:
         if untouched and strided.in_range(indices, tensor.data.shape):
             view = strided.elements(tensor.data, indices, ndim)
             if view is not None:
-                return view
+                return view.copy() if tensor.changes else view
         return gather(tensor, [wide(i, ndim) for i in indices], mask, self.frame, scope.loc)
 
     def store(self, s: Store) -> None:
@@ -225,45 +257,47 @@ class _Nest:
 
     def read_private(self, name: str, indices: Indices, mask: Any, scope: Scope) -> Value:
         """A variable of each iteration; before the first write, what the block had in it."""
-        tile = self.frame.tiles[name]
+        tile, ndim = self.frame.tiles[name], scope.ndim
         held = self.private.get(name)
         if held is None:
-            return read_elements(tile, name, indices, mask, self.frame, scope.ndim, scope.loc)
-        held = self._lifted(held, len(tile.shape), scope)
-        return fetch(held, indices, scope.ndim, scope.ndim)
+            return read_elements(tile, name, indices, mask, self.frame, ndim, scope.loc)
+        held = held.lifted(len(tile.shape), ndim)
+        indices = clip(tile, name, indices, mask, self.frame, ndim, scope.loc)
+        missing = ~fetch(held.written, indices, ndim, ndim) & (np.True_ if mask is None else mask)
+        if missing.any():
+            raise fault(self.frame, scope.loc, f"reads {name}, which was never written there", missing)
+        return fetch(held.values, indices, ndim, ndim)
 
     def store_private(self, name: str, indices: Indices, value: Value) -> None:
         """A variable of each iteration."""
         scope, tile = self.scope, self.frame.tiles[name]
-        rank = len(tile.shape)
-        old = self.private.get(name)
-        if old is None:
-            before = (
-                np.zeros((1,) * (self.axes + rank), carrier(tile.dtype)) if tile.data is None else tile.data
-            )
-            old = before.reshape(
-                before.shape[: self.axes] + (1,) * len(scope.nest) + before.shape[self.axes :]
-            )
-        old = self._lifted(old, rank, scope)
+        ndim = scope.ndim
+        indices = clip(tile, name, indices, scope.mask, self.frame, ndim, scope.loc)
+        old = self.private.get(name) or self._of_the_block(tile)
+        old = old.lifted(len(tile.shape), ndim)
         shapes = [np.shape(x) for x in (value, scope.mask, *indices) if np.ndim(x)]
-        lead = np.broadcast_shapes(old.shape[: scope.ndim], *shapes)
-        new = np.array(np.broadcast_to(old, (*lead, *tile.shape)))
-        every = block_indices(lead, scope.ndim) + indices
-        view = strided.elements(new, every, scope.ndim)
-        if view is not None:
-            np.copyto(
-                view, np.asarray(value), where=np.True_ if scope.mask is None else np.asarray(scope.mask)
-            )
-        else:
-            at = tuple(np.asarray(i) for i in every)
-            new[at] = value if scope.mask is None else np.where(scope.mask, value, new[at])
-        self.private[name] = new
+        lead = np.broadcast_shapes(old.values.shape[:ndim], *shapes)
+        every = block_indices(lead, ndim) + indices
+        mask = np.True_ if scope.mask is None else np.asarray(scope.mask)
 
-    @staticmethod
-    def _lifted(held: np.ndarray, rank: int, scope: Scope) -> np.ndarray:
-        """Private values of an outer nest, for the iterations of an inner one."""
-        inner = held.ndim - rank
-        return held.reshape(held.shape[:inner] + (1,) * (scope.ndim - inner) + held.shape[inner:])
+        def changed(array: np.ndarray, to: Any) -> np.ndarray:
+            new = np.array(np.broadcast_to(array, (*lead, *tile.shape)))
+            view = strided.elements(new, every, ndim)
+            if view is not None:
+                np.copyto(view, np.asarray(to), where=mask)
+            else:
+                at = tuple(np.asarray(i) for i in every)
+                new[at] = np.where(mask, to, new[at])
+            return new
+
+        self.private[name] = _Private(changed(old.values, value), changed(old.written, True))
+
+    def _of_the_block(self, tile: Tile) -> _Private:
+        """What the block has in a variable, which is what its threads begin with."""
+        shape = (1,) * self.axes + tile.shape
+        values = np.zeros(shape, carrier(tile.dtype)) if tile.data is None else tile.data
+        written = np.broadcast_to(tile.written, np.broadcast_shapes(np.shape(tile.written), values.shape))
+        return _Private(np.broadcast_to(values, written.shape), written)
 
 
 def _whole(index: Value) -> Value:

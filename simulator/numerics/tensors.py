@@ -20,7 +20,8 @@ class GlobalTensor:
     """A tensor in device memory. ``data``: its values in the carrier type.
 
     ``written``: by element, whether it holds a value (None: all do); ``writer``: the block that wrote an
-    element in the current launch; ``outside``: what reading beyond the tensor gives.
+    element in the current launch; ``outside``: what reading beyond the tensor gives; ``changes``: whether
+    the current launch writes it, so that what is read has to be copied.
     """
 
     name: str
@@ -29,11 +30,13 @@ class GlobalTensor:
     written: np.ndarray | None = None
     writer: np.ndarray | None = None
     outside: float = 0.0
+    changes: bool = True
     padded: dict[tuple[tuple[int, int], ...], np.ndarray] = field(default_factory=dict)
 
-    def new_launch(self) -> None:
+    def new_launch(self, *, changes: bool) -> None:
         """Forget who wrote what: launches follow each other."""
         self.writer = None
+        self.changes = changes
 
     def touch(self) -> np.ndarray:
         """Called before every write; returns the writers by element."""
@@ -123,7 +126,7 @@ def read_region(tensor: GlobalTensor, box: Box, frame: Frame, loc: Loc | None) -
         found = tiles_of(tensor.data, box, axes)
         if found is not None:
             _check_read(tensor, box, frame, loc)
-            return found
+            return found.copy() if tensor.changes else found
     else:
         shifted = _padded(tensor, box)
         if shifted is not None:

@@ -139,3 +139,8 @@ def test_scripts():
         from_script("x = = 1")
     with pytest.raises(TraceError, match=r"<tile script \d+>:4: NameError"):
         from_script(text.format("one", "y"))
+
+
+def test_text_that_fails_before_it_is_traced_is_refused_with_its_line() -> None:
+    with pytest.raises(TraceError, match=r"^<tile script \d+>:2: NameError: name 'missing' is not defined"):
+        from_script("# a comment\nsize = missing + 1\n")

@@ -10,6 +10,7 @@ import pytest
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
 from foretile.kernels import language as T
+from foretile.kernels.load import from_script
 from foretile.kernels.operator import load_operator
 from foretile.simulator.lowering import lower
 from foretile.simulator.machine import SimulationError
@@ -227,3 +228,19 @@ def test_an_unknown_statement_in_a_parallel_nest_is_refused_with_its_line() -> N
 
     with pytest.raises(SimulationError, match=r"test_sim_lowering\.py.*Copy inside T\.Parallel"):
         lower(program, machine_of(load_chip("h100-sxm5-80gb")))
+
+
+@pytest.mark.parametrize("statement", ["if x > 0:", "for k in T.serial(T.cast(x, 'int32')):", "while x > 0:"])
+def test_what_the_kernel_itself_decides_is_refused_with_its_line(statement: str) -> None:
+    text = f"""@T.prim_func
+def kernel(A: T.Tensor((64,), "float32")):
+    with T.Kernel(4, threads=32) as bx:
+        x = T.alloc_var("float32", init=0)
+        x = A[bx]
+        {statement}
+            x = x - 1
+"""
+    with pytest.raises(
+        SimulationError, match=r"^<tile script \d+>:6: .*(value of x, which|while loop's trip)"
+    ):
+        lower(from_script(text), machine_of(load_chip("h100")))
