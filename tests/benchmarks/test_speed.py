@@ -117,3 +117,33 @@ def test_predict_from_the_shell(benchmark: Any) -> None:
         return subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ, check=False).returncode
 
     assert benchmark.pedantic(shell, rounds=5, warmup_rounds=1) == 0
+
+
+NUMERICS: dict[str, dict[str, Any]] = {
+    "gemm": {"m": 2048, "n": 2048, "k": 2048},
+    "attention_prefill": {"batch": 1, "seq": 2048, "heads": 16},
+    "gemm_fp8_block": {"m": 512, "n": 1024, "k": 1024},
+    "softmax": {"rows": 4096, "cols": 4096},
+    "moe": {"tokens": 256, "hidden": 512, "inter": 256, "topk": 4, "experts": 16},
+    "topk_select": {"rows": 64, "cols": 8192, "k": 512},
+}
+
+
+@pytest.mark.parametrize("name", NUMERICS)
+def test_executing_an_operator(benchmark: Any, name: str) -> None:
+    """A tile program on the CPU, inputs made beforehand."""
+    from foretile.simulator.numerics.execute import execute
+
+    operator = load_operator(name)
+    shape = operator.shape(**NUMERICS[name])
+    program = operator.program(shape, operator.configs(shape)[0])
+    inputs = operator.inputs(shape, np.random.default_rng(0))
+    dims = {p.name: shape[p.name] for p in operator.params if p.dynamic}
+    benchmark.pedantic(execute, (program, inputs), {"dims": dims}, rounds=5, warmup_rounds=1)
+
+
+def test_numpy_matmul_of_the_same_size(benchmark: Any) -> None:
+    """What the product of the executor's ``gemm`` costs NumPy, on float32 copies of the operands."""
+    size = NUMERICS["gemm"]["m"]
+    a, b = (np.random.default_rng(i).standard_normal((size, size), dtype=np.float32) for i in (0, 1))
+    benchmark.pedantic(np.matmul, (a, b), rounds=5, warmup_rounds=1)

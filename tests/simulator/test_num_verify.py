@@ -11,7 +11,7 @@ import pytest
 
 from foretile.hwmodels import load_chip
 from foretile.kernels.expr import Binary, Const, Expr
-from foretile.kernels.ir import Copy, Fill, For, Gemm, If, Stmt, Store, TileProgram
+from foretile.kernels.ir import Copy, Fill, For, Gemm, If, Reduce, Stmt, Store, TileProgram
 from foretile.kernels.operator import Tolerance, load_operator
 from foretile.simulator.numerics.verify import Settings, accumulation_of, compare, verify
 
@@ -128,6 +128,22 @@ def not_transposed(s: Gemm) -> tuple[Stmt, ...]:
     return (replace(s, trans_b=not s.trans_b),)
 
 
+def negated(s: Store) -> tuple[Stmt, ...]:
+    return (replace(s, value=Binary("sub", Const(0.0, "float32"), s.value)),)
+
+
+def one(s: Store) -> tuple[Stmt, ...]:
+    return (replace(s, value=Const(1.0, "float32")),)
+
+
+def to_max(s: Reduce) -> tuple[Stmt, ...]:
+    return (replace(s, kind="max"),)
+
+
+def stores(buffer: str) -> Any:
+    return lambda s: isinstance(s, Store) and s.buffer == buffer
+
+
 def pipelined(s: Stmt) -> bool:
     return isinstance(s, For) and s.kind == "pipelined"
 
@@ -151,6 +167,16 @@ PLANTED: list[tuple[str, dict[str, Any], dict[str, Any], Any, Any]] = [
     ("softmax", LONG, {"variant": "tiled"}, pipelined, one_trip_less),
     ("silu_mul", SHORT, {}, is_load, shifted),
     ("copy", {"bytes": 5000}, {}, is_load, shifted),
+    ("gemm_fp8_block", {"m": 100, "n": 140, "k": 300}, {}, stores("scale"), one),  # no scale
+    ("gemm_fp8_block", {"m": 100, "n": 140, "k": 300}, {}, stores("C_accum"), dropped),
+    ("quantize", SHORT, {}, stores("scale"), one),
+    ("layernorm", SHORT, {"variant": "row"}, lambda s: isinstance(s, Reduce), dropped),
+    ("mla_decode", {"batch": 2, "kv_len": 200, "heads": 8}, {}, rescale, dropped),
+    ("mla_decode", {"batch": 2, "kv_len": 200, "heads": 8}, {}, pipelined, one_trip_less),
+    ("rope", SHORT, {}, stores("Y_shared"), negated),
+    ("cross_entropy", SHORT, {"variant": "row"}, lambda s: isinstance(s, Reduce) and s.kind == "sum", to_max),
+    ("moe_combine", {"tokens": 20, "hidden": 100, "topk": 3}, {}, pipelined, one_trip_less),
+    ("transpose", SHORT, {}, is_load, swapped),
 ]
 
 
@@ -185,6 +211,10 @@ def test_short_accumulation_loses_what_two_levels_keep() -> None:
     lossy = verify(operator, shape, config, settings=short).outputs[0].norm_error
     assert exact < 1e-6
     assert 1e-4 < lossy < 1e-1
+
+
+def test_ten_operators_have_a_planted_fault() -> None:
+    assert len({name for name, *_ in PLANTED}) >= 10
 
 
 def test_only_chips_that_say_so_accumulate_short() -> None:

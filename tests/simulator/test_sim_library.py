@@ -1,0 +1,22 @@
+"""Every operator of the library is predicted on every chip of the catalogue."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from foretile.hwmodels import list_chips, load_chip
+from foretile.kernels.operator import load_operator, operator_names
+from foretile.simulator.predictor import predict
+
+
+@pytest.mark.parametrize("name", operator_names())
+def test_an_operator_is_predicted_on_every_chip(name: str) -> None:
+    operator = load_operator(name)
+    shape = operator.shape(**operator.example)
+    for chip in list_chips():
+        found = predict(operator, shape, load_chip(chip), model="cost_model")
+        assert math.isfinite(found.time_s), chip
+        assert found.time_s > 0, chip
+        assert sum(found.breakdown_s.values()) == pytest.approx(found.time_s, rel=1e-9), chip
