@@ -139,7 +139,8 @@ def test_executing_an_operator(benchmark: Any, name: str) -> None:
     program = operator.program(shape, operator.configs(shape)[0])
     inputs = operator.inputs(shape, np.random.default_rng(0))
     dims = {p.name: shape[p.name] for p in operator.params if p.dynamic}
-    benchmark.pedantic(execute, (program, inputs), {"dims": dims}, rounds=5, warmup_rounds=1)
+    how = {"dims": dims, "outputs": tuple(operator.reference(shape, **inputs))}
+    benchmark.pedantic(execute, (program, inputs), how, rounds=5, warmup_rounds=1)
 
 
 def test_numpy_matmul_of_the_same_size(benchmark: Any) -> None:
