@@ -20,6 +20,7 @@ from foretile.simulator.plan import plan
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.program import Code, Instruction
 from foretile.simulator.search import dynamic_part, workloads
+from foretile.simulator.workload import Loop
 
 PAGE = Path(__file__).parents[2] / "docs" / "deviations.md"
 TILE = {
@@ -195,3 +196,34 @@ def test_gap_two_stages_on_blackwell_starve_too_little() -> None:
         config = {"variant": "tile", "block_m": 128, "block_n": 256, "block_k": 64, "num_stages": stages}
         rate[stages] = predict("gemm", "b200-sxm", m=1536, n=3072, k=65536, config=config).flop_per_s
     assert 0.65 < rate[2] / rate[4] < 0.80  # silicon: 54 / 98
+
+
+def test_gap_integers_that_steer_are_free() -> None:
+    """The rows that a combination gathers are named by an index tensor that costs nothing to read."""
+    documented("Integers that steer a kernel are read for free")
+    operator = load_operator("moe_combine")
+    shape = operator.shape(**operator.example)
+    for workload in workloads(operator, shape, operator.configs(shape)[0], machine_of(load_chip("h100"))):
+        assert "Rows" in {p.name for p in workload.program.params}
+        assert "Rows" not in {a.tensor for a in workload.accesses}
+
+
+def test_gap_row_gathers_do_not_run_ahead() -> None:
+    """More buffers bring nothing to sparse attention, whose keys are gathered element by element."""
+    documented("Row gathers do not run ahead")
+    operator = load_operator("sparse_mla")
+    shape = operator.shape(batch=8, seq=1)
+    config = next(c for c in operator.configs(shape) if c["num_stages"] == 2)
+    for workload in workloads(operator, shape, config, machine_of(load_chip("h100")))[:1]:
+        (loop,) = (node for node in workload.nodes if isinstance(node, Loop))
+        staged = {workload.accesses[op.access].tensor for op in loop.loads}
+        assert "KV" not in staged
+
+
+def test_gap_stream_k_is_not_searched() -> None:
+    documented("Stream-K is not searched")
+    gemm = load_operator("gemm")
+    shape = gemm.shape(m=512, n=512, k=4096)
+    assert "stream_k" not in {c["variant"] for c in gemm.configs(shape)}
+    config = {"variant": "stream_k", "block_m": 128, "block_n": 128, "num_stages": 3}
+    assert predict("gemm", "h100", m=512, n=512, k=4096, config=config).time_s > 0
