@@ -111,8 +111,8 @@ class Unequal:
         middle = float(np.median(self.modelled[last]))
         typical = self._nearest(middle)
         run = self._core([typical] * ceil(len(last) / self.cores), ceil(len(last) / self.cores), len(last))
-        ending: np.ndarray = self.modelled * (max(run.finish_ps) / _PS / self.modelled[typical])
-        ending = np.minimum(ending, following)
+        alone = self.modelled * (max(run.finish_ps) / _PS / self.modelled[typical])
+        ending: np.ndarray = np.minimum(alone, following)
         return ending
 
     def _mixing(self, alone: np.ndarray, start: int, rounds: int) -> float:

@@ -47,6 +47,7 @@ def size(short: str) -> int:
 
 def smallest_normal(short: str) -> float:
     """The smallest normal number of a floating type; numbers below it are subnormal."""
+    # ml_dtypes types all but this call.
     limits: Any = ml_dtypes.finfo(numpy_dtype(short))  # type: ignore[no-untyped-call]
     return float(limits.smallest_normal)
 

@@ -122,7 +122,7 @@ def combine_rows(
     Y: Any,
     Rows: Any,
     Weights: Any,
-    O: Any,  # noqa: E741
+    Out: Any,
     t: Any,
     h0: Any,
     cols: int,
@@ -140,4 +140,4 @@ def combine_rows(
         T.copy(Y[Rows[t, j], h0], Y_shared)
         for c in T.Parallel(cols):
             acc[c] = acc[c] + weight[j] * Y_shared[c]
-    T.copy(acc, O[t, h0])
+    T.copy(acc, Out[t, h0])

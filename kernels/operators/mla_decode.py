@@ -98,9 +98,9 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         return tiles
 
     @T.macro
-    def write_result(tiles: Tiles, O: Any, by: Any, bz: Any) -> None:  # noqa: E741
+    def write_result(tiles: Tiles, Out: Any, by: Any, bz: Any) -> None:
         h0 = by // v_parts * block_H
-        T.copy(tiles.acc_o, O[bz, h0 : h0 + block_H, tiles.column : tiles.column + block_V])
+        T.copy(tiles.acc_o, Out[bz, h0 : h0 + block_H, tiles.column : tiles.column + block_V])
 
     @T.macro
     def write_part(tiles: Tiles, O_part: Any, LSE: Any, bx: Any, by: Any, bz: Any) -> None:

@@ -126,7 +126,6 @@ def verify(
     tolerance = operator.tolerance(shape)
     with np.errstate(all="ignore"):
         reference = operator.reference(shape, **inputs)
-    found = Verification(operator.name, shape, config, kind, seed, tolerance, ())
     try:
         ran = execute(
             programs if programs is not None else operator.program(shape, config),
@@ -156,7 +155,7 @@ def verify(
         )
         for name in reference
     )
-    return Verification(operator.name, shape, config, kind, seed, found.tolerance, checks, "", ran.blocks)
+    return Verification(operator.name, shape, config, kind, seed, tolerance, checks, "", ran.blocks)
 
 
 def _sizes(operator: Operator, shape: Shape) -> dict[str, int]:
