@@ -10,6 +10,7 @@ import numpy as np
 from foretile.kernels.ir import Loc
 from foretile.simulator.numerics.errors import NumericsError, fault
 from foretile.simulator.numerics.frame import Frame
+from foretile.simulator.numerics.strided import ramp
 
 _NOBODY, _ATOMIC = -1, -2
 _MOST_PADDING = 4  # how many times larger than the tensor a padded copy may be
@@ -70,31 +71,21 @@ def lead_of(box: Box, axes: int) -> tuple[int, ...]:
 
 def tiles_of(array: np.ndarray, box: Box, axes: int) -> np.ndarray | None:
     """The regions of all blocks as a view (block axes, extents); None if they are not evenly spaced."""
-    lead = lead_of(box, axes)
-    offset = 0
     strides = [0] * axes
-    for d, low in enumerate(box.mins):
-        if np.ndim(low) == 0:
-            offset += int(low) * array.strides[d]
-            continue
-        first = int(low[(0,) * axes])
-        offset += first * array.strides[d]
-        expected: Any = first
-        for a in range(axes):
-            if low.shape[a] > 1:
-                step = int(low[tuple(1 if b == a else 0 for b in range(axes))]) - first
-                strides[a] += step * array.strides[d]
-                ramp = np.arange(low.shape[a]) * step
-                expected = expected + ramp.reshape([-1 if b == a else 1 for b in range(axes)])
-        if not np.array_equal(low, np.broadcast_to(expected, low.shape)):
+    corner = []
+    for low, stride in zip(box.mins, array.strides, strict=True):
+        found = ramp(low, axes)
+        if found is None:
             return None
-    flat = np.lib.stride_tricks.as_strided(
-        array.reshape(-1)[offset // array.itemsize :],
-        shape=(*lead, *box.extents),
+        corner.append(slice(found.first, found.first + 1))
+        for axis, step in enumerate(found.steps):
+            strides[axis] += step * stride
+    return np.lib.stride_tricks.as_strided(
+        array[tuple(corner)],
+        shape=(*lead_of(box, axes), *box.extents),
         strides=(*strides, *array.strides),
         writeable=array.flags.writeable,
     )
-    return flat
 
 
 def element_indices(box: Box, axes: int) -> list[np.ndarray]:
