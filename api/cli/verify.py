@@ -113,14 +113,17 @@ def _print(found: Sequence[Verification]) -> None:
     out.print(Text(f"configuration: {_words(first.config)}"))
     norm, peak = first.tolerance.norm, first.tolerance.peak
     out.print(Text(f"tolerance: {norm:.2g} of the norm, {peak:.2g} of the largest element"))
-    figures = ("‖err‖/‖ref‖", "max/max", "mean rel.", "1 − cos", "≤ 1 ulp")
+    figures = ("‖err‖/‖ref‖", "max/max", "max rel.", "mean rel.", "1 − cos", "≤ 1 ulp")
     made = show.table("inputs", "output", *figures, "", right=figures)
     for v in found:
         for check in v.outputs:
             made.add_row(v.inputs, f"{check.name} {check.dtype}", *_figures(check), _verdict(check.within))
         if v.fault:
-            made.add_row(v.inputs, "", "", "", "", "", "", _verdict(False))
+            made.add_row(v.inputs, *[""] * (len(figures) + 1), _verdict(False))
     out.print(made)
+    for check in (c for v in found if v.inputs == "random" for c in v.outputs if c.ulps):
+        bins = " · ".join(f"{name} {share * 100:.3g} %" for name, share in check.ulps.items() if share)
+        out.print(Text(f"{check.name}, random inputs, distance in units of the last place: {bins}"))
     for v in found:
         if v.fault:
             out.print(Text.assemble((f"{v.inputs}: ", "bold red"), v.fault))
@@ -139,6 +142,7 @@ def _figures(check: OutputCheck) -> list[str]:
     return [
         f"{check.norm_error:.2e}",
         f"{check.peak_error:.2e}",
+        f"{check.max_relative:.2e}",
         f"{check.mean_relative:.2e}",
         f"{check.cosine_distance:.1e}",
         f"{close * 100:.1f} %" if check.ulps else "–",
