@@ -16,7 +16,10 @@ from foretile.simulator.prediction import Explanation, Prediction
 if TYPE_CHECKING:
     import pandas as pd
 
+    from foretile.simulator.conditions import Conditions
+
 ChipRef = str | Path | Chip
+Cache = Literal["cold", "warm"]
 Op = str | TileProgram | tuple[TileProgram, ...]
 
 
@@ -59,13 +62,15 @@ def predict(
     *,
     config: Mapping[str, Any] | None = None,
     model: Literal["engine", "cost_model"] = "engine",
+    cache: Cache = "cold",
     tensors: Mapping[str, np.ndarray] | None = None,
     **shape: Any,
 ) -> Prediction:
     """Predict the time of ``op`` on ``chip``, with interval, bound, breakdown and configuration.
 
     Without ``config`` the operator's space is searched with the cost model and the finalists are
-    played on the event engine; ``model="cost_model"`` skips the engine. ``tensors`` gives a traced
+    played on the event engine; ``model="cost_model"`` skips the engine. ``cache``: the L2 holds none of
+    the operands, or what repeating the kernel on them leaves there. ``tensors`` gives a traced
     program or kernel file the integer operands, by name, on whose values its trip counts depend.
 
     Raises:
@@ -74,7 +79,16 @@ def predict(
     from foretile.simulator.predictor import predict as run
 
     operator, full = resolve(op, shape, tensors)
-    return run(operator, full, load_chip(chip), dict(config) if config is not None else None, model)
+    settings = dict(config) if config is not None else None
+    return run(operator, full, load_chip(chip), settings, model, _conditions(cache))
+
+
+def _conditions(cache: Cache) -> Conditions:
+    from foretile.simulator.conditions import COLD, REPEATED
+
+    if cache not in ("cold", "warm"):
+        raise OperatorError(f"cache={cache!r} is neither 'cold' nor 'warm'")
+    return COLD if cache == "cold" else REPEATED
 
 
 def predict_each(op: str, chip: ChipRef, shapes: Sequence[Mapping[str, Any]]) -> list[Prediction]:
@@ -90,14 +104,20 @@ def predict_each(op: str, chip: ChipRef, shapes: Sequence[Mapping[str, Any]]) ->
 
 
 @overload
-def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: Literal[False] = False) -> np.ndarray: ...
+def predict_many(
+    op: str, chip: ChipRef, shapes: Any, *, details: Literal[False] = False, cache: Cache = "cold"
+) -> np.ndarray: ...
 
 
 @overload
-def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: Literal[True]) -> pd.DataFrame: ...
+def predict_many(
+    op: str, chip: ChipRef, shapes: Any, *, details: Literal[True], cache: Cache = "cold"
+) -> pd.DataFrame: ...
 
 
-def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: bool = False) -> np.ndarray | pd.DataFrame:
+def predict_many(
+    op: str, chip: ChipRef, shapes: Any, *, details: bool = False, cache: Cache = "cold"
+) -> np.ndarray | pd.DataFrame:
     """Predict many shapes at once with the vectorised cost model, best configuration per row.
 
     ``shapes`` is a DataFrame or a mapping of equal-length columns named after the operator's
@@ -113,7 +133,9 @@ def predict_many(op: str, chip: ChipRef, shapes: Any, *, details: bool = False) 
     """
     from foretile.simulator.batch import predict_rows
 
-    rows = predict_rows(load_operator(op), load_chip(chip), shapes, details=details)
+    rows = predict_rows(
+        load_operator(op), load_chip(chip), shapes, details=details, conditions=_conditions(cache)
+    )
     if not details:
         return rows.time_s
     import pandas as pd

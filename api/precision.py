@@ -116,10 +116,10 @@ def _config(operator: Operator, shape: Shape, config: Mapping[str, Any] | None, 
     if config is not None or chip is None:
         chosen = operator.config(shape, **(config or {}))
         return chosen
-    from foretile.simulator.predictor import machine_of
+    from foretile.simulator.predictor import target
     from foretile.simulator.search import chosen as search
 
-    return search(operator, shape, machine_of(chip), None)
+    return search(operator, shape, target(operator, shape, chip).machine, None)
 
 
 @contextmanager

@@ -30,10 +30,14 @@ __all__ = ["ENV_VARIABLE", "ChipError", "chip_files", "list_chips", "load_chip"]
 
 ENV_VARIABLE = "FORETILE_CHIPS"
 CATALOGUE = (Path(__file__).parent / "chips").resolve()
+# Files that override a catalogue chip of the same id with numbers fitted to measurements.
+CALIBRATED = (Path(__file__).parent / "calibrated").resolve()
 _SUFFIXES = (".yaml", ".yml")
 _Stamp = tuple[int, int]  # time of change and size: two quick writes can share a time
 # What describes one product, not its family: a variant says these itself.
-_NOT_INHERITED = frozenset({"id", "aliases", "stated_peak_flop_per_s", "unknown", "conflicts", "summary"})
+_NOT_INHERITED = frozenset(
+    {"id", "aliases", "stated_peak_flop_per_s", "unknown", "conflicts", "summary", "calibration"}
+)
 _ABSENT: Any = object()
 _HEAD = re.compile(r"^(id|aliases):.*\n(?:[ \t-].*\n)*", re.MULTILINE)
 
@@ -127,6 +131,9 @@ def _find(name: str, roots: tuple[Path, ...], exclude: Sequence[Path] = ()) -> P
             paths = [e.path for e in group if e.path.resolve() not in exclude]
             if len(paths) > 1:
                 raise ChipError(f"{kind} '{wanted}' is in {' and '.join(str(p) for p in paths)}; rename one")
+            if paths and kind == "alias":
+                entry = next(e for e in group if e.path == paths[0])
+                return _find(entry.id, roots, exclude)
             if paths:
                 return paths[0]
     return None
@@ -218,7 +225,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _validated(chain: tuple[tuple[Path, _Stamp], ...]) -> Chip:
     documents = [_document(path, stamp) for path, stamp in chain]
     for depth, document in enumerate(documents[1:], start=1):
-        documents[depth] = {k: v for k, v in document.items() if k not in _NOT_INHERITED}
+        if document.get("id") != documents[0].get("id"):  # else it is the chip itself that is overridden
+            documents[depth] = {k: v for k, v in document.items() if k not in _NOT_INHERITED}
     merged: dict[str, Any] = {}
     for document in reversed(documents):
         merged = _merge(merged, document)
@@ -258,16 +266,22 @@ def _owner(location: Location, documents: Sequence[Mapping[str, Any]]) -> int:
 
 
 @functools.cache
-def _load_builtin(name: str) -> Chip | None:
-    path = _find(name, ())
+def _load_builtin(name: str, calibrated: bool) -> Chip | None:
+    path = _find(name, _fitted(calibrated))
     return None if path is None else _validated(_chain(path.resolve(), ()))
 
 
-def load_chip(ref: str | Path | Chip, *, search: Sequence[Path] = ()) -> Chip:
+def _fitted(calibrated: bool) -> tuple[Path, ...]:
+    return (CALIBRATED,) if calibrated and CALIBRATED.is_dir() else ()
+
+
+def load_chip(ref: str | Path | Chip, *, search: Sequence[Path] = (), calibrated: bool = True) -> Chip:
     """The chip of a catalogue id, an alias or a YAML file; a `Chip` passes through.
 
     A string that ends in ``.yaml``/``.yml`` or has a path separator is a file. Folders of ``search``
-    and of the environment variable ``FORETILE_CHIPS`` go before the built-in catalogue.
+    and of the environment variable ``FORETILE_CHIPS`` go before the built-in catalogue. A catalogue
+    chip that has been calibrated comes with its fitted numbers, unless ``calibrated`` is False; what a
+    file ``extends`` is always the chip as its own file states it.
 
     Raises:
         ChipError: no such chip, file or parent, a cycle of ``extends``, broken YAML, or a file that
@@ -282,9 +296,9 @@ def load_chip(ref: str | Path | Chip, *, search: Sequence[Path] = ()) -> Chip:
             raise ChipError(f"{path}: a folder is not a chip file; name a .yaml file in it")
         return _validated(_chain(path.resolve(), roots))
     if not roots:
-        chip = _load_builtin(_normalise(ref))
+        chip = _load_builtin(_normalise(ref), calibrated)
         if chip is not None:
             return chip
-    elif found := _find(ref, roots):
+    elif found := _find(ref, (*roots, *_fitted(calibrated))):
         return _validated(_chain(found.resolve(), roots))
     raise ChipError(_unknown_chip(ref, roots))

@@ -43,8 +43,8 @@ class Clock(_Frozen):
     """Clocks of the cores.
 
     Matrix work draws the most power: under it a chip sinks to ``matrix_burst_hz`` at once and to
-    ``matrix_sustained_hz`` when the load lasts (``settle_s`` is where sinking begins; it ends a
-    hundred times later).
+    ``matrix_sustained_hz`` when the load lasts (``settle_s`` of it is where sinking begins, all
+    kernels that follow each other counted; it ends a hundred times later).
     """
 
     max_hz: Positive
@@ -126,8 +126,11 @@ class TensorMemory(_Frozen):
 class L2(_Frozen):
     """The last on-chip cache.
 
-    ``reuse_fraction``: share of the capacity that reuse can count on. ``bulk_copy_cycles``: what a
-    bulk tensor copy takes beyond a plain load of the same line.
+    ``reuse_fraction``: share of the capacity that reuse within a kernel can count on. ``partitions``:
+    parts that each keep a copy of what their cores read, so that a repeated kernel finds no more than
+    a part's capacity. ``bulk_copy_cycles``: what a bulk tensor copy takes beyond a plain load of the
+    same line. ``write_bytes_per_cycle`` and ``core_store_bytes_per_cycle``: the rates of writes where
+    they differ from those of reads.
     """
 
     capacity_bytes: Count
@@ -136,6 +139,9 @@ class L2(_Frozen):
     latency_cycles: Positive
     bulk_copy_cycles: NonNegative | None = None
     reuse_fraction: Fraction
+    partitions: Count | None = None
+    write_bytes_per_cycle: Positive | None = None
+    core_store_bytes_per_cycle: Positive | None = None
 
 
 class Dram(_Frozen):
@@ -181,11 +187,17 @@ class Sync(_Frozen):
 
 
 class Launch(_Frozen):
-    """Fixed costs of a kernel: ``kernel_s`` in a graph, ``ramp_s`` until all cores run, dispatch rate."""
+    """Fixed costs of a kernel: ``kernel_s`` in a graph, ``ramp_s`` until all cores run, dispatch rate.
+
+    ``block_cycles``: from a block's start to its first instruction of work (parameters, barriers,
+    descriptors). ``graph_s``: between two replays of a graph, beyond the kernels in it.
+    """
 
     kernel_s: Positive
     ramp_s: NonNegative
     blocks_per_cycle: Positive
+    block_cycles: NonNegative | None = None
+    graph_s: NonNegative | None = None
 
 
 class Davinci(_Frozen):
@@ -213,11 +225,50 @@ class Davinci(_Frozen):
     handoff_cycles: Positive
 
 
+class KernelProfile(_Frozen):
+    """What a library's kernels of one operator family do otherwise than a well-made tile program.
+
+    ``matrix_fraction`` scales the matrix and vector rates, ``memory_fraction`` those of DRAM, L2 and
+    ports, ``fixed_s`` is added to every run. ``tiles``: which block shapes the library has.
+    """
+
+    matrix_fraction: Positive
+    memory_fraction: Positive
+    fixed_s: NonNegative
+    tiles: Literal["any", "powers_of_two"] = "any"
+
+
+class Calibration(_Frozen):
+    """Where a chip's fitted numbers come from, and how far they can be trusted.
+
+    ``kind``: ``fitted`` to measurements of this chip, or ``transferred`` from others of its kind.
+    ``data``: what was fitted, with the SHA-256 of its rows; ``factors`` and ``sigma``: by parameter,
+    the factor on the starting point and the standard deviation of its logarithm; ``unseen``:
+    parameters that the data cannot see, left at their prior. ``residual``: by operator family, then by
+    decade of the predicted time (``1e-05``: 10 to 100 µs; ``all``), what a standard deviation of
+    log(measured / predicted) must be for the 90 % interval to hold nine of ten.
+    """
+
+    kind: Literal["fitted", "transferred"]
+    data: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: Annotated[int, Field(ge=0)]
+    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+    factors: dict[str, _Pos]
+    sigma: dict[str, _NonNeg]
+    unseen: tuple[str, ...] = ()
+    residual: dict[str, dict[str, _Pos]]
+
+
 class Chip(_Frozen):
     """One device as a runtime shows it (a die, where a package holds several).
 
     ``stated_peak_flop_per_s`` is the vendor's figure by dtype, kept to be checked against
-    cores × rate × clock. ``unknown`` and ``conflicts`` are said in reports.
+    cores × rate × clock. ``overlap_exponent``: how far engines that are busy at the same time get in each
+    other's way: the kernel takes the norm of this order of its course and their busy times (absent:
+    not at all). ``kernels``: by operator family (``gemm.bf16``) or kernel source of one
+    (``gemm.fp8/torch_flow``), where a calibration found them to differ. ``unknown`` and ``conflicts``
+    are said in reports.
     """
 
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
@@ -228,6 +279,7 @@ class Chip(_Frozen):
     aliases: tuple[str, ...] = ()
     summary: str = ""
     cores: Count
+    overlap_exponent: Positive | None = None
     clock: Clock
     matrix: Matrix
     vector: Vector
@@ -241,6 +293,8 @@ class Chip(_Frozen):
     features: Features
     sync: Sync
     launch: Launch
+    kernels: dict[str, KernelProfile] = Field(default_factory=dict)
+    calibration: Calibration | None = None
     stated_peak_flop_per_s: dict[str, Positive] = Field(default_factory=dict)
     tdp_w: Positive | None = None
     unknown: tuple[str, ...] = ()

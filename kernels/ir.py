@@ -66,7 +66,11 @@ class Copy(Stmt):
 
 @dataclass(frozen=True, slots=True)
 class Gemm(Stmt):
-    """``c (+)= a @ b``; ``a`` is (M, K), or (K, M) with ``trans_a``; ``b`` (K, N), or (N, K)."""
+    """``c (+)= a @ b``; ``a`` is (M, K), or (K, M) with ``trans_a``; ``b`` (K, N), or (N, K).
+
+    With scales, ``a_scale`` (M, K / g) and ``b_scale`` (N, K / g), each ``g`` elements of the depth are
+    multiplied by theirs first, by the matrix engine.
+    """
 
     a: Region
     b: Region
@@ -75,6 +79,8 @@ class Gemm(Stmt):
     trans_b: bool = False
     clear_accum: bool = False
     policy: str = "square"  # how warps share the tile: square | full_row | full_col
+    a_scale: Region | None = None
+    b_scale: Region | None = None
 
 
 @dataclass(frozen=True, slots=True)

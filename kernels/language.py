@@ -48,8 +48,8 @@ from foretile.kernels.mathops import maximum as max
 from foretile.kernels.mathops import minimum as min
 from foretile.kernels.mathops import power as pow
 from foretile.kernels.mathops import round_ as round
+from foretile.kernels.products import GemmWarpPolicy, gemm, gemm_blockscaled
 from foretile.kernels.tileops import (
-    GemmWarpPolicy,
     alloc_fragment,
     alloc_local,
     alloc_shared,
@@ -65,7 +65,6 @@ from foretile.kernels.tileops import (
     copy,
     cumsum,
     fill,
-    gemm,
     make_swizzled_layout,
     reduce,
     reduce_absmax,
@@ -117,6 +116,7 @@ _REFUSED = {
     "explicit barriers, asynchronous copies and warp roles; write T.Pipelined, lowering places them": """
         alloc_barrier mbarrier_wait_parity mbarrier_arrive barrier_wait barrier_arrive
         ptx_arrive_barrier async_copy tma_copy wgmma_gemm wait_wgmma tcgen05_gemm alloc_tmem ws
+        tcgen05_gemm_blockscaled mma_gemm_blockscaled
         set_max_nreg no_set_max_nreg annotate_producer_reg_dealloc annotate_consumer_reg_alloc
         ptx_cp_async ptx_commit_group ptx_wait_group""",
     "code that is opaque to a simulator": """
@@ -191,6 +191,7 @@ __all__ = [
     "floordiv",
     "floormod",
     "gemm",
+    "gemm_blockscaled",
     "grid",
     "if_then_else",
     "infinity",

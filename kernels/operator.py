@@ -46,7 +46,7 @@ class Param:
     default: int | str | bool | None = None
     dynamic: bool = False
     minimum: int = 1
-    choices: tuple[str, ...] = ()  # allowed dtypes (canonical short names) for kind "dtype"
+    choices: tuple[str, ...] = ()  # for kind "dtype": canonical short names, or names of scaled formats
     default_map: tuple[tuple[str, str], ...] = ()
 
 
@@ -151,6 +151,8 @@ class Operator:
 
     def _convert(self, p: Param, value: Any) -> Any:
         if p.kind == "dtype":
+            if value in p.choices:  # fp8_block, nvfp4: an element type with a layout of scales
+                return value
             try:
                 short = dtype(str(value)).short
             except ValueError as error:

@@ -140,7 +140,9 @@ class _Printer:
             *([f"policy={_POLICIES[s.policy]}"] if s.policy != "square" else []),
             *(["clear_accum=True"] if s.clear_accum else []),
         ]
-        yield f"T.gemm({', '.join([self.region(s.a), self.region(s.b), self.region(s.c), *options])})"
+        regions = [self.region(r) for r in (s.a, s.b, s.c, s.a_scale, s.b_scale) if r is not None]
+        name = "gemm" if s.a_scale is None else "gemm_blockscaled"
+        yield f"T.{name}({', '.join([*regions, *options])})"
 
     def fill(self, s: Fill) -> Iterator[str]:
         dtype = self.dtypes[s.dst.buffer]

@@ -1,4 +1,4 @@
-"""Tile operations and declarations: allocations, copy, gemm, fill, reductions, atomics, annotations."""
+"""Tile operations and declarations: allocations, copy, fill, reductions, atomics, annotations."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from foretile.kernels.ir import (
     Copy,
     CumSum,
     Fill,
-    Gemm,
     Reduce,
     ReduceKind,
-    Region,
     Scope,
     Swizzle,
     Sync,
@@ -34,16 +32,6 @@ from foretile.kernels.messages import shape_text, text
 from foretile.kernels.tracer import current
 from foretile.kernels.values import Result, Value, canonical, coerced, constant
 
-
-class GemmWarpPolicy:
-    """How the warps of a block share a matrix product."""
-
-    Square = "square"
-    FullRow = "full_row"
-    FullCol = "full_col"
-
-
-_POLICIES = ("square", "full_row", "full_col")
 REDUCE_KINDS: dict[str, ReduceKind] = {k: k for k in ("sum", "max", "min", "absmax", "abssum")}
 
 
@@ -105,64 +93,6 @@ def copy(
         return
     _, source, handle, target = match(src, dst, "T.copy")
     current("T.copy").emit(Copy(source, target, loc=here()), handle.name)
-
-
-def _matrix(x: Any, name: str) -> tuple[BufferHandle, Region, tuple[Expr, Expr]]:
-    handle, region = region_of(x, f"{name} of T.gemm")
-    if handle.kind in ("global", "var"):
-        fail(
-            f"{name} of T.gemm is the {handle.kind} buffer {handle.name}; copy it to a shared or "
-            f"fragment tile first"
-        )
-    extents = region.extents
-    while len(extents) > 2 and extents[0] == ONE:
-        extents = extents[1:]
-    if len(extents) != 2:
-        fail(f"{name} of T.gemm must be a matrix, {handle.name} is {shape_text(region.extents)}")
-    return handle, region, (extents[0], extents[1])
-
-
-def gemm(
-    A: Any,
-    B: Any,
-    C: Any,
-    transpose_A: bool = False,
-    transpose_B: bool = False,
-    policy: str = GemmWarpPolicy.Square,
-    clear_accum: bool = False,
-    k_pack: int = 1,
-    wg_wait: int = 0,
-    mbar: Any = None,
-) -> None:
-    """``C += op(A) @ op(B)``, or ``C = …`` with ``clear_accum``; ``C`` is a fragment."""
-    a_handle, a, (a0, a1) = _matrix(A, "A")
-    b_handle, b, (b0, b1) = _matrix(B, "B")
-    c_handle, c, (m, n) = _matrix(C, "C")
-    if c_handle.kind not in ("fragment", "local"):
-        fail(
-            f"C of T.gemm must be a fragment, {c_handle.name} is in scope {c_handle.kind}; "
-            f"use T.alloc_fragment"
-        )
-    am, ak = (a1, a0) if transpose_A else (a0, a1)
-    bk, bn = (b1, b0) if transpose_B else (b0, b1)
-    if am != m or ak != bk or bn != n:
-        fail(
-            f"T.gemm shapes do not fit: {a_handle.name} {shape_text((a0, a1))}"
-            f"{' transposed' if transpose_A else ''} @ {b_handle.name} {shape_text((b0, b1))}"
-            f"{' transposed' if transpose_B else ''} -> {c_handle.name} {shape_text((m, n))} "
-            f"(transpose_A={bool(transpose_A)}, transpose_B={bool(transpose_B)}); needed are "
-            f"{'(K, M)' if transpose_A else '(M, K)'} @ {'(N, K)' if transpose_B else '(K, N)'} -> (M, N)"
-        )
-    if mbar is not None:
-        fail("mbar of T.gemm (explicit barriers) is not supported")
-    if policy not in _POLICIES:
-        fail(f"policy {policy!r} of T.gemm; use T.GemmWarpPolicy.Square, FullRow or FullCol")
-    if isinstance(clear_accum, Value):
-        fail("clear_accum of T.gemm must be True or False; for a condition use `if` and T.clear")
-    current("T.gemm").emit(
-        Gemm(a, b, c, bool(transpose_A), bool(transpose_B), bool(clear_accum), policy, loc=here()),
-        c_handle.name,
-    )
 
 
 def fill(buffer: Any, value: Any) -> None:

@@ -184,7 +184,9 @@ class Tracer:
 
 # Fields of simple statements that hold expressions.
 _PARTS: dict[type[Stmt], tuple[str, ...]] = {
-    cls: tuple(f.name for f in fields(cls) if f.type in ("Region", "Expr", "tuple[Expr, ...]"))
+    cls: tuple(
+        f.name for f in fields(cls) if f.type in ("Region", "Region | None", "Expr", "tuple[Expr, ...]")
+    )
     for cls in (AtomicAdd, Copy, CumSum, Fill, Gemm, Reduce, Store, Sync)
 }
 
@@ -246,7 +248,7 @@ class _FreeVariables:
                         self.add(*part.extents)
                     elif type(part) is tuple:
                         self.add(*part)
-                    else:
+                    elif part is not None:
                         self.add(part)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from foretile.hwmodels.schema import Chip
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape
-from foretile.simulator.predictor import bound_of, gains, machine_of
+from foretile.simulator.conditions import COLD, Conditions
+from foretile.simulator.predictor import Target, bound_of, gains, target
 from foretile.simulator.search import Launches, dynamic_part, evaluate_config, rank
 from foretile.simulator.uncertainty import interval_factor
 
@@ -27,7 +28,9 @@ class Rows:
     config: list[Config] = field(default_factory=list)
 
 
-def predict_rows(operator: Operator, chip: Chip, shapes: Any, *, details: bool = False) -> Rows:
+def predict_rows(
+    operator: Operator, chip: Chip, shapes: Any, *, details: bool = False, conditions: Conditions = COLD
+) -> Rows:
     """Cost-model predictions for every row of ``shapes`` (a DataFrame or a mapping of columns).
 
     Raises:
@@ -35,7 +38,6 @@ def predict_rows(operator: Operator, chip: Chip, shapes: Any, *, details: bool =
         SimulationError: nothing fits the chip.
     """
     columns, length = _columns(operator, shapes)
-    m = machine_of(chip)
     rows = Rows(columns, np.empty(length))
     if details:
         rows.low_s, rows.high_s = np.empty(length), np.empty(length)
@@ -45,33 +47,36 @@ def predict_rows(operator: Operator, chip: Chip, shapes: Any, *, details: bool =
         shape: Shape = {p.name: columns[p.name][where] for p in operator.params}
         for name in static:
             shape[name] = _plain(columns[name][where[0]])
-        ranking = rank(operator, shape, m)
+        on = target(operator, shape, chip)
+        ranking = rank(operator, shape, on.machine, conditions.rows(where), on.profile)
         best = ranking.best()
         rows.time_s[where] = ranking.time_s[best, np.arange(len(where))]
         if details:
-            _details(operator, chip, shape, ranking.configs, best, where, rows)
+            _details(operator, chip, on, shape, ranking.configs, best, where, rows, conditions.rows(where))
     return rows
 
 
 def _details(
     operator: Operator,
     chip: Chip,
+    on: Target,
     shape: Shape,
     configs: Sequence[Config],
     best: np.ndarray,
     where: np.ndarray,
     rows: Rows,
+    conditions: Conditions,
 ) -> None:
-    m = machine_of(chip)
     dynamic = dynamic_part(operator, shape)
     for index in np.unique(best):
         mine = np.flatnonzero(best == index)
         piece = {**shape, **{k: v[mine] for k, v in dynamic.items()}}
-        launches = evaluate_config(operator, piece, configs[index], m)
-        elastic = gains(operator, piece, configs[index], m, launches)
+        state = conditions.rows(mine)
+        launches = evaluate_config(operator, piece, configs[index], on.machine, state)
+        elastic = gains(operator, piece, configs[index], on.machine, launches, state)
         dtype = next((p.workload.dtype for p in launches.plans if p.workload.dtype), "")
-        factor = interval_factor(chip, dtype, elastic)
         time_s = launches.time_s
+        factor = interval_factor(chip, dtype, elastic, on.family, time_s)
         bounds = _bounds(launches, len(mine))
         rows.low_s[where[mine]] = time_s / factor
         rows.high_s[where[mine]] = time_s * factor

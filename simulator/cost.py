@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foretile.simulator.conditions import column
 from foretile.simulator.machine import SETTLE_DECADES
 from foretile.simulator.plan import Array, Plan
 from foretile.simulator.raster import ClassPlaces
@@ -67,14 +68,15 @@ def matrix_slowdown(plan: Plan) -> Array:
     """Factor by which work in the cores' clock domain takes longer than at the burst clock.
 
     Dense matrix work draws the power that lowers the clock, so what counts is how long the matrix
-    engines are busy: a kernel that waits for memory cools meanwhile.
+    engines are busy, in all runs that follow each other: a kernel that waits for memory cools
+    meanwhile. Operands that switch fewer bits draw less, and the clock sinks by as much less.
     """
     machine = plan.workload.machine
     if not plan.workload.dtype or machine.matrix_sustained_ratio >= 1.0:
         return np.ones((1, 1))
-    busy = plan.core_busy["matrix"] * plan.blocks / machine.cores
+    busy = plan.core_busy["matrix"] * plan.blocks / machine.cores * column(plan.conditions.runs)
     decades = np.log10(np.maximum(1.0, busy / machine.settle_s))
-    settled = np.minimum(1.0, decades / SETTLE_DECADES)
+    settled = np.minimum(1.0, decades / SETTLE_DECADES) * column(plan.conditions.switching)
     return 1.0 / (1.0 - (1.0 - machine.matrix_sustained_ratio) * settled)
 
 
@@ -134,7 +136,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
         time = np.maximum(time, seconds)
     dispatch = plan.blocks * machine.dispatch_s
     launch = machine.launch_s + machine.ramp_s + 0.0 * plan.blocks
-    total = launch + np.maximum(time, dispatch)
+    total = launch + np.maximum(overlapped(time, busy, machine.overlap), dispatch)
     return Estimate(
         time_s=total,
         block_s=course,
@@ -144,6 +146,20 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
         tail_s=np.maximum(0.0, lined_up - even),
         epilogue_s=epilogue,
     )
+
+
+def overlapped(time: Array, busy: Mapping[str, Array], exponent: float) -> Array:
+    """``time`` of a course in which engines that work at the same time hold each other up.
+
+    The norm of ``time`` and of all busy times but the longest, which ``time`` contains: a kernel
+    whose matrix and memory time are alike takes longer than either (2^(1/p) at most for two).
+    Faster engines never make it longer.
+    """
+    if np.isinf(exponent):
+        return time
+    shares = [np.broadcast_to(seconds / np.maximum(time, 1e-30), np.shape(time)) for seconds in busy.values()]
+    others = sum(s**exponent for s in shares) - np.max(shares, axis=0) ** exponent
+    return time * (1.0 + others) ** (1.0 / exponent)
 
 
 @dataclass(frozen=True)

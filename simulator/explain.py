@@ -10,7 +10,7 @@ from foretile.hwmodels.schema import Chip
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.machine import RESOURCES
 from foretile.simulator.prediction import Explanation, Prediction
-from foretile.simulator.predictor import PART, machine_of, predict
+from foretile.simulator.predictor import PART, predict, target
 from foretile.simulator.search import evaluate_config, play
 from foretile.simulator.uncertainty import improved
 
@@ -37,7 +37,7 @@ def explain(operator: Operator, shape: Shape, chip: Chip, config: Config | None 
     improved; nothing is re-tuned.
     """
     prediction = predict(operator, shape, chip, config)
-    m = machine_of(chip)
+    m = target(operator, shape, chip).machine
     settings = dict(prediction.config)
     base = play(operator, shape, settings, m).time_s
     gains: dict[str, float] = {}

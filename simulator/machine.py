@@ -7,10 +7,12 @@ more DRAM bandwidth") is one scaled field here.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from foretile.hwmodels.schema import Chip, Davinci, Quantity
+from foretile.hwmodels.schema import Chip, Davinci, KernelProfile, Quantity
 
 
 class SimulationError(ValueError):
@@ -20,6 +22,9 @@ class SimulationError(ValueError):
 # The fall from the burst to the sustained clock is spread over two decades of matrix work beyond
 # ``settle_s`` (see docs/model.md, clock under load).
 SETTLE_DECADES = 2.0
+
+
+_PIPES = ("fp32_per_s", "alu_per_s", "special_per_s", "convert_per_s", "issue_per_s")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +67,12 @@ class Machine:
     registers_base: float
     tensor_memory_bytes: int
     tensor_memory_bytes_per_s: float
-    l2_bytes: float  # what reuse can count on
+    l2_bytes: float  # what reuse within a kernel can count on
+    l2_kept_bytes: float  # what a repetition of the kernel can find
     l2_chip_bytes_per_s: float
     port_bytes_per_s: float
+    store_cost: float  # time of a byte from core to L2 over that of one from L2 to core
+    l2_write_cost: float  # the same for the L2's own bandwidth
     l2_latency_s: float
     bulk_copy_s: float
     dram_bytes_per_s: float
@@ -87,6 +95,8 @@ class Machine:
     launch_s: float
     ramp_s: float
     dispatch_s: float
+    block_s: float  # from a block's start to its first instruction of work
+    overlap: float  # exponent of the norm that joins the engines' busy times; infinite: they overlap fully
     davinci: Davinci | None = field(default=None)
 
     def matrix_rate(self, dtype: str) -> float:
@@ -112,9 +122,10 @@ class Machine:
         vector units and the scratchpad too; the L2 and DRAM have clocks of their own. Element-wise
         code between products runs with few warps and reaches ``code_fraction`` of the rates.
         """
-        pipes = ("fp32_per_s", "alu_per_s", "special_per_s", "convert_per_s", "issue_per_s")
-        slowed = _times(self, self.burst_ratio, *pipes, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s")
-        slowed = _times(slowed, self.code_fraction, *pipes)
+        slowed = _times(
+            self, self.burst_ratio, *_PIPES, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s"
+        )
+        slowed = _times(slowed, self.code_fraction, *_PIPES)
         return _times(
             slowed,
             1 / self.burst_ratio,
@@ -149,6 +160,42 @@ def _matrix(m: Machine, f: float) -> Machine:
     return replace(m, matrix_flop_per_s={k: v * f for k, v in m.matrix_flop_per_s.items()})
 
 
+# Numbers of what lies outside the cores: how a block's work falls into operations depends on none of them.
+_OUTSIDE = frozenset(
+    {
+        "id",
+        "l2_bytes",
+        "l2_kept_bytes",
+        "l2_chip_bytes_per_s",
+        "port_bytes_per_s",
+        "store_cost",
+        "l2_write_cost",
+        "l2_latency_s",
+        "bulk_copy_s",
+        "dram_bytes_per_s",
+        "dram_read_fraction",
+        "dram_write_fraction",
+        "dram_copy_fraction",
+        "dram_latency_s",
+        "matrix_sustained_ratio",
+        "settle_s",
+        "atomic_chip_bytes_per_s",
+        "launch_s",
+        "ramp_s",
+        "dispatch_s",
+        "overlap",
+    }
+)
+
+
+def core_numbers(machine: Machine) -> tuple[Any, ...]:
+    """What lowering reads of a machine: equal for machines that differ only outside of their cores."""
+    return tuple(
+        tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+        for value in (getattr(machine, f.name) for f in fields(machine) if f.name not in _OUTSIDE)
+    )
+
+
 RESOURCES: dict[str, Callable[[Machine, float], Machine]] = {
     "matrix": _matrix,
     "vector": lambda m, f: _times(m, f, "fp32_per_s", "alu_per_s", "convert_per_s", "issue_per_s"),
@@ -177,6 +224,19 @@ def _of(q: Quantity[float] | Quantity[int] | None, default: float = 0.0) -> floa
     return default if q is None else float(q.value)
 
 
+def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
+    """The machine as the kernels of one library use it."""
+    compute = profile.matrix_fraction.value
+    memory = min(profile.memory_fraction.value, 1.0 / m.dram_read_fraction)
+    peak = {k: min(v * compute, m.matrix_peak_flop_per_s[k]) for k, v in m.matrix_flop_per_s.items()}
+    slowed = replace(m, matrix_flop_per_s=peak)
+    slowed = _times(
+        slowed, compute, "fp32_per_s", "alu_per_s", "special_per_s", "convert_per_s", "issue_per_s"
+    )
+    slowed = _times(slowed, memory, "dram_bytes_per_s", "l2_chip_bytes_per_s", "port_bytes_per_s")
+    return replace(slowed, launch_s=m.launch_s + profile.fixed_s.value)
+
+
 def machine(chip: Chip) -> Machine:
     """The numbers of ``chip``; absent optional values become zero-cost or the nearest stated one."""
     hz = chip.clock.max_hz.value
@@ -188,6 +248,7 @@ def machine(chip: Chip) -> Machine:
     regs = chip.registers
     stay = chip.residency
     tmem = chip.tensor_memory
+    l2, port = chip.l2.bandwidth_bytes_per_cycle.value, chip.l2.core_bytes_per_cycle.value
     return Machine(
         id=chip.id,
         style=chip.style,
@@ -224,6 +285,9 @@ def machine(chip: Chip) -> Machine:
         l2_bytes=chip.l2.capacity_bytes.value * chip.l2.reuse_fraction.value,
         l2_chip_bytes_per_s=chip.l2.bandwidth_bytes_per_cycle.value * hz,
         port_bytes_per_s=chip.l2.core_bytes_per_cycle.value * hz,
+        l2_kept_bytes=chip.l2.capacity_bytes.value / _of(chip.l2.partitions, 1.0),
+        store_cost=port / _of(chip.l2.core_store_bytes_per_cycle, port),
+        l2_write_cost=l2 / _of(chip.l2.write_bytes_per_cycle, l2),
         l2_latency_s=chip.l2.latency_cycles.value * cycle,
         bulk_copy_s=_of(chip.l2.bulk_copy_cycles) * cycle,
         dram_bytes_per_s=chip.dram.bandwidth_bytes_per_s.value,
@@ -246,5 +310,7 @@ def machine(chip: Chip) -> Machine:
         launch_s=chip.launch.kernel_s.value,
         ramp_s=chip.launch.ramp_s.value,
         dispatch_s=cycle / chip.launch.blocks_per_cycle.value,
+        block_s=_of(chip.launch.block_cycles) * cycle,
+        overlap=_of(chip.overlap_exponent, math.inf),
         davinci=chip.davinci,
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, children, evaluate, walk
 from foretile.kernels.ir import Buffer
+from foretile.simulator.conditions import COLD, Conditions, resident
 from foretile.simulator.machine import Machine
 from foretile.simulator.workload import Access, Workload
 
@@ -155,12 +156,17 @@ class Traffic:
 
 
 def traffic(
-    workload: Workload, counts: list[Array], blocks: Array, wave: Array, env: Mapping[str, Any]
+    workload: Workload,
+    counts: list[Array],
+    blocks: Array,
+    wave: Array,
+    env: Mapping[str, Any],
+    conditions: Conditions = COLD,
 ) -> Traffic:
     """Traffic of the whole kernel.
 
     ``counts``: mean executions of each access per block; ``blocks``: number of blocks;
-    ``wave``: blocks resident at once on the chip.
+    ``wave``: blocks resident at once on the chip; ``conditions``: what the L2 holds at the start.
     """
     machine = workload.machine
     tiles = blocks if workload.persistent is None else evaluate(workload.persistent, env)
@@ -180,12 +186,9 @@ def traffic(
         tile_bytes.append(tile)
         wave_bytes.append(np.minimum(footprint(access, tensor, side_by_side | loops, env), moved / waves))
         total_bytes.append(np.minimum(footprint(access, tensor, whole | loops, env), moved))
-    by_tensor: dict[str, Array] = {}
-    for access, in_wave in zip(workload.accesses, wave_bytes, strict=True):
-        both = by_tensor.get(access.tensor, 0.0) + in_wave
-        by_tensor[access.tensor] = np.minimum(both, _size(workload, access, env))
-    touched = sum(by_tensor.values())
+    touched = sum(_by_tensor(workload, wave_bytes, env).values())
     survive = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, touched))
+    held = resident(_by_tensor(workload, total_bytes, env), conditions, machine.l2_kept_bytes)
 
     l2, port, share = [], [], []
     read = first = write = l2_read = l2_write = atomic = np.zeros(1)
@@ -202,6 +205,7 @@ def traffic(
             fresh = np.clip(in_total, 0.0, np.maximum(0.0, size - seen))
             first_touch[access.tensor] = seen + fresh
             again = np.maximum(0.0, waves * in_wave - in_total)
+            fresh = fresh * (1.0 - held.get(access.tensor, 0.0))
             dram = np.minimum(moved, fresh + (1.0 - survive) * again)
             read = read + dram
             first = first + np.minimum(moved, fresh)
@@ -211,13 +215,14 @@ def traffic(
             port.append(tile / (pair if machine.matrix_instruction == "tcgen05" else 1.0))
             share.append(np.where(moved > 0, dram * pair / np.maximum(moved, 1e-30), 0.0))
         else:
-            dram = np.minimum(moved, in_total)
+            # What the next run overwrites before it is evicted never leaves the L2.
+            dram = np.minimum(moved, in_total) * (1.0 - held.get(access.tensor, 0.0))
             write = write + dram
-            l2_write = l2_write + moved
+            l2_write = l2_write + moved * machine.l2_write_cost
             if access.direction == "atomic":
                 atomic = atomic + moved
             l2.append(tile)
-            port.append(tile)
+            port.append(tile * machine.store_cost)
             share.append(np.where(moved > 0, dram / np.maximum(moved, 1e-30), 0.0))
     latency = [_latency(machine, access, s) for access, s in zip(workload.accesses, share, strict=True)]
     waiting = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, write))
@@ -244,6 +249,15 @@ def _longest(extent: Expr, env: Mapping[str, Any]) -> Array:
     """Largest trip count over block classes, at least one."""
     trips = np.atleast_2d(np.asarray(evaluate(extent, env), dtype=np.float64))
     return np.maximum(1.0, np.max(trips, axis=-1, keepdims=True))
+
+
+def _by_tensor(workload: Workload, touched: list[Array], env: Mapping[str, Any]) -> dict[str, Array]:
+    """Bytes of each tensor that its accesses touch together, at most all of it."""
+    found: dict[str, Array] = {}
+    for access, part in zip(workload.accesses, touched, strict=True):
+        both = found.get(access.tensor, 0.0) + part
+        found[access.tensor] = np.minimum(both, _size(workload, access, env))
+    return found
 
 
 def _size(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:

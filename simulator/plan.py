@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from foretile.kernels.expr import Expr, evaluate, variables
+from foretile.simulator.conditions import COLD, Conditions
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.memory import Traffic, traffic
 from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
@@ -37,6 +38,7 @@ class Plan:
     """
 
     workload: Workload
+    conditions: Conditions
     env: Mapping[str, Any]
     blocks: Array
     slots: int
@@ -61,11 +63,13 @@ def plan(
     tensors: Mapping[str, np.ndarray] | None = None,
     *,
     resolution: int | None = None,
+    conditions: Conditions = COLD,
 ) -> Plan:
     """Fill the shape in. ``dims`` values are numbers or equal-length 1-D arrays.
 
     ``tensors`` binds integer tensors whose values decide trip counts. ``resolution`` is the largest
     number of classes per block index (for a single shape); without it a few samples stand for all.
+    ``conditions`` say what the L2 holds at the start.
 
     Raises:
         SimulationError: a trip count depends on the values of a tensor that is not given.
@@ -91,7 +95,7 @@ def plan(
     counts = [np.mean(c, axis=-1, keepdims=True) for c in counter.counts]
 
     slots = machine.cores * workload.occupancy.blocks_per_core
-    moved = traffic(workload, counts, blocks, np.minimum(float(slots), blocks), env)
+    moved = traffic(workload, counts, blocks, np.minimum(float(slots), blocks), env, conditions)
     core_busy = {e: np.mean(t, axis=-1, keepdims=True) for e, t in counter.busy.items()}
     port = sum(
         (b * c for b, c in zip(moved.port_bytes, counts, strict=True)),
@@ -112,6 +116,7 @@ def plan(
     full = np.floor(blocks / slots)
     return Plan(
         workload=workload,
+        conditions=conditions,
         env=env,
         blocks=blocks,
         slots=slots,

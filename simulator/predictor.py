@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from foretile.hwmodels.schema import Chip
+from foretile.hwmodels.schema import Chip, KernelProfile
+from foretile.kernels.families import family_of
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
+from foretile.simulator.conditions import COLD, Conditions
 from foretile.simulator.cost import Estimate
-from foretile.simulator.machine import Machine, SimulationError, machine
+from foretile.simulator.machine import Machine, SimulationError, for_kernels, machine
 from foretile.simulator.plan import Plan
 from foretile.simulator.prediction import Prediction
 from foretile.simulator.search import (
@@ -45,14 +48,35 @@ PART: Mapping[str, str] = {
 }
 _BUSY_ENOUGH = 0.5  # below this share of the time no engine is said to bind
 
-_MACHINES: dict[int, tuple[Chip, Machine]] = {}
+_MACHINES: dict[tuple[int, str], tuple[Chip, Machine]] = {}
+_MOST_MACHINES = 4096
 
 
-def machine_of(chip: Chip) -> Machine:
-    """The machine of a chip, made once per chip object."""
-    if id(chip) not in _MACHINES:
-        _MACHINES[id(chip)] = (chip, machine(chip))
-    return _MACHINES[id(chip)][1]
+def machine_of(chip: Chip, kernels: str = "") -> Machine:
+    """The machine of a chip, as the kernels of a key of ``chip.kernels`` use it; made once a chip object."""
+    key = (id(chip), kernels)
+    if key not in _MACHINES:
+        if len(_MACHINES) >= _MOST_MACHINES:  # a fit makes chips by the thousand
+            _MACHINES.clear()
+        made = machine(chip)
+        _MACHINES[key] = (chip, for_kernels(made, chip.kernels[kernels]) if kernels else made)
+    return _MACHINES[key][1]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an operator runs on: the machine as its family's kernels use it, and their profile if known."""
+
+    machine: Machine
+    family: str
+    profile: KernelProfile | None
+
+
+def target(operator: Operator, shape: Shape, chip: Chip) -> Target:
+    """The target of an operator at a shape (values may be arrays); user programs have no family."""
+    family = family_of(operator.name, shape) if operator.params else ""
+    profile = chip.kernels.get(family)
+    return Target(machine_of(chip, family if profile else ""), family, profile)
 
 
 def as_operator(
@@ -92,6 +116,7 @@ def predict(
     chip: Chip,
     config: Config | None = None,
     model: Model = "engine",
+    conditions: Conditions = COLD,
 ) -> Prediction:
     """Time of one shape on one chip, with the grounds for it.
 
@@ -101,14 +126,15 @@ def predict(
         SimulationError: nothing fits the chip, or it lacks a number that is needed.
         OperatorError: an unknown configuration key.
     """
-    m = machine_of(chip)
+    on = target(operator, shape, chip)
+    m = on.machine
     if config is None:
-        played = best(operator, [shape], m, play_finalists=model == "engine")[0]
+        played = best(operator, [shape], m, conditions, on.profile, play_finalists=model == "engine")[0]
     else:
         settings = chosen(operator, shape, m, config)
-        played = play(operator, shape, settings, m) if model == "engine" else Played(settings, ())
-    elastic = _elastic(operator, [shape], [played.config], m)[0]
-    return _assemble(operator, shape, chip, played, elastic)
+        played = play(operator, shape, settings, m, conditions) if model == "engine" else Played(settings, ())
+    elastic = _elastic(operator, [shape], [played.config], m, conditions)[0]
+    return _assemble(operator, shape, chip, on, played, elastic, conditions)
 
 
 def predict_each(operator: Operator, shapes: Sequence[Shape], chip: Chip) -> list[Prediction]:
@@ -117,16 +143,26 @@ def predict_each(operator: Operator, shapes: Sequence[Shape], chip: Chip) -> lis
     Raises:
         SimulationError: nothing fits the chip, or it lacks a number that is needed.
     """
-    m = machine_of(chip)
-    found = best(operator, shapes, m)
-    elastic = _elastic(operator, shapes, [p.config for p in found], m)
-    return [
-        _assemble(operator, *row) for row in zip(shapes, [chip] * len(found), found, elastic, strict=True)
-    ]
+    families: dict[str, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        families.setdefault(target(operator, shape, chip).family, []).append(i)
+    predictions: dict[int, Prediction] = {}
+    for rows in families.values():
+        some = [shapes[i] for i in rows]
+        on = target(operator, some[0], chip)
+        found = best(operator, some, on.machine, COLD, on.profile)
+        elastic = _elastic(operator, some, [p.config for p in found], on.machine)
+        for i, shape, played, slopes in zip(rows, some, found, elastic, strict=True):
+            predictions[i] = _assemble(operator, shape, chip, on, played, slopes)
+    return [predictions[i] for i in range(len(shapes))]
 
 
 def _elastic(
-    operator: Operator, shapes: Sequence[Shape], configs: Sequence[Config], m: Machine
+    operator: Operator,
+    shapes: Sequence[Shape],
+    configs: Sequence[Config],
+    m: Machine,
+    conditions: Conditions = COLD,
 ) -> list[dict[str, float]]:
     """Elasticities by shape; shapes of one configuration are evaluated together."""
     found: list[dict[str, float]] = [{} for _ in shapes]
@@ -135,16 +171,38 @@ def _elastic(
         groups.setdefault((frozen(static_part(operator, shape)), frozen(config)), []).append(i)
     for rows in groups.values():
         columns = stack(operator, [shapes[i] for i in rows])
-        launches = evaluate_config(operator, columns, configs[rows[0]], m)
-        slopes = gains(operator, columns, configs[rows[0]], m, launches)
+        launches = evaluate_config(operator, columns, configs[rows[0]], m, conditions)
+        slopes = gains(operator, columns, configs[rows[0]], m, launches, conditions)
         for place, i in enumerate(rows):
             found[i] = {r: float(np.ravel(s)[place]) for r, s in slopes.items()}
     return found
 
 
-def gains(operator: Operator, shape: Shape, config: Config, m: Machine, base: Launches) -> dict[str, Any]:
+def gains(
+    operator: Operator,
+    shape: Shape,
+    config: Config,
+    m: Machine,
+    base: Launches,
+    conditions: Conditions = COLD,
+) -> dict[str, Any]:
     """Elasticity of the time to every resource, by the cost model; arrays if the shape holds arrays."""
-    return elasticities(m, lambda other: evaluate_config(operator, shape, config, other).time_s, base.time_s)
+
+    def time_s(other: Machine) -> Any:
+        return evaluate_config(operator, shape, config, other, conditions).time_s
+
+    return elasticities(m, time_s, base.time_s)
+
+
+def _calibration(chip: Chip, family: str) -> str:
+    """On what the chip's numbers and the interval stand."""
+    fitted = chip.calibration
+    if fitted is None:
+        return "none (chip file only)"
+    kernels = "" if family in fitted.residual else "; no kernel of this family was measured"
+    if fitted.kind == "transferred":
+        return f"{fitted.data}{kernels}"
+    return f"fitted to {fitted.rows} rows of {fitted.data}{kernels}"
 
 
 def _scalar(value: Any) -> float:
@@ -152,7 +210,13 @@ def _scalar(value: Any) -> float:
 
 
 def _assemble(
-    operator: Operator, shape: Shape, chip: Chip, played: Played, elastic: Mapping[str, float]
+    operator: Operator,
+    shape: Shape,
+    chip: Chip,
+    on: Target,
+    played: Played,
+    elastic: Mapping[str, float],
+    conditions: Conditions = COLD,
 ) -> Prediction:
     config, runs = played.config, played.runs
     model: Model = "engine" if runs else "cost_model"
@@ -160,12 +224,12 @@ def _assemble(
         plans, estimates = [r.plan for r in runs], [r.estimate for r in runs]
         times, tails = [r.time_s for r in runs], [r.tail_s for r in runs]
     else:
-        launches = evaluate_config(operator, shape, config, machine_of(chip))
+        launches = evaluate_config(operator, shape, config, on.machine, conditions)
         plans, estimates = list(launches.plans), list(launches.estimates)
         times, tails = [_scalar(e.time_s) for e in estimates], [_scalar(e.tail_s) for e in estimates]
     total = sum(times)
     dtype = next((p.workload.dtype for p in plans if p.workload.dtype), "")
-    factor = _scalar(interval_factor(chip, dtype, elastic))
+    factor = _scalar(interval_factor(chip, dtype, elastic, on.family, total))
     breakdown: dict[str, float] = {}
     busy: dict[str, float] = {}
     for time_s, tail_s, p, e in zip(times, tails, plans, estimates, strict=True):
@@ -210,7 +274,7 @@ def _assemble(
         config=dict(config),
         model={
             "kind": model,
-            "calibration": "none (chip file only)",
+            "calibration": _calibration(chip, on.family),
             "inferred_inputs": len(inferred),
             "inputs": len(chip.quantities()),
             "elasticity": {r: round(s, 4) for r, s in elastic.items()},

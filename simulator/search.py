@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from foretile.hwmodels.schema import KernelProfile
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
+from foretile.simulator.conditions import COLD, Conditions
 from foretile.simulator.cost import Estimate, estimate, joined
 from foretile.simulator.lowering import lower
-from foretile.simulator.machine import Machine, SimulationError
+from foretile.simulator.machine import Machine, SimulationError, core_numbers
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.simulate import Simulation, simulate
 from foretile.simulator.workload import Workload
@@ -50,14 +52,43 @@ def _programs(operator: Operator, static: Frozen, config: Frozen) -> tuple[TileP
     return (traced,) if isinstance(traced, TileProgram) else tuple(traced)
 
 
+class _Core:
+    """A machine as a key: equal to others whose cores have the same numbers, which is what lowering reads."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.numbers = core_numbers(machine)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Core) and self.numbers == other.numbers
+
+    def __hash__(self) -> int:
+        return hash(self.numbers)
+
+
+@lru_cache(maxsize=256)
+def _core(machine: Machine) -> _Core:
+    return _Core(machine)
+
+
+@lru_cache(maxsize=8192)
+def _lowered(
+    operator: Operator, static: Frozen, config: Frozen, core: _Core
+) -> tuple[Workload, ...] | SimulationError:
+    try:
+        return tuple(lower(p, core.machine) for p in _programs(operator, static, config))
+    except SimulationError as error:
+        return error
+
+
 @lru_cache(maxsize=8192)
 def _workloads(
     operator: Operator, static: Frozen, config: Frozen, machine: Machine
 ) -> tuple[Workload, ...] | SimulationError:
-    try:
-        return tuple(lower(p, machine) for p in _programs(operator, static, config))
-    except SimulationError as error:
-        return error
+    found = _lowered(operator, static, config, _core(machine))
+    if isinstance(found, SimulationError):
+        return found
+    return tuple(w if w.machine is machine else replace(w, machine=machine) for w in found)
 
 
 def workloads(operator: Operator, shape: Shape, config: Config, machine: Machine) -> tuple[Workload, ...]:
@@ -92,8 +123,10 @@ class Launches:
         return np.asarray(total, dtype=np.float64).reshape(-1)
 
 
-def evaluate_config(operator: Operator, shape: Shape, config: Config, machine: Machine) -> Launches:
-    """The cost model for one configuration; dynamic shape values may be arrays.
+def evaluate_config(
+    operator: Operator, shape: Shape, config: Config, machine: Machine, conditions: Conditions = COLD
+) -> Launches:
+    """The cost model for one configuration; dynamic shape values (and ``conditions``) may be arrays.
 
     Raises:
         SimulationError: the configuration does not fit the machine.
@@ -101,9 +134,9 @@ def evaluate_config(operator: Operator, shape: Shape, config: Config, machine: M
     dims = dynamic_part(operator, shape)
     launches = workloads(operator, shape, config, machine)
     if operator.tensors is not None and any(np.size(v) > 1 for v in dims.values()):
-        return _row_by_row(operator, shape, config, machine)
+        return _row_by_row(operator, shape, config, machine, conditions)
     tensors = bound_tensors(operator, shape)
-    plans = tuple(plan(w, dims, tensors) for w in launches)
+    plans = tuple(plan(w, dims, tensors, conditions=conditions) for w in launches)
     return Launches(config, plans, tuple(estimate(p) for p in plans))
 
 
@@ -115,21 +148,30 @@ def bound_tensors(operator: Operator, shape: Shape) -> Mapping[str, np.ndarray] 
     return operator.tensors({n: int(v) if isinstance(v, float) else v for n, v in plain.items()})
 
 
-def _row_by_row(operator: Operator, shape: Shape, config: Config, machine: Machine) -> Launches:
+def _row_by_row(
+    operator: Operator, shape: Shape, config: Config, machine: Machine, conditions: Conditions
+) -> Launches:
     """Shapes whose trip counts depend on tensors of their own; the plans are the first shape's."""
     columns = np.broadcast_arrays(*dynamic_part(operator, shape).values())
+    names = list(dynamic_part(operator, shape))
     rows = [
         evaluate_config(
-            operator, {**shape, **dict(zip(dynamic_part(operator, shape), row, strict=True))}, config, machine
+            operator,
+            {**shape, **dict(zip(names, row, strict=True))},
+            config,
+            machine,
+            conditions.rows(slice(i, i + 1)),
         )
-        for row in zip(*(c.tolist() for c in columns), strict=True)
+        for i, row in enumerate(zip(*(c.tolist() for c in columns), strict=True))
     ]
     estimates = tuple(joined(parts) for parts in zip(*(r.estimates for r in rows), strict=True))
     return Launches(config, rows[0].plans, estimates)
 
 
-def space(operator: Operator, shape: Shape, machine: Machine) -> list[Config]:
-    """The configurations that fit the machine.
+def space(
+    operator: Operator, shape: Shape, machine: Machine, profile: KernelProfile | None = None
+) -> list[Config]:
+    """The configurations that fit the machine, of those that the library of ``profile`` has.
 
     Raises:
         SimulationError: none does; the message repeats the reason of the most promising one.
@@ -137,6 +179,8 @@ def space(operator: Operator, shape: Shape, machine: Machine) -> list[Config]:
     fitting: list[Config] = []
     reason: SimulationError | None = None
     for config in operator.configs(shape):
+        if profile is not None and profile.tiles == "powers_of_two" and not _powers_of_two(config):
+            continue
         candidate = for_machine(config, machine)
         try:
             workloads(operator, shape, candidate, machine)
@@ -147,6 +191,11 @@ def space(operator: Operator, shape: Shape, machine: Machine) -> list[Config]:
     if not fitting:
         raise SimulationError(f"no configuration of {operator.name} fits {machine.id}: {reason}")
     return fitting
+
+
+def _powers_of_two(config: Config) -> bool:
+    sides = [value for name, value in config.items() if name in ("block_m", "block_n")]
+    return all(side & (side - 1) == 0 for side in sides)
 
 
 @dataclass(frozen=True)
@@ -161,18 +210,25 @@ class Ranking:
         return np.asarray(np.argmin(self.time_s, axis=0))
 
 
-def rank(operator: Operator, shape: Shape, machine: Machine) -> Ranking:
+def rank(
+    operator: Operator,
+    shape: Shape,
+    machine: Machine,
+    conditions: Conditions = COLD,
+    profile: KernelProfile | None = None,
+) -> Ranking:
     """The whole space by the cost model; dynamic shape values may be equal-length arrays."""
     dims = dynamic_part(operator, shape)
     length = max((np.size(v) for v in dims.values()), default=1)
     columns = {k: np.broadcast_to(np.asarray(v, dtype=np.float64), (length,)) for k, v in dims.items()}
-    configs = space(operator, shape, machine)
+    configs = space(operator, shape, machine, profile)
     times = np.empty((len(configs), length))
     for i, config in enumerate(configs):
         for first in range(0, length, _CHUNK):
             part = slice(first, min(length, first + _CHUNK))
             piece = {**shape, **{k: v[part] for k, v in columns.items()}}
-            times[i, part] = evaluate_config(operator, piece, config, machine).time_s
+            state = conditions.rows(part)
+            times[i, part] = evaluate_config(operator, piece, config, machine, state).time_s
     return Ranking(configs, times)
 
 
@@ -190,14 +246,21 @@ class Played:
 
 
 def play(
-    operator: Operator, shape: Shape, config: Config, machine: Machine, *, trace: bool = False
+    operator: Operator,
+    shape: Shape,
+    config: Config,
+    machine: Machine,
+    conditions: Conditions = COLD,
+    *,
+    trace: bool = False,
 ) -> Played:
     """The event engine for one configuration and one shape."""
     dims = dynamic_part(operator, shape)
     tensors = bound_tensors(operator, shape)
+    launches = workloads(operator, shape, config, machine)
     return Played(
         config,
-        tuple(simulate(w, dims, tensors, trace=trace) for w in workloads(operator, shape, config, machine)),
+        tuple(simulate(w, dims, tensors, trace=trace, conditions=conditions) for w in launches),
     )
 
 
@@ -212,7 +275,13 @@ def stack(operator: Operator, shapes: Sequence[Shape]) -> Shape:
 
 
 def best(
-    operator: Operator, shapes: Sequence[Shape], machine: Machine, *, play_finalists: bool = True
+    operator: Operator,
+    shapes: Sequence[Shape],
+    machine: Machine,
+    conditions: Conditions = COLD,
+    profile: KernelProfile | None = None,
+    *,
+    play_finalists: bool = True,
 ) -> list[Played]:
     """The fastest configuration of every shape: ranked by the cost model, finalists played.
 
@@ -223,19 +292,27 @@ def best(
     for i, shape in enumerate(shapes):
         groups.setdefault(frozen(static_part(operator, shape)), []).append(i)
     for rows in groups.values():
-        ranking = rank(operator, stack(operator, [shapes[i] for i in rows]), machine)
+        stacked = stack(operator, [shapes[i] for i in rows])
+        ranking = rank(operator, stacked, machine, conditions, profile)
         order = np.argsort(ranking.time_s, axis=0, kind="stable")
         for place, i in enumerate(rows):
             finalists = [ranking.configs[c] for c in order[: _FINALISTS if play_finalists else 1, place]]
             if play_finalists:
-                played = [play(operator, shapes[i], config, machine) for config in finalists]
+                played = [play(operator, shapes[i], config, machine, conditions) for config in finalists]
                 found[i] = min(played, key=lambda p: p.time_s)
             else:
                 found[i] = Played(finalists[0], ())
     return found
 
 
-def chosen(operator: Operator, shape: Shape, machine: Machine, config: Config | None) -> Config:
+def chosen(
+    operator: Operator,
+    shape: Shape,
+    machine: Machine,
+    config: Config | None,
+    conditions: Conditions = COLD,
+    profile: KernelProfile | None = None,
+) -> Config:
     """The configuration to use: the given one, checked, or the best by the cost model.
 
     Raises:
@@ -243,7 +320,7 @@ def chosen(operator: Operator, shape: Shape, machine: Machine, config: Config | 
         SimulationError: it does not fit the machine.
     """
     if config is None:
-        ranking = rank(operator, shape, machine)
+        ranking = rank(operator, shape, machine, conditions, profile)
         return ranking.configs[int(ranking.best()[0])]
     complete = for_machine(operator.config(shape, **config), machine)
     if "cores" in config:

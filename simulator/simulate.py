@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from foretile.simulator.cost import Estimate, estimate, matrix_slowdown
+from foretile.simulator.conditions import COLD, Conditions
+from foretile.simulator.cost import Estimate, estimate, matrix_slowdown, overlapped
 from foretile.simulator.engine import Core, Run
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.program import ENGINES, Programs, write_buffer_ps
@@ -38,17 +39,21 @@ def simulate(
     tensors: Mapping[str, np.ndarray] | None = None,
     *,
     trace: bool = False,
+    conditions: Conditions = COLD,
 ) -> Simulation:
     """Play ``workload`` for one shape (``dims`` maps symbolic dimensions to numbers)."""
     unequal = bool(workload.sampled)
-    planned = plan(workload, dims, tensors, resolution=_CLASSES if unequal else None)
+    planned = plan(workload, dims, tensors, resolution=_CLASSES if unequal else None, conditions=conditions)
     closed = estimate(planned)
     machine = workload.machine
     slow = float(matrix_slowdown(planned)[0, 0])
     time_s, tail_s, run = _play(planned, slow, np.ravel(closed.block_s), trace)
     # No engine can do with less than its service for the whole kernel, however the blocks fall.
+    fixed = machine.launch_s + machine.ramp_s
     floor = max(float(np.ravel(b)[0]) for b in closed.busy.values())
     time_s = max(time_s, machine.launch_s + floor)
+    if time_s > fixed:
+        time_s = fixed + float(np.ravel(overlapped(time_s - fixed, closed.busy, machine.overlap))[0])
     return Simulation(time_s, tail_s, closed, planned, run)
 
 

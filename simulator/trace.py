@@ -6,7 +6,7 @@ from typing import Any
 
 from foretile.hwmodels.schema import Chip
 from foretile.kernels.operator import Config, Operator, Shape
-from foretile.simulator.predictor import machine_of, predict
+from foretile.simulator.predictor import predict, target
 from foretile.simulator.program import ENGINES
 from foretile.simulator.search import play
 
@@ -19,7 +19,7 @@ def trace(operator: Operator, shape: Shape, chip: Chip, config: Config | None = 
     Where the engine found the steady state and jumped ahead, the skipped stretch is one slice of the
     track "steady state". Times are microseconds, as the format wants.
     """
-    m = machine_of(chip)
+    m = target(operator, shape, chip).machine
     prediction = predict(operator, shape, chip, config)
     played = play(operator, shape, dict(prediction.config), m, trace=True)
     events: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foretile.hwmodels.schema import Chip
+from foretile.hwmodels.schema import Calibration, Chip
 from foretile.simulator.machine import RESOURCES, Machine
 
 # Relative standard deviation of a number by how it is known.
@@ -22,6 +22,24 @@ PRIOR_SIGMA: Mapping[str, float] = {"measured": 0.04, "datasheet": 0.06, "derive
 MODEL_SIGMA = 0.10
 _NORMAL_90 = 1.6449  # a 90 % interval reaches this many standard deviations to either side
 _STEP = 1.1
+
+# What a calibrated chip's model misses on an operator none of whose kernels were measured.
+UNMEASURED_SIGMA = 0.25
+
+# Parameters of a calibration behind each resource (foretile.calibration.parameters); none: the file's.
+_FITTED: Mapping[str, tuple[str, ...]] = {
+    "matrix": ("matrix",),
+    "vector": (),
+    "special": (),
+    "scratchpad": ("scratchpad",),
+    "l2": ("l2", "port"),
+    "l2_capacity": (),
+    "dram": ("dram",),
+    "latency": ("latency",),
+    "barrier": (),
+    "atomic": (),
+    "launch": ("launch",),
+}
 
 _BEHIND: Mapping[str, tuple[str, ...]] = {
     "matrix": (
@@ -71,9 +89,37 @@ def elasticities(machine: Machine, time: Callable[[Machine], Any], base: Any) ->
     return {r: np.log(time(improved(machine, r)) / base) / np.log(_STEP) for r in RESOURCES}
 
 
-def interval_factor(chip: Chip, dtype: str, elastic: Mapping[str, Any]) -> Any:
-    """Factor from the median to the ends of the 90 % interval (time / f … time × f)."""
-    variance: Any = MODEL_SIGMA**2
+def interval_factor(
+    chip: Chip, dtype: str, elastic: Mapping[str, Any], family: str = "", time_s: Any = 0.0
+) -> Any:
+    """Factor from the median to the ends of the 90 % interval (time / f … time × f).
+
+    A calibrated chip's parameters have the fit's uncertainty (or the spread between the chips that
+    taught it), and the model's own error is what the fit left of the family's rows of such times.
+    """
+    fitted = chip.calibration
+    if fitted is None:
+        variance: Any = MODEL_SIGMA**2
+        for resource, slope in elastic.items():
+            variance = variance + (slope * sigma(chip, resource, dtype)) ** 2
+        return np.exp(_NORMAL_90 * np.sqrt(variance))
+    variance = _left(fitted, family, time_s) ** 2
     for resource, slope in elastic.items():
-        variance = variance + (slope * sigma(chip, resource, dtype)) ** 2
+        parameters = _FITTED[resource]
+        known = max((fitted.sigma[p] for p in parameters if p in fitted.sigma), default=None)
+        width = known if known is not None else sigma(chip, resource, dtype)
+        variance = variance + (slope * width) ** 2
     return np.exp(_NORMAL_90 * np.sqrt(variance))
+
+
+def _left(fitted: Calibration, family: str, time_s: Any) -> Any:
+    """Standard deviation that the fit left for this family and decade of times."""
+    by_decade = fitted.residual.get(family)
+    if by_decade is None:  # no measured family is like it: the widest of them
+        return max((v["all"] for v in fitted.residual.values()), default=UNMEASURED_SIGMA)
+    decade = np.floor(np.log10(np.maximum(1e-9, np.asarray(time_s, dtype=np.float64))))
+    found = np.full(np.shape(decade), by_decade["all"])
+    for name, value in by_decade.items():
+        if name != "all":
+            found = np.where(decade == np.log10(float(name)), value, found)
+    return found

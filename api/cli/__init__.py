@@ -1,4 +1,5 @@
-"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify``.
+"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify |
+calibrate | validate``.
 
 Data goes to standard output, prose to standard error. Exit codes: 0 done, 1 a fault of ours,
 2 something to put right in what was asked, 3 a verification outside of its tolerance, 130
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from foretile.cli import chips, compare, ops, predict, verify
+from foretile.cli import calibrate, chips, compare, ops, predict, validate, verify
 from foretile.cli.arguments import spread_config
 
 __all__ = ["app", "main"]
@@ -33,6 +34,8 @@ app.command("explain")(predict.explain)
 app.command("trace")(predict.trace)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)
+app.command("calibrate")(calibrate.calibrate)
+app.command("validate")(validate.validate)
 
 
 def _version(wanted: bool) -> None:

@@ -28,6 +28,19 @@ class Model(enum.StrEnum):
     COST_MODEL = "cost-model"
 
 
+class Cache(enum.StrEnum):
+    """What the L2 holds when the kernel starts."""
+
+    COLD = "cold"
+    WARM = "warm"
+
+
+_CACHE = typer.Option(
+    Cache.COLD,
+    "--cache",
+    help="The L2 at the start: empty of the operands, or as repeating the kernel on them leaves it.",
+    case_sensitive=False,
+)
 _CHIPS = typer.Option(
     ..., "--chip", metavar="ID", help="A chip's id or a YAML file; repeat to compare.", show_default=False
 )
@@ -41,7 +54,7 @@ _MODEL = typer.Option(
 _OUT = typer.Option(
     ..., "--out", "-o", help="Where to write; compressed if it ends in .gz.", show_default=False
 )
-_OPTIONS = {"op", "chip", "config", "model"}  # of predict(): not names a shape parameter can have
+_OPTIONS = {"op", "chip", "config", "model", "cache"}  # of predict(): not names a shape parameter can have
 
 
 def _given(shape: list[str], config: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -59,6 +72,7 @@ def predict(
     chip: list[str] = _CHIPS,
     config: list[str] = CONFIG,
     model: Model = _MODEL,
+    cache: Cache = _CACHE,
     as_json: bool = JSON,
 ) -> None:
     """How long an operator takes, with interval, bound and breakdown.
@@ -75,7 +89,8 @@ def predict(
         from foretile.frontdoor import predict as run
 
         kind: Literal["engine", "cost_model"] = "engine" if model is Model.ENGINE else "cost_model"
-        found = [run(op, name, config=chosen or None, model=kind, **sizes) for name in chips]
+        state: Literal["cold", "warm"] = "cold" if cache is Cache.COLD else "warm"
+        found = [run(op, name, config=chosen or None, model=kind, cache=state, **sizes) for name in chips]
         if as_json:
             objects = [prediction.to_json() for prediction in found]
             show.emit_json(objects[0] if len(objects) == 1 else objects)

@@ -9,8 +9,75 @@ from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Shape
 from foretile.kernels.operators._common import full
+from foretile.kernels.operators._moe import scatter_row
+from foretile.kernels.operators._scaled_gemm import depth_tile, plain_products
 
-_PANEL = 8  # tiles of rows side by side: those of one expert share its weights in the L2
+PANEL = 8
+"""Tiles of rows side by side: those of one expert share its weights in the L2."""
+
+
+# (block_m, block_n, block_k, num_stages, threads), likeliest first.
+_PLAIN = (
+    (128, 128, 64, 4, 256),
+    (64, 128, 64, 4, 256),
+    (128, 64, 64, 4, 256),
+    (64, 64, 64, 4, 128),
+    (128, 128, 64, 3, 256),
+    (64, 128, 64, 3, 256),
+    (128, 64, 64, 3, 256),
+    (64, 64, 64, 3, 128),
+    (32, 128, 64, 4, 256),
+    (32, 64, 64, 4, 128),
+    (16, 128, 64, 4, 256),
+    (16, 64, 64, 4, 128),
+    (16, 64, 128, 3, 128),
+    (64, 64, 64, 2, 128),
+    (32, 64, 64, 2, 128),
+    (16, 64, 64, 2, 128),
+    (64, 64, 32, 3, 128),
+    (16, 32, 64, 4, 64),
+)
+TILES = {"bf16": _PLAIN, "fp16": _PLAIN}
+"""Tiles by dtype, as the configuration's first keys."""
+
+_COPY_COLS, _COPY_THREADS = 2048, 256  # of a block that scatters
+
+
+def check(config: Config, dtype: str) -> None:
+    """Every tile goes with operands that have no scales."""
+
+
+@T.macro
+def swiglu_rows(gate: Any, up: Any, filled: Any) -> None:
+    """``gate`` becomes silu(gate) · up in its first ``filled`` rows, and zero in the rows of padding."""
+    for i, j in T.Parallel(*gate.shape):
+        gate[i, j] = T.if_then_else(i < filled, gate[i, j] / (1.0 + T.exp(-gate[i, j])) * up[i, j], 0.0)
+
+
+@T.macro
+def clear_counts(Count: Any, bx: Any, by: Any) -> None:
+    """The experts' counts, which nobody reads any more, become zero for the next call."""
+    zeros = T.alloc_fragment(Count.shape, "int32")
+    T.clear(zeros)
+    if by == 0:  # block (0, 0) clears: for the others the region lies behind the tensor's end
+        T.copy(zeros, Count[bx * Count.shape[0]])
+
+
+def permute(shape: Shape, rows: Any) -> TileProgram:
+    """Every token's row to its experts' tiles; padding rows stay as they were: nobody reads their results."""
+    tokens, hidden, topk, dtype = shape["tokens"], shape["hidden"], shape["topk"], full(shape["dtype"])
+
+    @T.prim_func
+    def moe_permute(
+        X: T.Tensor((tokens, hidden), dtype),
+        Rows: T.Tensor((tokens, topk), "int32"),
+        X_sorted: T.Tensor((rows, hidden), dtype),
+    ) -> None:
+        with T.Kernel(T.ceildiv(hidden, _COPY_COLS), tokens, threads=_COPY_THREADS) as (bx, by):
+            scatter_row(X, Rows, X_sorted, by, bx * _COPY_COLS, _COPY_COLS, dtype)
+
+    traced: TileProgram = moe_permute
+    return traced
 
 
 def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
@@ -21,7 +88,7 @@ def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
     """
     hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
-    num_stages, threads, dtype = config["num_stages"], config["threads"], full(shape["dtype"])
+    threads, dtype = config["threads"], full(shape["dtype"])
 
     @T.prim_func
     def moe_gate_up(
@@ -32,28 +99,22 @@ def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
         H: T.Tensor((rows, inter), dtype),
     ) -> None:
         with T.Kernel(T.ceildiv(inter, block_N), rows // align, threads=threads) as (bx, by):
-            T.use_swizzle(panel_size=_PANEL)
-            X_shared = T.alloc_shared((block_M, block_K), dtype)
-            gate_shared = T.alloc_shared((block_N, block_K), dtype)
-            up_shared = T.alloc_shared((block_N, block_K), dtype)
-            gate = T.alloc_fragment((block_M, block_N), "float32")
-            up = T.alloc_fragment((block_M, block_N), "float32")
+            T.use_swizzle(panel_size=PANEL)
             filled = T.alloc_var("int32", init=TileRows[by])
             expert, n0 = TileExpert[by], bx * block_N
             for s in T.serial(T.ceildiv(TileRows[by], block_M)):
                 m0 = by * align + s * block_M
-                T.clear(gate)
-                T.clear(up)
-                for k in T.Pipelined(T.ceildiv(hidden, block_K), num_stages=num_stages):
-                    T.copy(X_sorted[m0, k * block_K], X_shared)
-                    T.copy(W_gate_up[expert, 0, n0, k * block_K], gate_shared)
-                    T.copy(W_gate_up[expert, 1, n0, k * block_K], up_shared)
-                    T.gemm(X_shared, gate_shared, gate, transpose_B=True)
-                    T.gemm(X_shared, up_shared, up, transpose_B=True)
-                for i, j in T.Parallel(block_M, block_N):
-                    gate[i, j] = T.if_then_else(
-                        s * block_M + i < filled, gate[i, j] / (1.0 + T.exp(-gate[i, j])) * up[i, j], 0.0
-                    )
+                gate, up = plain_products(
+                    config,
+                    depth_tile(X_sorted, slice(m0, m0 + block_M), depth=block_K),
+                    [
+                        depth_tile(W_gate_up, expert, part, slice(n0, n0 + block_N), depth=block_K)
+                        for part in range(2)
+                    ],
+                    T.ceildiv(hidden, block_K),
+                    dtype,
+                )
+                swiglu_rows(gate, up, filled - s * block_M)
                 T.copy(gate, H[m0, n0])
 
     traced: TileProgram = moe_gate_up
@@ -67,7 +128,7 @@ def down(shape: Shape, config: Config, rows: Any) -> TileProgram:
     """
     hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
     block_M, block_N, block_K = config["block_m"], 2 * config["block_n"], config["block_k"]
-    num_stages, threads, dtype = config["num_stages"], config["threads"], full(shape["dtype"])
+    threads, dtype = config["threads"], full(shape["dtype"])
 
     @T.prim_func
     def moe_down(
@@ -79,22 +140,18 @@ def down(shape: Shape, config: Config, rows: Any) -> TileProgram:
         Y: T.Tensor((rows, hidden), dtype),
     ) -> None:
         with T.Kernel(T.ceildiv(hidden, block_N), rows // align, threads=threads) as (bx, by):
-            T.use_swizzle(panel_size=_PANEL)
-            H_shared = T.alloc_shared((block_M, block_K), dtype)
-            W_shared = T.alloc_shared((block_N, block_K), dtype)
-            Y_local = T.alloc_fragment((block_M, block_N), "float32")
-            zeros = T.alloc_fragment((experts,), "int32")
+            T.use_swizzle(panel_size=PANEL)
             expert, n0 = TileExpert[by], bx * block_N
-            T.clear(zeros)
-            if by == 0:  # block (0, 0) clears: for the others the region lies behind the tensor's end
-                T.copy(zeros, Count[bx * experts])
+            clear_counts(Count, bx, by)
             for s in T.serial(T.ceildiv(TileRows[by], block_M)):
                 m0 = by * align + s * block_M
-                T.clear(Y_local)
-                for k in T.Pipelined(T.ceildiv(inter, block_K), num_stages=num_stages):
-                    T.copy(H[m0, k * block_K], H_shared)
-                    T.copy(W_down[expert, n0, k * block_K], W_shared)
-                    T.gemm(H_shared, W_shared, Y_local, transpose_B=True)
+                (Y_local,) = plain_products(
+                    {**config, "block_n": block_N},
+                    depth_tile(H, slice(m0, m0 + block_M), depth=block_K),
+                    [depth_tile(W_down, expert, slice(n0, n0 + block_N), depth=block_K)],
+                    T.ceildiv(inter, block_K),
+                    dtype,
+                )
                 T.copy(Y_local, Y[m0, n0])
 
     traced: TileProgram = moe_down

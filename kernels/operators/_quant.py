@@ -44,6 +44,19 @@ def saturated(x: Any, scale: Any) -> Any:
     return T.clamp(x / scale, -FP8_MAX, FP8_MAX)
 
 
+@T.macro
+def quantised_rows(values: Any, result: Any, round_scale: bool) -> Any:
+    """``values``, (rows, 128) in float32, rounded to e4m3 in ``result``; returns the rows' scales."""
+    absmax = T.alloc_fragment((values.shape[0],), "float32")
+    scale = T.alloc_fragment((values.shape[0],), "float32")
+    T.reduce_absmax(values, absmax, dim=1)
+    for i in T.Parallel(values.shape[0]):
+        scale[i] = scale_of(absmax[i], round_scale)
+    for i, j in T.Parallel(*values.shape):
+        result[i, j] = saturated(values[i, j], scale[i])
+    return scale
+
+
 def groups_of(width: Any, group: int = BLOCK) -> Any:
     """Scales along ``width`` elements (a number, an array or symbolic): the last may cover fewer."""
     return (width + group - 1) // group
@@ -88,6 +101,17 @@ def quantised(
     return round_e4m3(x / spread(scale, x.shape, rows, cols)), scale
 
 
+def quantised_float32(x: np.ndarray, round_scale: bool = False) -> np.ndarray:
+    """``x`` (rows, columns) quantised with a scale a row and 128 columns, times its scales, in float64.
+
+    Scales and quotients are those of float32, as kernels divide: bf16 numbers give every kernel the same.
+    """
+    narrow = x.astype(np.float32)
+    wide = spread(reference_scale(group_absmax(narrow, 1, BLOCK), round_scale), x.shape, 1, BLOCK)
+    quotient = narrow / wide.astype(np.float32)
+    return np.asarray(round_e4m3(quotient.astype(np.float64)) * wide)
+
+
 def settled(
     x: np.ndarray, rows: int, cols: int, round_scale: bool, outputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -108,14 +132,14 @@ def settled(
 
 
 def quantised_operand(
-    rng: np.random.Generator, shape: tuple[int, ...], rows: int, octaves: float = 2.0
+    rng: np.random.Generator, shape: tuple[int, ...], rows: int, cols: int = BLOCK, octaves: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random fp8 operand and its float32 scales, one a ``rows`` × 128 group of the last two axes.
+    """A random fp8 operand and its float32 scales, one a ``rows`` × ``cols`` group of the last two axes.
 
     Standard normal values, each row times a power of two of ``octaves`` standard deviations.
     """
     magnitude = np.exp2(octaves * rng.standard_normal((*shape[:-1], 1), dtype=np.float32))
-    values, scale = quantised(rng.standard_normal(shape, dtype=np.float32) * magnitude, rows, BLOCK)
+    values, scale = quantised(rng.standard_normal(shape, dtype=np.float32) * magnitude, rows, cols)
     return values.astype(ml_dtypes.float8_e4m3fn), scale.astype(np.float32)
 
 

@@ -5,7 +5,7 @@ The two-level accumulation is DeepSeek's (DeepSeek-V3 report, section 3.3.2; Dee
 is scaled and added to a float32 accumulator, because Hopper's fp8 products accumulate in fewer bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from foretile.kernels import language as T
@@ -13,63 +13,99 @@ from foretile.kernels.dtypes import dtype
 from foretile.kernels.operator import Config, OperatorError, Tolerance
 from foretile.kernels.operators._common import full
 from foretile.kernels.operators._quant import BLOCK
-from foretile.kernels.operators._softmax import load_keys
 
 Tile = Callable[[Any], Any]
 """The region of an operand that belongs to step ``k`` of the depth."""
 
 
+def depth_tile(X: Any, *at: Any, depth: int) -> Tile:
+    """Step by step, ``depth`` of the last axis of ``X`` at the indices and slices ``at`` of the others."""
+    return lambda k: X[(*at, slice(k * depth, (k + 1) * depth))]
+
+
+def depth_scale(S: Any, *at: Any, depth: int) -> Tile:
+    """The scales that go with :func:`depth_tile`: one for 128 of the depth, of which a step is a part."""
+    return lambda k: S[(*at, k * depth // BLOCK)]
+
+
 @T.macro
-def scaled_product(config: Config, a: Tile, b: Tile, a_scale: Tile, b_scale: Tile, steps: Any) -> Any:
-    """The tile Σₖ a(k) · b(k)ᵀ · a_scale(k) ⊗ b_scale(k) of ``steps`` steps of 128, a float32 fragment.
+def _operand_tiles(config: Config, stored: str, operands: int) -> tuple[Any, ...]:
+    """On-chip tiles of A and of ``operands`` Bs as they are stored, and in which they are multiplied.
 
-    ``a(k)`` is (block_m, 128) and ``b(k)`` (block_n, 128) in fp8, ``a_scale(k)`` (block_m, 1) and
-    ``b_scale(k)`` one element. With ``product`` "bf16" the tiles are widened on chip first, which
-    changes no value: that is for chips whose matrix units do not take fp8.
+    With ``product`` "bf16" fp8 tiles are widened on chip first, which changes no value: that is for chips
+    whose matrix units do not take fp8. One widened tile of B serves all operands in turn.
     """
-    block_M, block_N, num_stages = config["block_m"], config["block_n"], config["num_stages"]
-    widened = config["product"] != "fp8"
-    product = full(config["product"])
+    block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
+    widened = config.get("product", "fp8") != "fp8"
+    A_shared = T.alloc_shared((block_M, block_K), stored)
+    B_shared = [T.alloc_shared((block_N, block_K), stored) for _ in range(operands)]
+    A_wide = T.alloc_fragment((block_M, block_K), full(config["product"])) if widened else None
+    B_staged = T.alloc_fragment((block_N, block_K), stored) if widened else None
+    B_wide = T.alloc_shared((block_N, block_K), full(config["product"])) if widened else None
+    return A_shared, B_shared, A_wide, B_staged, B_wide
 
-    A_shared = T.alloc_shared((block_M, BLOCK), "float8_e4m3")
-    B_shared = T.alloc_shared((block_N, BLOCK), product)
-    A_operand = T.alloc_fragment((block_M, BLOCK), product) if widened else A_shared
-    B_stored = T.alloc_shared((block_N, BLOCK), "float8_e4m3") if widened else B_shared
-    B_staged = T.alloc_fragment((block_N, BLOCK), "float8_e4m3") if widened else None
+
+@T.macro
+def _multiply(tiles: tuple[Any, ...], operand: int, C: Any, clear: bool) -> None:
+    """``C (+)= A · Bᵀ`` for one of the operands, widened if they are to be."""
+    A_shared, B_shared, A_wide, B_staged, B_wide = tiles
+    if B_wide is None:
+        T.gemm(A_shared, B_shared[operand], C, transpose_B=True, clear_accum=clear)
+    else:
+        if operand == 0:
+            T.copy(A_shared, A_wide)
+        T.copy(B_shared[operand], B_staged)
+        T.copy(B_staged, B_wide)
+        T.gemm(A_wide, B_wide, C, transpose_B=True, clear_accum=clear)
+
+
+@T.macro
+def scaled_products(
+    config: Config, a: Tile, bs: Sequence[Tile], a_scale: Tile, b_scales: Sequence[Tile], steps: Any
+) -> list[Any]:
+    """The tiles Σₖ a(k) · b(k)ᵀ · a_scale(k) ⊗ b_scale(k) of ``steps`` steps, a float32 fragment for each b.
+
+    ``a(k)`` is (block_m, block_k) and ``b(k)`` (block_n, block_k) in fp8, ``a_scale(k)`` (block_m, 1) and
+    ``b_scale(k)`` one element. The partial products of a step share one fragment.
+    """
+    block_M, block_N = config["block_m"], config["block_n"]
+    tiles = _operand_tiles(config, "float8_e4m3", len(bs))
     A_scale_shared = T.alloc_shared((block_M,), "float32")
-    B_scale_shared = T.alloc_shared((1,), "float32")
+    B_scale_shared = [T.alloc_shared((1,), "float32") for _ in bs]
     scale = T.alloc_fragment((block_M,), "float32")
     C_local = T.alloc_fragment((block_M, block_N), "float32")
-    C_accum = T.alloc_fragment((block_M, block_N), "float32")
-
-    T.clear(C_accum)
-    for ko in T.Pipelined(steps, num_stages=num_stages):
-        T.copy(a(ko), A_shared)
-        if widened:
-            T.copy(A_shared, A_operand)
-        load_keys(b(ko), B_stored, B_staged, B_shared)
+    C_accum = [T.alloc_fragment((block_M, block_N), "float32") for _ in bs]
+    for accum in C_accum:
+        T.clear(accum)
+    for ko in T.Pipelined(steps, num_stages=config["num_stages"]):
+        T.copy(a(ko), tiles[0])
+        for b, shared in zip(bs, tiles[1], strict=True):
+            T.copy(b(ko), shared)
         T.copy(a_scale(ko), A_scale_shared)
-        T.copy(b_scale(ko), B_scale_shared)
-        for i in T.Parallel(block_M):
-            scale[i] = A_scale_shared[i] * B_scale_shared[0]
-        T.gemm(A_operand, B_shared, C_local, transpose_B=True, clear_accum=True)
-        for i, j in T.Parallel(block_M, block_N):
-            C_accum[i, j] = C_accum[i, j] + C_local[i, j] * scale[i]
+        for b_scale, shared in zip(b_scales, B_scale_shared, strict=True):
+            T.copy(b_scale(ko), shared)
+        for operand, accum in enumerate(C_accum):
+            for i in T.Parallel(block_M):
+                scale[i] = A_scale_shared[i] * B_scale_shared[operand][0]
+            _multiply(tiles, operand, C_local, True)
+            for i, j in T.Parallel(block_M, block_N):
+                accum[i, j] = accum[i, j] + C_local[i, j] * scale[i]
     return C_accum
 
 
 @T.macro
-def plain_product(config: Config, a: Tile, b: Tile, steps: Any, stored: str) -> Any:
-    """The tile Σₖ a(k) · b(k)ᵀ in float32, of ``a(k)`` (block_m, block_k) and ``b(k)`` (block_n, block_k)."""
-    block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
-    A_shared = T.alloc_shared((block_M, block_K), stored)
-    B_shared = T.alloc_shared((block_N, block_K), stored)
-    C_local = T.alloc_fragment((block_M, block_N), "float32")
-    T.clear(C_local)
+def plain_products(config: Config, a: Tile, bs: Sequence[Tile], steps: Any, stored: str) -> list[Any]:
+    """The tiles Σₖ a(k) · b(k)ᵀ in float32 of ``a(k)``, (block_m, block_k), and each ``b(k)``."""
+    tiles = _operand_tiles(config, stored, len(bs))
+    C_local = [T.alloc_fragment((config["block_m"], config["block_n"]), "float32") for _ in bs]
+    for local in C_local:
+        T.clear(local)
     for ko in T.Pipelined(steps, num_stages=config["num_stages"]):
-        T.copy(a(ko), A_shared)
-        T.copy(b(ko), B_shared)
-        T.gemm(A_shared, B_shared, C_local, transpose_B=True)
+        T.copy(a(ko), tiles[0])
+        for b, shared in zip(bs, tiles[1], strict=True):
+            T.copy(b(ko), shared)
+        for operand, local in enumerate(C_local):
+            _multiply(tiles, operand, local, False)
     return C_local
 
 
@@ -119,8 +155,48 @@ def scaled_configs() -> list[Config]:
     ]
 
 
-def check_config(operator: str, config: Config) -> None:
-    """Refuse tiles that the matrix unit or the scales' blocks do not divide.
+# (block_m, block_n, block_k, num_stages, threads, swizzle) of fp8 products without scales by block, then
+# of those widened to bf16.
+_UNSCALED = (
+    (128, 256, 128, 3, 256, 8),
+    (128, 256, 128, 4, 256, 8),
+    (128, 128, 128, 4, 256, 8),
+    (128, 128, 128, 3, 256, 8),
+    (128, 128, 64, 3, 256, 8),
+    (128, 64, 128, 4, 128, 8),
+    (64, 256, 128, 4, 256, 8),
+    (64, 128, 128, 4, 128, 8),
+    (64, 128, 128, 2, 128, 8),
+    (64, 64, 128, 5, 128, 8),
+    (32, 128, 128, 5, 128, 0),
+    (32, 64, 128, 3, 128, 0),
+    (16, 128, 128, 5, 128, 0),
+    (16, 64, 128, 6, 128, 0),
+)
+_UNSCALED_WIDENED = (
+    (128, 128, 128, 3, 256, 8),
+    (128, 128, 64, 2, 256, 8),
+    (64, 128, 128, 2, 256, 8),
+    (64, 64, 64, 3, 128, 8),
+    (32, 128, 64, 3, 128, 0),
+    (16, 128, 128, 3, 128, 0),
+    (16, 64, 128, 3, 128, 0),
+    (16, 64, 64, 3, 128, 0),
+)
+
+
+def unscaled_configs() -> list[Config]:
+    """The space of fp8 products that are scaled once, at their end: in fp8, then widened to bf16."""
+    keys = ("block_m", "block_n", "block_k", "num_stages", "threads", "swizzle")
+    return [
+        {**dict(zip(keys, tile, strict=True)), "product": product}
+        for product, tiles in (("fp8", _UNSCALED), ("bf16", _UNSCALED_WIDENED))
+        for tile in tiles
+    ]
+
+
+def check_config(operator: str, config: Config, *, blocks: bool = True) -> None:
+    """Refuse tiles that the matrix unit does not divide, nor (with ``blocks``) the blocks of the scales.
 
     Raises:
         OperatorError: what is wrong, and what would be right.
@@ -131,6 +207,8 @@ def check_config(operator: str, config: Config) -> None:
     if "product" in config:
         if config["product"] not in ("fp8", "bf16"):
             raise OperatorError(f"{operator}: product={config['product']!r} is not one of fp8, bf16")
+        if not blocks:
+            return
         if BLOCK % config["block_n"]:
             raise OperatorError(
                 f"{operator}: block_n={config['block_n']} does not divide {BLOCK}, the columns of a scale"

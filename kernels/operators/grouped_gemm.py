@@ -15,14 +15,20 @@ from foretile.kernels.operators._common import full, random_operand, size, whole
 from foretile.kernels.operators._quant import BLOCK, dequantised, groups_of, quantised_operand
 from foretile.kernels.operators._scaled_gemm import (
     check_config,
-    plain_product,
+    plain_products,
     product_tolerance,
     scaled_configs,
-    scaled_product,
+    scaled_products,
+    unscaled_configs,
 )
 
 ALIGNMENT = 128
 """Rows that each group's share of the contiguous layout is padded to (DeepGEMM's alignment)."""
+
+
+def _element(shape: Shape) -> str:
+    """Type of the elements of A and B."""
+    return "fp8" if shape["dtype"] == "fp8_block" else str(shape["dtype"])
 
 
 def group_rows(shape: Shape) -> np.ndarray:
@@ -50,6 +56,13 @@ def capacity(shape: Shape) -> Any:
     return (fullest + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
+@T.macro
+def _scale_rows(C: Any, row_scale: Any, scale: Any) -> None:
+    """Row i of ``C`` times ``row_scale[i]`` and ``scale``."""
+    for i, j in T.Parallel(*C.shape):
+        C[i, j] = C[i, j] * (row_scale[i] * scale)
+
+
 def _product(config: Config, K: Any, used: Any, A: Any, B: Any, scales: Any, tile: Any) -> Any:
     """The block's tile of C in float32, zero unless ``used``.
 
@@ -67,24 +80,39 @@ def _product(config: Config, K: Any, used: Any, A: Any, B: Any, scales: Any, til
         return B[group, n, k * depth : (k + 1) * depth]
 
     steps = T.if_then_else(used, T.ceildiv(K, depth), 0)
-    if scales is None:
-        return plain_product(config, a, b, steps, A.dtype)
-    A_scale, B_scale = scales
-    return scaled_product(
-        config,
-        a,
-        b,
-        lambda k: A_scale[(*batch, m, slice(k, k + 1))],
-        lambda k: B_scale[group, n0 // BLOCK, k : k + 1],
-        steps,
-    )
+    if scales is not None and len(scales[1].shape) == 3:
+        A_scale, B_scale = scales
+        (C_local,) = scaled_products(
+            config,
+            a,
+            (b,),
+            lambda k: A_scale[(*batch, m, slice(k, k + 1))],
+            (lambda k: B_scale[group, n0 // BLOCK, k : k + 1],),
+            steps,
+        )
+        return C_local
+    (C_local,) = plain_products(config, a, (b,), steps, A.dtype)
+    if scales is not None:
+        A_scale, B_scale = scales
+        row_scale = T.alloc_fragment((config["block_m"],), "float32")
+        T.copy(A_scale[(*batch, m)], row_scale)
+        _scale_rows(C_local, row_scale, B_scale[T.max(group, 0)])
+    return C_local
+
+
+def _scale_shapes(shape: Shape, rows: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Shapes of the scales of A, whose rows are ``rows``, and of B: by block, or a row and a group."""
+    groups, N, K = shape["groups"], shape["n"], shape["k"]
+    if shape["dtype"] == "fp8":
+        return rows, (groups,)
+    return (*rows, groups_of(K)), (groups, groups_of(N), groups_of(K))
 
 
 def _contiguous(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of rows (all of one group) and columns; tiles of padding have no steps
     and end as zeros."""
     N, K, groups, rows = shape["n"], shape["k"], shape["groups"], capacity(shape)
-    dtype, out_dtype = full(shape["dtype"]), full(shape["out_dtype"])
+    dtype, out_dtype = full(_element(shape)), full(shape["out_dtype"])
     block_M, block_N = config["block_m"], config["block_n"]
     threads, swizzle = config["threads"], config["swizzle"]
     grid = (T.ceildiv(N, block_N), rows // block_M)
@@ -98,7 +126,7 @@ def _contiguous(shape: Shape, config: Config) -> TileProgram:
         C_local = _product(config, K, group >= 0, A, B, scales, tile)
         T.copy(C_local, C[by * block_M, bx * block_N])
 
-    if shape["dtype"] != "fp8":
+    if _element(shape) != "fp8":
 
         @T.prim_func
         def grouped_gemm_contiguous(
@@ -113,12 +141,14 @@ def _contiguous(shape: Shape, config: Config) -> TileProgram:
         plain: TileProgram = grouped_gemm_contiguous
         return plain
 
+    a_scales, b_scales = _scale_shapes(shape, (rows,))
+
     @T.prim_func
     def grouped_gemm_fp8_contiguous(
         A: T.Tensor((rows, K), dtype),
-        A_scale: T.Tensor((rows, groups_of(K)), "float32"),
+        A_scale: T.Tensor(a_scales, "float32"),
         B: T.Tensor((groups, N, K), dtype),
-        B_scale: T.Tensor((groups, groups_of(N), groups_of(K)), "float32"),
+        B_scale: T.Tensor(b_scales, "float32"),
         m_indices: T.Tensor((rows,), "int32"),
         C: T.Tensor((rows, N), out_dtype),
     ) -> None:
@@ -133,7 +163,7 @@ def _masked(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of rows and columns of a group; tiles beyond the group's rows
     have no steps and end as zeros."""
     N, K, groups, rows = shape["n"], shape["k"], shape["groups"], capacity(shape)
-    dtype, out_dtype = full(shape["dtype"]), full(shape["out_dtype"])
+    dtype, out_dtype = full(_element(shape)), full(shape["out_dtype"])
     block_M, block_N = config["block_m"], config["block_n"]
     threads, swizzle = config["threads"], config["swizzle"]
     grid = (T.ceildiv(N, block_N), rows // block_M, groups)
@@ -146,7 +176,7 @@ def _masked(shape: Shape, config: Config) -> TileProgram:
         C_local = _product(config, K, by * block_M < masked_m[bz], A, B, scales, tile)
         T.copy(C_local, C[bz, by * block_M, bx * block_N])
 
-    if shape["dtype"] != "fp8":
+    if _element(shape) != "fp8":
 
         @T.prim_func
         def grouped_gemm_masked(
@@ -161,12 +191,14 @@ def _masked(shape: Shape, config: Config) -> TileProgram:
         plain: TileProgram = grouped_gemm_masked
         return plain
 
+    a_scales, b_scales = _scale_shapes(shape, (groups, rows))
+
     @T.prim_func
     def grouped_gemm_fp8_masked(
         A: T.Tensor((groups, rows, K), dtype),
-        A_scale: T.Tensor((groups, rows, groups_of(K)), "float32"),
+        A_scale: T.Tensor(a_scales, "float32"),
         B: T.Tensor((groups, N, K), dtype),
-        B_scale: T.Tensor((groups, groups_of(N), groups_of(K)), "float32"),
+        B_scale: T.Tensor(b_scales, "float32"),
         masked_m: T.Tensor((groups,), "int32"),
         C: T.Tensor((groups, rows, N), out_dtype),
     ) -> None:
@@ -183,7 +215,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
     Raises:
         OperatorError: a tile that would hold rows of two groups, or does not go with the scales' blocks.
     """
-    check_config("grouped_gemm", config)
+    check_config("grouped_gemm", config, blocks=shape["dtype"] == "fp8_block")
     if ALIGNMENT % config["block_m"]:
         raise OperatorError(
             f"grouped_gemm: block_m={config['block_m']} does not divide {ALIGNMENT}, the alignment of groups"
@@ -215,8 +247,10 @@ _PLAIN_TILES = (
 
 def configs(shape: Shape) -> list[Config]:
     """The space: tiles of rows of one group; ``swizzle`` is the panel size of the raster order, or 0."""
-    if shape["dtype"] == "fp8":
+    if shape["dtype"] == "fp8_block":
         return scaled_configs()
+    if shape["dtype"] == "fp8":
+        return unscaled_configs()
     keys = ("block_m", "block_n", "block_k", "num_stages", "threads", "swizzle")
     return [dict(zip(keys, tile, strict=True)) for tile in _PLAIN_TILES]
 
@@ -243,8 +277,10 @@ def min_bytes(shape: Shape) -> Any:
     """
     m, n, k, groups = (whole(shape[name]) for name in ("m", "n", "k", "groups"))
     used = _groups_with_rows(shape)
-    total = (m * k + used * n * k) * size(shape["dtype"]) + m * n * size(shape["out_dtype"])
+    total = (m * k + used * n * k) * size(_element(shape)) + m * n * size(shape["out_dtype"])
     if shape["dtype"] == "fp8":
+        total = total + 4 * (m + used)
+    if shape["dtype"] == "fp8_block":
         total = total + 4 * groups_of(k) * (m + used * groups_of(n))
     return total + 4 * (groups if shape["masked"] else m)
 
@@ -281,11 +317,16 @@ def _operands(shape: Shape, rng: np.random.Generator, rows: np.ndarray) -> Array
     a_shape = (*batch, capacity(shape), shape["k"])
     b_shape = (shape["groups"], shape["n"], shape["k"])
     layout = _layout(shape, rows)
-    if shape["dtype"] != "fp8":
+    if _element(shape) != "fp8":
         A, B = (random_operand(rng, s, shape["dtype"]) for s in (a_shape, b_shape))
         return {"A": A, "B": B, **layout}
-    A, A_scale = quantised_operand(rng, a_shape, 1)
-    B, B_scale = quantised_operand(rng, b_shape, BLOCK)
+    if shape["dtype"] == "fp8":
+        A, A_scale = quantised_operand(rng, a_shape, 1, shape["k"])
+        B, B_scale = quantised_operand(rng, b_shape, shape["n"], shape["k"])
+        A_scale, B_scale = A_scale[..., 0], B_scale[:, 0, 0]
+    else:
+        A, A_scale = quantised_operand(rng, a_shape, 1)
+        B, B_scale = quantised_operand(rng, b_shape, BLOCK)
     return {"A": A, "A_scale": A_scale, "B": B, "B_scale": B_scale, **layout}
 
 
@@ -306,8 +347,12 @@ def reference(
     **layout: np.ndarray,
 ) -> Arrays:
     """C of (rows, n) or (groups, rows, n) in float64, not rounded; rows of padding are zero."""
-    a = A.astype(np.float64) if A_scale is None else dequantised(A, A_scale, 1)
-    b = B.astype(np.float64) if B_scale is None else dequantised(B, B_scale, BLOCK)
+    a, b = A.astype(np.float64), B.astype(np.float64)
+    if A_scale is not None and B_scale is not None:
+        if shape["dtype"] == "fp8":
+            a, b = a * A_scale[..., None].astype(np.float64), b * B_scale[:, None, None].astype(np.float64)
+        else:
+            a, b = dequantised(A, A_scale, 1), dequantised(B, B_scale, BLOCK)
     routed = _routed(shape, layout)
     c = np.zeros((*routed.shape, shape["n"]))
     for group in range(shape["groups"]):
@@ -350,15 +395,15 @@ OPERATOR = Operator(
         "in all; B is (groups, n, k). Contiguous layout: A is (rows, k) with each group's rows in one piece "
         "padded to 128, m_indices (rows,) the group of each row or -1 for padding. Masked layout: A is "
         "(groups, rows, k), of which group g has the first masked_m[g]. C is A with n for k. With fp8, A has "
-        "a float32 scale a row and 128 of k (A_scale), B one a block of 128 × 128 (B_scale), as in "
-        "gemm_fp8_block."
+        "a float32 scale a row (A_scale), B one a group (B_scale); with fp8_block A has one a row and 128 of "
+        "k, B one a block of 128 × 128, as in gemm_fp8_block."
     ),
     params=(
         Param("m", "routed rows of all groups together (tokens · experts a token)", dynamic=True),
         Param("n", "rows of each group's B, columns of C", dynamic=True),
         Param("k", "depth of the products", dynamic=True),
         Param("groups", "groups (experts)", dynamic=True),
-        Param("dtype", "type of A and B", kind="dtype", default="bf16", choices=("bf16", "fp8")),
+        Param("dtype", "type of A and B", kind="dtype", default="bf16", choices=("bf16", "fp8", "fp8_block")),
         Param("masked", "masked layout instead of contiguous", kind="bool", default=False),
         Param("skew", "per cent by which the fullest group is above the mean", default=0, minimum=0),
         Param(
@@ -380,5 +425,6 @@ OPERATOR = Operator(
     tolerance=tolerance,
     adversarial={"front": _front, "holes": _holes},
     comparable=comparable,
+    compute_dtype=_element,
     example={"m": 300, "n": 150, "k": 200, "groups": 4},
 )

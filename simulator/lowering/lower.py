@@ -62,7 +62,8 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     loaded = machine.under_matrix_load() if used.accumulators else machine
     rules: Rules = _RULES[machine.style](program, loaded, used)
     walker = _Walker(program, rules)
-    nodes = settle(walker.block(program.body), loaded, cyclic=False)
+    started = (Op("block start", "barrier", serial_s=machine.block_s),) if machine.block_s else ()
+    nodes = settle((*started, *walker.block(program.body)), loaded, cyclic=False)
     agents, rate = rules.agents()
     digits, ranges, tiles = raster(program)
     accesses = tuple(walker.accesses)
@@ -149,6 +150,9 @@ class _Walker:
                 body.extend(ops)
         if stmt.kind != "persistent":
             del self.loops[-len(stmt.vars) :]
+        if dealt is not None and self.rules.machine.block_s:
+            # The next tile of a persistent block starts as a block does: pointers, phases, an empty pipeline.
+            body.insert(0, Op("tile start", "barrier", serial_s=self.rules.machine.block_s))
         serial, lag = self.rules.stage_barrier(len(ahead)) if pipelined else (0.0, 0.0)
         if serial:
             body.append(Op("stage barrier", "barrier", serial_s=serial))
@@ -266,7 +270,8 @@ class _Walker:
         dtype = DTYPES[wider.dtype].short
         self.dtype = self.dtype or dtype
         cost = self.rules.gemm(stmt, rows, columns, depth, dtype)
-        op = _op("matrix", f"gemm {stmt.c.buffer}", cost, reads=(stmt.a.buffer, stmt.b.buffer))
+        reads = tuple(r.buffer for r in (stmt.a, stmt.b, stmt.a_scale, stmt.b_scale) if r)
+        op = _op("matrix", f"gemm {stmt.c.buffer}", cost, reads=reads)
         return replace(op, latency_s=cost.latency_s, tile_flops=2.0 * rows * columns * depth)
 
     def copy(self, stmt: Copy) -> list[Op]:

@@ -6,7 +6,7 @@ from math import ceil, log2, sqrt
 
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import evaluate
-from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
+from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram
 from foretile.simulator.lowering.elementwise import Count, convert_count
 from foretile.simulator.lowering.rules import Cost, Roles
 from foretile.simulator.machine import Machine, SimulationError
@@ -151,15 +151,21 @@ class SimtRules:
 
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         machine = self.machine
+        if stmt.a_scale is not None and "fp4" not in machine.matrix_flop_per_s:
+            # Engines that scale groups of the depth are those that take fp4.
+            raise SimulationError(
+                f"{machine.id} has no block-scaled products; widen the operands on chip, "
+                "or scale partial products"
+            )
         element = DTYPES[self.program.buffer(stmt.a.buffer).dtype].bytes
         columns = ceil(n / 8) * 8
         depth_step = max(1, int(machine.matrix_k_bytes / element))
         depth = ceil(k / depth_step) * depth_step
         step, rate = machine.matrix_m, machine.matrix_rate(dtype)
         asynchronous = machine.matrix_instruction in ("wgmma", "tcgen05")
-        if asynchronous and m < step:
+        if asynchronous and m < step and stmt.a_scale is None:
             # A tile of few rows: pad it to the asynchronous instruction, or use the older one of
-            # 16 rows at its lower rate, whichever is faster.
+            # 16 rows at its lower rate, whichever is faster. The older one takes no scales.
             narrow = ceil(m / _SYNC_ROWS) * _SYNC_ROWS
             if narrow / machine.sync_fraction < step:
                 step, rate, asynchronous = _SYNC_ROWS, rate * machine.sync_fraction, False
@@ -200,9 +206,15 @@ class SimtRules:
         else:
             warp_rows, warp_columns = warp_grid(self._warps, m, n, stmt.policy, _SYNC_ROWS)
             a_reads, b_reads = warp_columns, warp_rows
-        a = m * k * element * a_reads if a_shared else 0.0
-        b = n * k * element * b_reads if b_shared else 0.0
+        a = m * (k * element + self._scales(stmt.a_scale)) * a_reads if a_shared else 0.0
+        b = n * (k * element + self._scales(stmt.b_scale)) * b_reads if b_shared else 0.0
         return a + b
+
+    def _scales(self, scale: Region | None) -> float:
+        """Bytes of the scales of one row of an operand."""
+        if scale is None:
+            return 0.0
+        return int(evaluate(scale.extents[-1], {})) * DTYPES[self.program.buffer(scale.buffer).dtype].bytes
 
     def elementwise(self, elements: int, count: Count, target: Buffer) -> Cost:
         m = self.machine
@@ -251,7 +263,8 @@ class SimtRules:
                 elements * convert.convert / m.convert_per_s,
                 elements * convert.alu / m.alu_per_s,
             ),
-            "scratchpad": pad * self.shared_by_pair(target.name) / m.scratchpad_bytes_per_s,
+            # Bulk copies write through a port of their own beside the one that operands are read from.
+            "scratchpad": 0.0 if bulk else pad * self.shared_by_pair(target.name) / m.scratchpad_bytes_per_s,
         }
         if fetched := self._fetch(source, elements):
             work["tensor_memory"] = fetched / m.tensor_memory_bytes_per_s

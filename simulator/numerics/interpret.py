@@ -158,11 +158,21 @@ class Machine:
         if tile is not None and not np.any(value):
             tile.zero = box.extents == tile.shape
 
+    def operand(
+        self, region: Region, scale: Region | None, turn: bool, frame: Frame, loc: Loc | None
+    ) -> np.ndarray:
+        """A product's operand with its depth last, times its scales: products of narrow types are exact."""
+        found = _matrix(self.kept(region, frame, loc), len(frame.axes))
+        found = found.swapaxes(-1, -2) if turn else found
+        if scale is None:
+            return found
+        scales = _matrix(self.kept(scale, frame, loc), len(frame.axes))
+        return np.asarray(found * np.repeat(scales, found.shape[-1] // scales.shape[-1], axis=-1))
+
     def gemm(self, s: Gemm, frame: Frame) -> None:
         """A product of tiles, added to the accumulator."""
-        a, b = (_matrix(self.kept(r, frame, s.loc), len(frame.axes)) for r in (s.a, s.b))
-        a = a.swapaxes(-1, -2) if s.trans_a else a
-        b = b.swapaxes(-1, -2) if s.trans_b else b
+        a = self.operand(s.a, s.a_scale, s.trans_a, frame, s.loc)  # (block axes, M, K)
+        b = self.operand(s.b, s.b_scale, not s.trans_b, frame, s.loc).swapaxes(-1, -2)
         tile, dtype = frame.tiles[s.c.buffer], self.dtypes[s.c.buffer]
         box = self.box(s.c, frame, s.loc)
         shape = tuple(n for n in box.extents if n > 1)

@@ -26,6 +26,10 @@ def test_the_catalogue_holds_the_promised_chips() -> None:
         "h20",
         "l40s",
         "b200-sxm",
+        "b300-sxm",
+        "gb200",
+        "gb300",
+        "rtx-pro-6000",
         "ascend-910b3",
         "metax-c550",
         "hygon-bw1000",
@@ -115,6 +119,12 @@ def test_variants_state_only_what_differs() -> None:
     assert h200.dram.bandwidth_bytes_per_s.value == 4.8e12
     assert h20.matrix.flop_per_cycle["bf16"].value * 4 == h100.matrix.flop_per_cycle["bf16"].value
     assert h20.cores.value == 78
+    b200, b300, gb200, gb300 = (load_chip(c) for c in ("b200", "b300", "gb200", "gb300"))
+    assert b200.matrix == gb200.matrix
+    assert b300.matrix == gb300.matrix
+    assert b300.matrix.flop_per_cycle["fp4"].value == 1.5 * b200.matrix.flop_per_cycle["fp4"].value
+    assert b300.tensor_memory == b200.tensor_memory
+    assert [c.cores.value for c in (b200, b300, gb200, gb300)] == [148, 148, 152, 152]
 
 
 def test_known_peaks() -> None:
@@ -129,6 +139,10 @@ def test_matrix_clocks_reproduce_the_measured_rates() -> None:
         ("h100", 818e12, 698e12),
         ("h200", 823e12, 662e12),
         ("b200", 1644e12, 1268e12),
+        ("b300", 1776e12, 1399e12),
+        ("gb200", 1816e12, 1390e12),
+        ("gb300", 2016e12, 1709e12),
+        ("rtx-pro-6000", 425e12, 398e12),
         ("l40s", 249e12, 197e12),
         ("a100", 273e12, 271.2e12),
     ]:

@@ -455,8 +455,20 @@ class Oracle:
             found = np.array(values, np.float64).reshape(extents[-2:])
             return found.T if turn else found
 
+        scales = [None if r is None else self.reader(r) for r in (s.a_scale, s.b_scale)]
+
+        def scaled(env: Env, which: int, depth_last: np.ndarray) -> np.ndarray:
+            read = scales[which]
+            if read is None:
+                return depth_last
+            scale = matrix(*read(env), False)
+            group = depth_last.shape[1] // scale.shape[1]
+            return depth_last * scale[:, np.arange(depth_last.shape[1]) // group]
+
         def multiply(env: Env) -> None:
-            product = (matrix(*a(env), s.trans_a) @ matrix(*b(env), s.trans_b)).ravel()
+            left = scaled(env, 0, matrix(*a(env), s.trans_a))
+            right = scaled(env, 1, matrix(*b(env), not s.trans_b))
+            product = (left @ right.T).ravel()
             if not s.clear_accum:
                 product = product + np.array(c(env)[0], np.float64)
             assert len(product) == math.prod(box(env)[1])
@@ -633,7 +645,8 @@ def _noisy(program: TileProgram, exact_products: bool) -> frozenset[str]:
         elif isinstance(s, Gemm):
             if not exact_products:
                 noisy.add(s.c.buffer)
-            flows.append(({s.a.buffer, s.b.buffer}, s.c.buffer))
+            operands = {r.buffer for r in (s.a, s.b, s.a_scale, s.b_scale) if r is not None}
+            flows.append((operands, s.c.buffer))
         elif isinstance(s, Copy | AtomicAdd):
             flows.append(({s.src.buffer}, s.dst.buffer))
         elif isinstance(s, Fill | Store):

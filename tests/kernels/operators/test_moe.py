@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "moe_combine": {"tokens": 13, "hidden": 300, "topk": 3},
     "moe": {"tokens": 70, "hidden": 100, "inter": 72, "topk": 3, "experts": 10, "align": 32},
 }
+QUANTISED = ("fp8", "fp8_block", "nvfp4")
 # Programs that the oracle of these tests has no statements for (minimum, branch, prefix sum).
 NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("moe_route", {"tokens": 37, "experts": 40, "topk": 6}, {"block_t": 4}),
@@ -39,6 +40,15 @@ NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # More tiles of rows than one step of the blocks' tables covers; fewer choices than experts.
     ("moe", {**SMALL["moe"], "experts": 100, "align": 16}, {"block_m": 16, "block_t": 16}),
     ("moe", {**SMALL["moe"], "tokens": 1, "experts": 100}, {"block_m": 16}),
+    *[
+        ("moe", {**SMALL["moe"], "dtype": dtype, **given}, chosen)
+        for dtype in QUANTISED
+        for given, chosen in (
+            ({"hidden": 300}, {"block_m": 16}),
+            ({"inter": 260}, {"block_m": 32, "block_t": 16}),
+            ({"hidden": 300, "distribution": 300}, {"product": "bf16", "block_m": 16}),
+        )
+    ],
 ]
 
 
@@ -75,7 +85,9 @@ def test_parameters(name: str, required: set[str], optional: dict[str, Any]) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_configurations_have_one_form(name: str) -> None:
     operator = load_operator(name)
-    for given in (SMALL[name], {**SMALL[name], "align": 128} if "align" in SMALL[name] else SMALL[name]):
+    wide = {**SMALL[name], "align": 128} if "align" in SMALL[name] else SMALL[name]
+    formats = [{**wide, "dtype": dtype} for dtype in QUANTISED] if name == "moe" else []
+    for given in (SMALL[name], wide, *formats):
         space = operator.configs(operator.shape(**given))
         assert 8 <= len(space) <= 40
         assert len({tuple(c) for c in space}) == 1
@@ -99,15 +111,26 @@ def test_flops_are_the_operations_of_the_formulas() -> None:
     moe = load_operator("moe")
     shape = moe.shape(tokens=tokens, hidden=hidden, inter=inter, topk=topk, experts=experts)
     assert moe.flops(shape) == plain + tokens * topk * (products + inter * swiglu) + summed
+    halves = {"fp8": tokens * (hidden + topk * inter)}
+    groups = 1  # neither hidden nor inter is above 16
+    halves["fp8_block"] = halves["nvfp4"] = 2 * halves["fp8"] + tokens * groups * (1 + topk)
+    for dtype in QUANTISED:
+        assert moe.flops({**shape, "dtype": dtype}) == moe.flops(shape) + halves[dtype]
     permute = load_operator("moe_permute")
     assert permute.flops(permute.shape(tokens=tokens, hidden=hidden, topk=topk, experts=experts)) == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "bf16") for name in NAMES), *(("moe", dtype) for dtype in QUANTISED)]
+)
 @pytest.mark.parametrize("distribution", [0, 250])
-def test_bytes_are_those_of_operands_that_take_part_and_results(name: str, distribution: int) -> None:
+def test_bytes_are_those_of_operands_that_take_part_and_results(
+    name: str, dtype: str, distribution: int
+) -> None:
     operator = load_operator(name)
-    given = {**SMALL[name]} if name != "moe" else {**SMALL[name], "tokens": 2, "distribution": distribution}
+    given = {**SMALL[name]}
+    if name == "moe":
+        given |= {"tokens": 2, "distribution": distribution, "dtype": dtype, "hidden": 300}
     shape = operator.shape(**given)
     inputs = operator.inputs(shape, np.random.default_rng(0))
     used = 1.0
@@ -115,7 +138,10 @@ def test_bytes_are_those_of_operands_that_take_part_and_results(name: str, distr
         indices, _ = gate(inputs["Logits"], inputs["Bias"], shape["topk"])
         used = len(np.unique(indices)) / shape["experts"]
         assert used < 1.0
-    total = sum(x.nbytes * (used if key.startswith("W_") else 1.0) for key, x in inputs.items())
+    total = sum(
+        x.nbytes * (used if key.startswith("W_") else 1.0) / (2 if x.dtype.name == "float4_e2m1fn" else 1)
+        for key, x in inputs.items()
+    )
     for key, x in operator.reference(shape, **inputs).items():
         total += x.size * (4 if key in ("Indices", "Weights") else 2)
     assert operator.min_bytes(shape) == round(total)
@@ -125,6 +151,12 @@ def test_bytes_are_those_of_operands_that_take_part_and_results(name: str, distr
 def test_counts_of_columns_are_those_of_their_rows(name: str) -> None:
     operator = load_operator(name)
     shape = operator.shape(**SMALL[name])
+    formats = [{**shape, "dtype": dtype} for dtype in QUANTISED] if name == "moe" else []
+    for given in (shape, *formats):
+        _counts_agree(operator, given)
+
+
+def _counts_agree(operator: Operator, shape: dict[str, Any]) -> None:
     columns = {p.name: np.array([shape[p.name], 3 * shape[p.name] + 1]) for p in operator.params if p.dynamic}
     rows = [{**shape, **{key: int(value[i]) for key, value in columns.items()}} for i in range(2)]
     for count in (operator.flops, operator.min_bytes):
@@ -163,10 +195,14 @@ def test_near_ties_are_left_out_and_exact_ties_are_not() -> None:
 # -- programs --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_configuration_traces_alike_with_numbers_and_with_symbols(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "given"), [*SMALL.items(), *(("moe", {**SMALL["moe"], "dtype": dtype}) for dtype in QUANTISED)]
+)
+def test_every_configuration_traces_alike_with_numbers_and_with_symbols(
+    name: str, given: dict[str, Any]
+) -> None:
     operator = load_operator(name)
-    shape = operator.shape(**SMALL[name])
+    shape = operator.shape(**given)
     inputs: Arrays = operator.inputs(shape, np.random.default_rng(0))
     known = (
         inputs
@@ -199,18 +235,20 @@ def test_cases_for_the_executor_are_cases(name: str, given: dict[str, Any], chos
             assert np.all(np.isfinite(values))
 
 
-def test_products_are_of_whole_tiles_and_no_more() -> None:
+@pytest.mark.parametrize("dtype", ["bf16", *QUANTISED])
+def test_products_are_of_whole_tiles_and_no_more(dtype: str) -> None:
     moe = load_operator("moe")
-    shape = moe.shape(tokens=64, hidden=128, inter=128, topk=2, experts=8)
+    shape = moe.shape(tokens=64, hidden=128, inter=128, topk=2, experts=8, dtype=dtype)
     assert moe.tensors is not None
     tables = moe.tensors(shape)
     for config in moe.configs(shape):
         _, _, _, gate_up, down, _ = _launches(moe.program(shape, config))
         blocks = sum(-(-int(rows) // config["block_m"]) for rows in tables["TileRows"])
         rows = blocks * config["block_m"]
-        columns = -(-128 // (2 * config["block_n"])) * 2 * config["block_n"]
-        assert gemm_flops(gate_up, **tables) == rows * 128 * 4 * 128, config
-        assert gemm_flops(down, **tables) == rows * columns * 2 * 128, config
+        wide = config["block_n"] * (1 if dtype == "fp8_block" else 2)
+        columns, depth = (-(-128 // tile) * tile for tile in (wide, config["block_k"]))
+        assert gemm_flops(gate_up, **tables) == rows * 128 * 4 * depth, config
+        assert gemm_flops(down, **tables) == rows * columns * 2 * depth, config
 
 
 @pytest.mark.parametrize(
@@ -253,6 +291,7 @@ def test_combine_program(given: dict[str, Any], chosen: dict[str, Any]) -> None:
         ("moe_permute", {"tokens": 4, "hidden": 8, "topk": 5, "experts": 4}, "cannot be chosen"),
         ("moe", {**SMALL["moe"], "topk": 11}, "cannot be chosen of experts=10"),
         ("moe", {**SMALL["moe"], "align": 24}, "not a multiple of 16"),
+        ("moe", {**SMALL["moe"], "dtype": "nvfp4", "inter": 71}, "inter=71 is odd"),
     ],
 )
 def test_refuses(name: str, given: dict[str, Any], message: str) -> None:
@@ -265,3 +304,23 @@ def test_refuses_tiles_of_two_experts() -> None:
     shape = moe.shape(**SMALL["moe"])
     with pytest.raises(OperatorError, match="block_m=128 does not divide align=32"):
         moe.program(shape, {**moe.configs(shape)[0], "block_m": 128})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chosen", "message"),
+    [
+        ("fp8_block", {"block_n": 64}, "group of H is 128 columns"),
+        ("fp8_block", {"block_k": 96}, "within 128 of the depth"),
+        ("fp8", {"product": "fp32"}, "product='fp32' is not one of fp8, bf16"),
+        ("fp8", {"block_k": 24}, "block_k=24 is not a multiple of 16"),
+        ("nvfp4", {"block_k": 40}, "block_k=40 is not a multiple of 16"),
+        ("nvfp4", {"product": "fp8"}, "product='fp8' is not one of fp4, bf16"),
+    ],
+)
+def test_refuses_tiles_that_do_not_go_with_the_scales(
+    dtype: str, chosen: dict[str, Any], message: str
+) -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(**{**SMALL["moe"], "align": 128, "dtype": dtype})
+    with pytest.raises(OperatorError, match=message):
+        moe.program(shape, {**moe.configs(shape)[0], **chosen})

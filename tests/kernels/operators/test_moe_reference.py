@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 from test_moe import SMALL, makers
@@ -167,6 +168,103 @@ def test_moe() -> None:
                 h = np.array([a / (1.0 + math.exp(-a)) * b for a, b in zip(g, u, strict=True)])
                 want += scores[e] / total * 2.5 * (x["W_down"][e] @ h)
             np.testing.assert_allclose(out[t], want, rtol=1e-9, atol=1e-12)
+
+
+def _e4m3(x: float) -> float:
+    return float(np.float32(min(max(x, -448.0), 448.0)).astype(ml_dtypes.float8_e4m3fn))
+
+
+def _through_fp8(row: np.ndarray, scale: float | None) -> np.ndarray:
+    """A row as its product sees it: one scale, or one for 128 columns, from the largest of them."""
+    result = np.zeros(len(row))
+    for first in range(0, len(row), 128):
+        group = row[first : first + 128]
+        s = (
+            np.float32(np.float32(max(np.abs(group).max(), 1e-4)) / np.float32(448.0))
+            if scale is None
+            else scale
+        )
+        for i, x in enumerate(group.tolist()):
+            result[first + i] = _e4m3(float(np.float32(x) / np.float32(s))) * float(s)
+    return result
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_block"])
+def test_moe_of_quantised_operands(dtype: str) -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(tokens=5, hidden=140, inter=130, topk=2, experts=3, align=16, dtype=dtype)
+    inputs = moe.inputs(shape, np.random.default_rng(6))
+    assert {k: v.dtype.name for k, v in inputs.items() if k[0] in "XW" and not k.endswith("_scale")} == {
+        "X": "bfloat16",
+        "W_gate_up": "float8_e4m3fn",
+        "W_down": "float8_e4m3fn",
+    }
+    x = {key: value.astype(np.float64) for key, value in inputs.items()}
+    x_scale, h_scale = (float(x[k][0]) if k in x else None for k in ("X_scale", "H_scale"))
+    assert (x_scale is None) == (dtype == "fp8_block")
+    out = moe.reference(shape, **inputs)["O"]
+
+    def weight(name: str, *at: int) -> np.ndarray:
+        """A row of weights: its last index is the row."""
+        scale = x[f"{name}_scale"]
+        of_row = scale[at[:-1]] if dtype == "fp8" else scale[(*at[:-1], at[-1] // 128)]
+        return np.asarray(
+            x[name][at] * (of_row if dtype == "fp8" else np.repeat(of_row, 128)[: x[name].shape[-1]])
+        )
+
+    for t in range(5):
+        scores = [1.0 / (1.0 + math.exp(-v)) for v in x["Logits"][t].tolist()]
+        experts = _choose(scores, x["Bias"].tolist(), 2, 1, 1)
+        total = math.fsum(scores[e] for e in experts)
+        token = _through_fp8(x["X"][t], x_scale)
+        want = np.zeros(140)
+        for e in experts:
+            g, u = (
+                np.array([weight("W_gate_up", e, part, i) @ token for i in range(130)]) for part in range(2)
+            )
+            h = _through_fp8(g / (1.0 + np.exp(-g)) * u, h_scale)
+            want += scores[e] / total * 2.5 * np.array([weight("W_down", e, i) @ h for i in range(140)])
+        np.testing.assert_allclose(out[t], want, rtol=1e-9, atol=1e-12)
+
+
+def _through_nvfp4(row: np.ndarray, scale: float) -> np.ndarray:
+    """A row as its product sees it, given the tensor's scale."""
+    result = np.zeros(len(row))
+    unit = np.float32(scale)
+    for first in range(0, len(row), 16):
+        group = row[first : first + 16].astype(np.float32)
+        s = _e4m3(float(np.abs(group).max() / (np.float32(6) * unit)))
+        step = np.float32(s) * unit
+        for i, x in enumerate(group):
+            quotient = min(max(float(x / step), -6.0), 6.0) if step > 0 else 0.0
+            result[first + i] = float(np.float32(quotient).astype(ml_dtypes.float4_e2m1fn)) * s * float(unit)
+    return result
+
+
+def test_moe_of_nvfp4_operands() -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(tokens=5, hidden=50, inter=36, topk=2, experts=3, align=16, dtype="nvfp4")
+    inputs = moe.inputs(shape, np.random.default_rng(6))
+    assert inputs["W_gate_up"].dtype == inputs["W_down"].dtype == ml_dtypes.float4_e2m1fn
+    assert inputs["W_gate_up_scale"].shape == (3, 2, 36, 4)
+    x = {key: value.astype(np.float64) for key, value in inputs.items()}
+    out = moe.reference(shape, **inputs)["O"]
+
+    def weight(name: str, *at: int) -> np.ndarray:
+        scales = np.repeat(x[f"{name}_scale"][at], 16)[: x[name].shape[-1]]
+        return np.asarray(x[name][at] * scales * x[f"{name}_global"][at[:-1]])
+
+    for t in range(5):
+        scores = [1.0 / (1.0 + math.exp(-v)) for v in x["Logits"][t].tolist()]
+        experts = _choose(scores, x["Bias"].tolist(), 2, 1, 1)
+        total = math.fsum(scores[e] for e in experts)
+        token = _through_nvfp4(x["X"][t], float(x["X_scale"][0]))
+        want = np.zeros(50)
+        for e in experts:
+            g, u = (np.array([weight("W_gate_up", e, p, i) @ token for i in range(36)]) for p in range(2))
+            h = _through_nvfp4(g / (1.0 + np.exp(-g)) * u, float(x["H_scale"][0]))
+            want += scores[e] / total * 2.5 * np.array([weight("W_down", e, i) @ h for i in range(50)])
+        np.testing.assert_allclose(out[t], want, rtol=1e-9, atol=1e-12)
 
 
 def test_adversarial_loads_leave_experts_empty() -> None:

@@ -56,7 +56,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "silu_mul": {"rows": 5, "cols": 96},
     "copy": {"bytes": 1001},
 }
-SPACE_SIZES = {"gemm": range(40, 81), "attention_prefill": range(12, 41), "attention_decode": range(30, 91)}
+SPACE_SIZES = {"gemm": range(40, 101), "attention_prefill": range(12, 41), "attention_decode": range(30, 91)}
 
 
 @pytest.mark.parametrize("name", CONTRACT)

@@ -31,6 +31,8 @@ CONTRACT: dict[str, dict[str, tuple[Any, bool]]] = {
         "n": (None, True),
         "k": (None, True),
         "out_dtype": ("bf16", False),
+        "scale_dtype": ("fp32", False),
+        "quantize_a": (False, False),
     },
     "grouped_gemm": {
         "m": (None, True),
@@ -62,11 +64,16 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"rows": 200, "cols": 300},
         {"rows": 130, "cols": 100, "dtype": "fp32", "round_scale": True},
     ],
-    "gemm_fp8_block": [{"m": 40, "n": 200, "k": 300}, {"m": 1, "n": 70, "k": 20, "out_dtype": "fp32"}],
+    "gemm_fp8_block": [
+        {"m": 40, "n": 200, "k": 300},
+        {"m": 1, "n": 70, "k": 20, "out_dtype": "fp32"},
+        {"m": 40, "n": 200, "k": 300, "scale_dtype": "fp8_e8m0"},
+    ],
     "grouped_gemm": [
         {"m": 300, "n": 150, "k": 200, "groups": 4, "skew": 150},
         {"m": 300, "n": 150, "k": 200, "groups": 4, "dtype": "fp8"},
-        {"m": 300, "n": 150, "k": 200, "groups": 4, "dtype": "fp8", "masked": True, "skew": 50},
+        {"m": 300, "n": 150, "k": 200, "groups": 4, "dtype": "fp8_block"},
+        {"m": 300, "n": 150, "k": 200, "groups": 4, "dtype": "fp8_block", "masked": True, "skew": 50},
         {"m": 300, "n": 150, "k": 200, "groups": 4, "masked": True, "out_dtype": "fp32"},
     ],
     "gemm_dequant": [
@@ -280,7 +287,11 @@ def test_programs_write_both_results_and_neither_input(
         ("quantize", {"rows": 1, "cols": 300, "group": -1}, "at least 0"),
         ("quantize_weight", {"rows": 1}, "needs cols"),
         ("grouped_gemm", {"m": 1, "n": 1, "k": 1, "groups": 1, "skew": 10}, "needs two groups or more"),
-        ("grouped_gemm", {"m": 1, "n": 1, "k": 1, "groups": 1, "dtype": "fp16"}, "not one of bf16, fp8"),
+        (
+            "grouped_gemm",
+            {"m": 1, "n": 1, "k": 1, "groups": 1, "dtype": "fp16"},
+            "not one of bf16, fp8, fp8_block",
+        ),
         ("gemm_dequant", {"m": 1, "n": 1, "k": 1, "group": 48}, "not one of 16, 32, 64, 128"),
         ("gemm_dequant", {"m": 1, "n": 1, "k": 1, "wdtype": "int8"}, "not one of int4, fp4"),
     ],

@@ -24,12 +24,18 @@ PROGRAMS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("gemm_fp8_block", {**FP8, "out_dtype": "fp32"}, {"block_m": 64, "block_n": 64}),
     ("gemm_fp8_block", {**FP8}, {"product": "bf16", "block_m": 64}),
     ("gemm_fp8_block", {**FP8, "out_dtype": "fp32", "k": 20}, {"product": "bf16", "block_m": 16}),
+    ("gemm_fp8_block", {**FP8, "k": 700, "scale_dtype": "fp8_e8m0"}, {"variant": "tile", "block_m": 64}),
+    ("gemm_fp8_block", {**FP8, "scale_dtype": "fp8_e8m0"}, {"variant": "tile", "block_k": 256}),
+    ("gemm_fp8_block", {**FP8, "k": 700, "scale_dtype": "fp8_e8m0"}, {"product": "bf16", "block_m": 16}),
     ("grouped_gemm", {**GROUPED}, {}),
     ("grouped_gemm", {**GROUPED, "skew": 150}, {"block_m": 64, "block_n": 64}),
     ("grouped_gemm", {**GROUPED, "skew": 300, "dtype": "fp8"}, {"block_m": 16}),
     ("grouped_gemm", {**GROUPED, "dtype": "fp8", "out_dtype": "fp32"}, {"product": "bf16"}),
+    ("grouped_gemm", {**GROUPED, "skew": 300, "dtype": "fp8_block"}, {"block_m": 16}),
+    ("grouped_gemm", {**GROUPED, "dtype": "fp8_block", "out_dtype": "fp32"}, {"product": "bf16"}),
     ("grouped_gemm", {**GROUPED, "masked": True}, {"block_m": 32}),
     ("grouped_gemm", {**GROUPED, "masked": True, "skew": 200, "dtype": "fp8"}, {"block_m": 64}),
+    ("grouped_gemm", {**GROUPED, "masked": True, "skew": 200, "dtype": "fp8_block"}, {"block_m": 64}),
     ("grouped_gemm", {"m": 1, "n": 17, "k": 20, "groups": 1, "masked": True}, {"block_m": 16}),
     ("gemm_dequant", {**W4}, {"weights": "registers", "block_m": 16}),
     ("gemm_dequant", {**W4, "wdtype": "fp4", "group": 32}, {"weights": "registers", "block_m": 64}),
@@ -105,6 +111,22 @@ def test_scaled_product_of_one_element_at_a_time() -> None:
         assert C[i, j] == pytest.approx(total, rel=1e-12)
 
 
+def test_product_of_packed_scales_of_one_element_at_a_time() -> None:
+    operator = load_operator("gemm_fp8_block")
+    shape = operator.shape(m=5, n=140, k=700, scale_dtype="fp8_e8m0")
+    x = operator.inputs(shape, np.random.default_rng(1))
+    assert x["A_scale"].shape == (2, 5, 4)
+    assert x["B_scale"].shape == (2, 140, 4)
+    np.testing.assert_array_equal(x["B_scale"][:, :128], np.broadcast_to(x["B_scale"][:, :1], (2, 128, 4)))
+    C = operator.reference(shape, **x)["C"]
+    for i, j in ((0, 0), (4, 127), (2, 128), (3, 139)):
+        total = 0.0
+        for k in range(700):
+            a, b = (float(x[f"{n}_scale"][k // 512, r, k // 128 % 4]) for n, r in (("A", i), ("B", j)))
+            total += a * float(x["A"][i, k]) * b * float(x["B"][j, k])
+        assert C[i, j] == pytest.approx(total, rel=1e-12)
+
+
 @pytest.mark.parametrize(("wdtype", "group"), [("int4", 128), ("fp4", 32)])
 def test_dequantised_product_of_one_element_at_a_time(wdtype: str, group: int) -> None:
     operator = load_operator("gemm_dequant")
@@ -120,7 +142,7 @@ def test_dequantised_product_of_one_element_at_a_time(wdtype: str, group: int) -
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("element", ["bf16", "fp8"])
+@pytest.mark.parametrize("element", ["bf16", "fp8", "fp8_block"])
 def test_grouped_product_of_one_row_at_a_time(masked: bool, element: str) -> None:
     operator = load_operator("grouped_gemm")
     shape = operator.shape(m=200, n=30, k=150, groups=3, masked=masked, dtype=element, skew=100)
@@ -137,6 +159,8 @@ def test_grouped_product_of_one_row_at_a_time(masked: bool, element: str) -> Non
             rows += 1
             a, b = x["A"][at].astype(np.float64), x["B"][group].astype(np.float64)
             if element == "fp8":
+                a, b = a * float(x["A_scale"][at]), b * float(x["B_scale"][group])
+            if element == "fp8_block":
                 a = a * x["A_scale"][at].astype(np.float64)[np.arange(150) // 128]
                 b = b * x["B_scale"][group, 0].astype(np.float64)[np.arange(150) // 128]
             np.testing.assert_allclose(C[at], b @ a, rtol=1e-12, atol=1e-12)
@@ -184,7 +208,11 @@ def test_any_routing_fits_the_buffers(m: int, groups: int, skew: int) -> None:
 
 def test_weights_of_empty_groups_are_not_counted() -> None:
     operator = load_operator("grouped_gemm")
-    for dtype_, weights in (("bf16", 2 * 256 * 512), ("fp8", 256 * 512 + 4 * 2 * 4)):
+    for dtype_, weights in (
+        ("bf16", 2 * 256 * 512),
+        ("fp8", 256 * 512 + 4),
+        ("fp8_block", 256 * 512 + 4 * 2 * 4),
+    ):
         one, eight = (
             operator.min_bytes(operator.shape(m=m, n=256, k=512, groups=8, dtype=dtype_)) for m in (1, 8)
         )
@@ -201,7 +229,7 @@ def test_exact_work_when_tiles_divide_the_shape(name: str) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("element", ["bf16", "fp8"])
+@pytest.mark.parametrize("element", ["bf16", "fp8", "fp8_block"])
 def test_grouped_work_is_that_of_the_tiles_with_rows(masked: bool, element: str) -> None:
     operator = load_operator("grouped_gemm")
     shape = operator.shape(m=700, n=256, k=256, groups=3, masked=masked, dtype=element, skew=200)

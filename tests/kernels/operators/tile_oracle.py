@@ -77,7 +77,13 @@ class _Block:
             self.write(s.dst, self.read(s.src), add=True)
         elif isinstance(s, Gemm):
             a, b = np.squeeze(self.read(s.a)), np.squeeze(self.read(s.b))
-            product = (a.T if s.trans_a else a) @ (b.T if s.trans_b else b)
+            a, b = a.T if s.trans_a else a, b if s.trans_b else b.T  # depth last
+            if s.a_scale is not None and s.b_scale is not None:
+                a, b = (
+                    x * np.repeat(f, x.shape[1] // f.shape[1], axis=1)
+                    for x, f in ((a, self.read(s.a_scale)), (b, self.read(s.b_scale)))
+                )
+            product = a @ b.T
             self.write(s.c, product, add=not s.clear_accum)
         elif isinstance(s, Fill):
             self.write(s.dst, np.full(self.box(s.dst)[3], self.at(s.value)))

@@ -1,0 +1,208 @@
+"""``foretile calibrate``: fit a chip to measured times, or plan which kernels to measure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from foretile.cli.arguments import JSON
+from foretile.cli.errors import reported
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from foretile.calibration.calibrate import Calibrated
+    from foretile.calibration.fewshot import FewShot
+
+_CHIP = typer.Option(..., "--chip", metavar="ID", help="Chip to calibrate: an id, an alias or a chip file.")
+_DATA = typer.Option(
+    None,
+    "--data",
+    metavar="PATH",
+    help="Measurements: .parquet, .csv, or a folder of aiconfigurator-core's tables.  "
+    "[default: the sample that ships with foretile]",
+    show_default=False,
+)
+_OUT = typer.Option(
+    None,
+    "--out",
+    "-o",
+    metavar="FILE.yaml",
+    help="Chip file to write; --chip takes it. An existing one is replaced only when the fit is done.",
+    show_default=False,
+)
+_PLAN = typer.Option(
+    None,
+    "--plan",
+    metavar="N",
+    min=1,
+    help="Choose N kernels to measure instead, the most informative first.",
+)
+_TRANSFER = typer.Option(
+    False, "--transfer", help="Take what measured chips of other dies teach; fit nothing."
+)
+_STARTS = typer.Option(1, "--starts", min=1, max=16, help="Points that the fit starts from.")
+
+
+def calibrate(
+    chip: str = _CHIP,
+    data: Path = _DATA,
+    out: Path = _OUT,
+    plan: int = _PLAN,
+    transfer: bool = _TRANSFER,
+    starts: int = _STARTS,
+    as_json: bool = JSON,
+) -> None:
+    """Fit a chip's parameters to measured kernels.
+
+    The rows whose hash allows it are fitted, at most 300 a family; the rest are for foretile validate.
+    With --plan and rows of the chip at hand, the plan's rows alone are fitted and the error on others
+    is shown before and after.
+    """
+    with reported():
+        from foretile.calibration.calibrate import calibrate as fit
+        from foretile.calibration.fewshot import few_shot
+        from foretile.calibration.overlay import write_overlay
+        from foretile.calibration.transfer import transferred
+        from foretile.cli.validate import measurements
+        from foretile.hwmodels import load_chip
+        from foretile.report.output import require_file
+
+        if out is not None:
+            require_file(out)
+        base = load_chip(chip, calibrated=False)
+        if transfer:
+            made: Any = transferred(base)
+            said: dict[str, Any] = {"chip": base.id, "kind": "transferred", "data": made.calibration.data}
+        else:
+            table = measurements(data, [base.id] if plan is None else [])
+            with _progress() as tell:
+                if plan is not None:
+                    shot = few_shot(base, table, plan, tell)
+                    made, said = shot.chip, _planned(shot)
+                else:
+                    done = fit(base, table, starts=starts, progress=tell)
+                    made, said = done.chip, _fitted(done)
+        if out is not None:
+            write_overlay(base, made, out)
+        if as_json:
+            typer.echo(json.dumps(said, indent=2))
+            return
+        _print(said)
+        if out is not None:
+            typer.echo(str(out))
+
+
+def _planned(shot: FewShot) -> dict[str, Any]:
+    kernels = [
+        {"operator": row.operator, **json.loads(str(row.shape)), "kernel_source": row.kernel_source}
+        for row in _records(shot.plan)
+    ]
+    return {
+        "chip": shot.chip.id,
+        "kind": "plan",
+        "kernels": kernels,
+        "before": shot.before and dict(shot.before),
+        "after": shot.after and dict(shot.after),
+    }
+
+
+def _records(frame: pd.DataFrame) -> Iterator[Any]:
+    return frame.itertuples(index=False)
+
+
+def _fitted(done: Calibrated) -> dict[str, Any]:
+    from foretile.calibration.parameters import CHIP_PARAMETERS
+
+    fitted, calibration = done.fitted, done.chip.calibration
+    assert calibration is not None
+    units = {p.name: (p.unit, p.low, p.high) for p in CHIP_PARAMETERS}
+    return {
+        "chip": done.chip.id,
+        "kind": "fitted",
+        "rows": calibration.rows,
+        "sha256": calibration.sha256,
+        "parameters": [
+            {
+                "name": name,
+                "factor": factor,
+                "sigma": calibration.sigma[name],
+                "range": units[name][1:],
+                "seen": name not in calibration.unseen,
+            }
+            for name, factor in fitted.factors().items()
+        ],
+        "families": [
+            {
+                "key": f.key,
+                "rows": f.rows,
+                "matrix_fraction": f.profile.matrix_fraction.value,
+                "memory_fraction": f.profile.memory_fraction.value,
+                "fixed_s": f.profile.fixed_s.value,
+                **f.error,
+            }
+            for f in done.families
+        ],
+        "skipped": done.skipped,
+    }
+
+
+def _print(said: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from foretile.cli import show
+
+    out = show.console()
+    if said["kind"] == "transferred":
+        out.print(f"{said['chip']}: {said['data']}")
+        return
+    if said["kind"] == "plan":
+        columns = [n for n in said["kernels"][0] if len({str(k.get(n)) for k in said["kernels"]}) > 1]
+        table = Table("#", "operator", *(c for c in columns if c != "operator"), box=None)
+        for number, kernel in enumerate(said["kernels"], start=1):
+            values = (str(kernel[c]) for c in columns if c != "operator")
+            table.add_row(str(number), str(kernel["operator"]), *values)
+        out.print(table)
+        for name in ("before", "after"):
+            if said[name]:
+                e = said[name]
+                out.print(
+                    f"{name}: MAPE {e['mape']:.1f} %, median {e['median']:.1f} % (n = {e['n']}, not fitted)"
+                )
+        return
+    table = Table("parameter", "factor", "σ of its log", "plausible", "", box=None)
+    for p in said["parameters"]:
+        low, high = p["range"]
+        note = "" if p["seen"] else "not seen by the data: at its prior"
+        table.add_row(p["name"], f"{p['factor']:.3g}", f"{p['sigma']:.2f}", f"{low:g} – {high:g}", note)
+    out.print(table)
+    families = Table("kernels", "rows", "matrix", "memory", "fixed", "MAPE", "median", box=None)
+    for f in said["families"]:
+        families.add_row(
+            f["key"],
+            str(f["rows"]),
+            f"{f['matrix_fraction']:.2f}",
+            f"{f['memory_fraction']:.2f}",
+            f"{f['fixed_s'] * 1e6:.2f} µs",
+            f"{f['mape']:.1f} %",
+            f"{f['median']:.1f} %",
+        )
+    out.print(families)
+    for family, why in said["skipped"].items():
+        out.print(f"{family}: skipped: {why}", markup=False)
+    out.print(f"{said['chip']}: fitted to {said['rows']} rows (errors above are on fitted rows)")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """What the fit is at, on standard error, where that is a terminal."""
+    from foretile.cli import show
+
+    console = show.console(err=True)
+    with console.status("reading") as status:
+        yield lambda text: status.update(text)

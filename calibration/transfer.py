@@ -1,0 +1,206 @@
+"""What one chip taught another: a prior from the chips that were measured, for those that were not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from foretile.calibration.parameters import CHIP_PARAMETERS, FAMILY_PARAMETERS, prepared, with_factors
+from foretile.hwmodels import Chip, list_chips, load_chip
+from foretile.hwmodels.schema import Calibration, KernelProfile, Quantity
+
+# Products of one die (cores, caches and clocks alike) are never each other's evidence.
+DIES: tuple[frozenset[str], ...] = (
+    frozenset({"h100-sxm5-80gb", "h100-pcie", "h200-sxm", "h800-sxm", "h20", "gh200"}),
+    frozenset({"b200-sxm", "gb200", "b100"}),
+    frozenset({"b300-sxm", "gb300"}),
+    frozenset({"a100-sxm4-80gb", "a800"}),
+)
+# Weights of a measured chip for another: those of its architecture count most, then those whose memory
+# system is alike (a divided L2 before HBM, or one cache before GDDR).
+_SAME_FAMILY, _SAME_MEMORY = 4.0, 2.0
+_LEAST_SIGMA = 0.05
+
+
+def die_of(chip_id: str) -> frozenset[str]:
+    """The ids that share a die with this one, itself included."""
+    return next((die for die in DIES if chip_id in die), frozenset({chip_id}))
+
+
+@cache
+def fitted_chips() -> dict[str, Chip]:
+    """The catalogue's chips that were fitted to measurements of their own."""
+    chips = {name: load_chip(name) for name in list_chips()}
+    return {n: c for n, c in chips.items() if c.calibration is not None and c.calibration.kind == "fitted"}
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Mean and standard deviation of each parameter's logarithm, and the kernels and errors of others."""
+
+    parameters: Mapping[str, tuple[float, float]]
+    kernels: Mapping[str, KernelProfile]
+    residual: Mapping[str, Mapping[str, float]]
+    teachers: tuple[str, ...]
+
+
+def prior_for(
+    chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, without: Collection[str] = ()
+) -> Prior:
+    """What the measured chips, but those of ``chip``'s die and those of ``without``, say about ``chip``.
+
+    Dies count once, however many of their products were measured.
+
+    Raises:
+        ValueError: no chip is left to learn from.
+    """
+    everyone = fitted_chips() if taught_by is None else taught_by
+    shut = set(without) | set(die_of(chip.id))
+    teachers = {n: c for n, c in everyone.items() if n not in shut}
+    if not teachers:
+        raise ValueError(f"{chip.id}: no calibrated chip of another die to learn from")
+    weight = {n: _likeness(chip, c) / _siblings(n, teachers) for n, c in teachers.items()}
+    parameters = {}
+    for p in CHIP_PARAMETERS:
+        seen = {n: w for n, w in weight.items() if p.name not in _calibration(teachers[n]).unseen}
+        mean, sigma = _pooled(
+            {n: np.log(_calibration(teachers[n]).factors[p.name]) for n in seen or weight}, seen or weight
+        )
+        parameters[p.name] = (mean, max(_LEAST_SIGMA, min(p.sigma, sigma)))
+    mean, sigma = parameters["sustained"]
+    parameters["sustained"] = (_cooler(chip, teachers, weight, mean), sigma)
+    return Prior(parameters, _kernels(teachers, weight), _residual(teachers, weight), tuple(sorted(teachers)))
+
+
+def transferred(chip: Chip, taught_by: Mapping[str, Chip] | None = None) -> Chip:
+    """``chip`` as the measured chips of other dies let expect it, with a transferred calibration."""
+    prior = prior_for(chip, taught_by)
+    factors = {name: float(np.exp(mean)) for name, (mean, _) in prior.parameters.items()}
+    source = f"transferred from {', '.join(prior.teachers)}"
+    made = with_factors(prepared(chip), factors, source, "inferred")
+    example = _calibration(
+        fitted_chips()[prior.teachers[0]] if taught_by is None else taught_by[prior.teachers[0]]
+    )
+    calibration = Calibration(
+        kind="transferred",
+        data=source,
+        sha256=example.sha256,
+        rows=0,
+        date=example.date,
+        factors=factors,
+        sigma={name: sigma for name, (_, sigma) in prior.parameters.items()},
+        unseen=tuple(prior.parameters),
+        residual={f: dict(v) for f, v in prior.residual.items()},
+    )
+    return made.model_copy(update={"kernels": dict(prior.kernels), "calibration": calibration})
+
+
+@cache
+def without_die(device: str) -> Chip:
+    """A chip as it is predicted when no row of its die was fitted (leave one die out)."""
+    return transferred(load_chip(device, calibrated=False))
+
+
+@cache
+def without_family(device: str, family: str) -> Chip:
+    """A fitted chip whose kernels of one operator family come from other dies (leave one operator out)."""
+    chip = load_chip(device)
+    prior = prior_for(chip)
+    kept = {k: v for k, v in chip.kernels.items() if k.split("/")[0] != family}
+    taught = {k: v for k, v in prior.kernels.items() if k.split("/")[0] == family}
+    return chip.model_copy(update={"kernels": {**kept, **taught}})
+
+
+def _calibration(chip: Chip) -> Calibration:
+    if chip.calibration is None:
+        raise ValueError(f"{chip.id}: not calibrated")
+    return chip.calibration
+
+
+def _likeness(chip: Chip, other: Chip) -> float:
+    alike = 1.0
+    if chip.family == other.family:
+        alike *= _SAME_FAMILY
+    if (chip.l2.partitions is None) == (other.l2.partitions is None):
+        alike *= _SAME_MEMORY
+    return alike
+
+
+def _siblings(name: str, teachers: Collection[str]) -> int:
+    return sum(1 for other in teachers if other in die_of(name))
+
+
+def _pooled(values: Mapping[str, float], weight: Mapping[str, float]) -> tuple[float, float]:
+    """Weighted mean, and the standard deviation of another draw (spread and the mean's own error)."""
+    w = np.array([weight[n] for n in values])
+    v = np.array(list(values.values()))
+    mean = float(np.sum(w * v) / np.sum(w))
+    spread = float(np.sum(w * (v - mean) ** 2) / np.sum(w))
+    effective = float(np.sum(w) ** 2 / np.sum(w**2))
+    return mean, float(np.sqrt(spread * (1.0 + 1.0 / effective)))
+
+
+def _cooler(chip: Chip, teachers: Mapping[str, Chip], weight: Mapping[str, float], mean: float) -> float:
+    """The sustained clock's factor for a chip with more or less power for its matrix engines.
+
+    Dynamic power grows with the matrix rate: a chip with a fraction of its siblings' cores or rate under
+    the same power limit does not sink, as far as that goes.
+    """
+
+    def hunger(c: Chip) -> float | None:
+        rate = c.matrix.flop_per_cycle.get("bf16") or c.matrix.flop_per_cycle.get("fp16")
+        if c.tdp_w is None or rate is None:
+            return None
+        return rate.value * c.cores.value * c.clock.max_hz.value / c.tdp_w.value
+
+    own = hunger(chip)
+    others = [(h, weight[n]) for n, c in teachers.items() if c.family == chip.family and (h := hunger(c))]
+    if own is None or not others:
+        return mean
+    typical = sum(h * w for h, w in others) / sum(w for _, w in others)
+    start = prepared(chip).clock.matrix_sustained_hz
+    assert start is not None
+    share = start.value / chip.clock.max_hz.value
+    sunk = (1.0 - share * np.exp(mean)) * min(1.0, own / typical)
+    return float(np.log((1.0 - sunk) / share))
+
+
+def _kernels(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[str, KernelProfile]:
+    keys = sorted({k for c in teachers.values() for k in c.kernels})
+    found: dict[str, KernelProfile] = {}
+    for key in keys:
+        held = {n: c.kernels[key] for n, c in teachers.items() if key in c.kernels}
+        fields = {}
+        for p in FAMILY_PARAMETERS:
+            logs = {n: float(np.log(max(p.low, getattr(k, p.name).value))) for n, k in held.items()}
+            value = float(np.exp(_pooled(logs, weight)[0]))
+            fields[p.name] = Quantity[float](
+                value=value, source=f"mean of {', '.join(sorted(held))}", confidence="inferred"
+            )
+        tiles = max(held, key=lambda n: weight[n])
+        found[key] = KernelProfile(**fields, tiles=held[tiles].tiles)
+    return found
+
+
+def _residual(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for family in sorted({f for c in teachers.values() for f in _calibration(c).residual}):
+        held = {
+            n: _calibration(c).residual[family]
+            for n, c in teachers.items()
+            if family in _calibration(c).residual
+        }
+        regimes = sorted({r for v in held.values() for r in v})
+        found[family] = {
+            r: float(
+                np.average(
+                    [v[r] for v in held.values() if r in v],
+                    weights=[weight[n] for n, v in held.items() if r in v],
+                )
+            )
+            for r in regimes
+        }
+    return found

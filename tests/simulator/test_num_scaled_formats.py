@@ -1,0 +1,74 @@
+"""Operators of quantised formats, launch by launch, with what they quantise themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from foretile.kernels.operator import load_operator
+from foretile.simulator.numerics.execute import execute
+from foretile.simulator.numerics.verify import input_kinds, verify
+
+PRODUCT = {"m": 150, "n": 200, "k": 700}
+MOE = {"tokens": 40, "hidden": 300, "inter": 260, "topk": 3, "experts": 6, "align": 64}
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("gemm_nvfp4", {**PRODUCT, "quantize_a": True}, {"variant": "tile", "block_m": 64}),
+    ("gemm_nvfp4", {**PRODUCT, "quantize_a": True}, {"variant": "persistent", "cores": 5}),
+    ("gemm_nvfp4", {**PRODUCT}, {"product": "bf16", "block_m": 64}),
+    ("gemm_fp8_block", {**PRODUCT, "quantize_a": True}, {"block_m": 64}),
+    ("gemm_fp8_block", {**PRODUCT, "quantize_a": True}, {"product": "bf16"}),
+    ("gemm_fp8_block", {**PRODUCT, "quantize_a": True, "scale_dtype": "fp8_e8m0"}, {"variant": "tile"}),
+    (
+        "gemm_fp8_block",
+        {**PRODUCT, "quantize_a": True, "scale_dtype": "fp8_e8m0"},
+        {"variant": "persistent", "cores": 5},
+    ),
+    ("gemm_fp8_block", {**PRODUCT, "scale_dtype": "fp8_e8m0"}, {"product": "bf16", "block_m": 16}),
+    ("gemm_fp8", {**PRODUCT, "quantize_a": True}, {"variant": "persistent", "cores": 5}),
+    ("gemm_fp8", {**PRODUCT, "k": 5000, "quantize_a": True, "per_row": True}, {"variant": "tile"}),
+    ("gemm_fp8", {**PRODUCT, "per_row": True}, {"variant": "persistent", "cores": 5}),
+    ("grouped_gemm", {"m": 300, "n": 150, "k": 300, "groups": 4, "dtype": "fp8", "masked": True}, {}),
+    ("grouped_gemm", {"m": 300, "n": 150, "k": 300, "groups": 4, "dtype": "fp8_block", "skew": 200}, {}),
+    ("moe", {**MOE, "dtype": "fp8", "distribution": 100}, {"block_m": 32, "block_t": 4}),
+    ("moe", {**MOE, "dtype": "fp8"}, {"product": "bf16"}),
+    ("moe", {**MOE, "dtype": "fp8_block", "distribution": 100}, {"block_m": 32, "block_t": 4}),
+    ("moe", {**MOE, "dtype": "fp8_block"}, {"product": "bf16", "block_k": 64}),
+    ("moe", {**MOE, "dtype": "fp8_block"}, {"block_m": 64, "block_k": 64}),
+    ("moe", {**MOE, "dtype": "nvfp4", "distribution": 100}, {"block_m": 32, "block_t": 4}),
+    ("moe", {**MOE, "dtype": "nvfp4"}, {"product": "bf16"}),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "chosen"), CASES)
+def test_every_kind_of_inputs(name: str, given: dict[str, Any], chosen: dict[str, Any]) -> None:
+    operator = load_operator(name)
+    shape = operator.shape(**given)
+    for kind in input_kinds(operator):
+        found = verify(operator, shape, operator.config(shape, **chosen), kind=kind, seed=5)
+        assert found.ok, (kind, found.fault, [(o.name, o.norm_error, o.peak_error) for o in found.outputs])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_quantised_activations_are_those_of_quantize(packed: bool) -> None:
+    """The launch in front of the product writes what the operator ``quantize`` does, bit by bit."""
+    product, quantize = load_operator("gemm_fp8_block"), load_operator("quantize")
+    scale_dtype = "fp8_e8m0" if packed else "fp32"
+    shape = product.shape(m=50, n=16, k=700, quantize_a=True, scale_dtype=scale_dtype)
+    launches = product.program(shape, product.configs(shape)[-1])
+    assert isinstance(launches, tuple)
+    inputs = product.inputs(shape, np.random.default_rng(0))
+    given = {"X": inputs["X"]}
+    if packed:  # the scales behind a row's last group belong to nothing
+        given["A_scale"] = np.ones((2, 50, 4), ml_dtypes.float8_e8m0fnu)
+    got = execute(launches[0], given).tensors
+    rows = quantize.shape(rows=50, cols=700, round_scale=packed)
+    alone = quantize.program(rows, quantize.configs(rows)[0])
+    want = execute(alone, {"X": inputs["X"]}).tensors
+    np.testing.assert_array_equal(got["A"].astype(np.float32), want["Y"].astype(np.float32))
+    scales = got["A_scale"].astype(np.float32)
+    if packed:
+        scales = scales.swapaxes(0, 1).reshape(50, -1)[:, :6]
+    np.testing.assert_array_equal(scales, want["S"])
