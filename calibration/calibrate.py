@@ -28,7 +28,7 @@ CHIP_FAMILIES = ("gemm.bf16",)
 _LEAST_ROWS = 20  # of a kernel source, for a profile of its own
 _MOST_ROWS = 48  # for a profile: three numbers need no more
 _MOST_TRACES = 2  # different sets of static parameters for a profile, each traced and lowered on its own
-_MOST_SOURCES = 3  # of a family, those with most rows
+_MOST_SOURCES = 2  # of a family, those with most rows
 _MOST_BOUND = 12  # rows whose trip counts depend on tensors: evaluated one by one
 _NORMAL_90 = 1.6449
 _LEAST_DECADE = 15  # rows of a decade of times, for an error of its own
@@ -72,7 +72,8 @@ def calibrate(
     """
     mine = table[(table["device"] == chip.id) & (table["comparable"] == "") & (table["launch"] == "graph")]
     rows = fit_rows(mine)
-    base = rows[rows["family"].isin(CHIP_FAMILIES)]
+    parts = [g if f == "gemm.bf16" else _few(g) for f, g in rows.groupby("family") if f in CHIP_FAMILIES]
+    base = pd.concat(parts) if parts else rows.head(0)
     if base.empty:
         held = ", ".join(sorted(rows["family"].unique())) or "none"
         raise FitError(
@@ -89,7 +90,7 @@ def calibrate(
             fit_family(result, rows[rows["family"] == family])
         except (SimulationError, FitError) as error:
             result.skipped[family] = str(error)
-    kept = [_few(g) if f not in CHIP_FAMILIES else g for f, g in rows.groupby("family")]
+    kept = [g if f == "gemm.bf16" else _few(g) for f, g in rows.groupby("family")]
     residual = residuals(
         result.chip, pd.concat([g for g in kept if g["family"].iloc[0] not in result.skipped])
     )
@@ -141,10 +142,10 @@ def _fit_profile(chip: Chip, key: str, parts: Sequence[Batch]) -> tuple[Chip, Fi
 
     def chip_at(x: Array) -> Chip:
         values = (p.start * float(np.exp(v)) for p, v in zip(FAMILY_PARAMETERS, x, strict=True))
-        compute, memory, fixed = (
+        compute, memory, launch = (
             Quantity[float](value=v, source=f"fitted to {key}", confidence="measured") for v in values
         )
-        profile = KernelProfile(matrix_fraction=compute, memory_fraction=memory, fixed_s=fixed)
+        profile = KernelProfile(matrix_fraction=compute, memory_fraction=memory, launch_fraction=launch)
         return with_profile(chip, key, profile)
 
     fitted = solve(parts, chip_at, FAMILY_PARAMETERS, starts=1, rounds=1)
@@ -158,8 +159,9 @@ def _with_tiles(chip: Chip) -> Chip:
     one = Quantity[float](
         value=1.0, source="the reference that other kernels are compared to", confidence="measured"
     )
-    zero = one.model_copy(update={"value": 0.0})
-    profile = KernelProfile(matrix_fraction=one, memory_fraction=one, fixed_s=zero, tiles="powers_of_two")
+    profile = KernelProfile(
+        matrix_fraction=one, memory_fraction=one, launch_fraction=one, tiles="powers_of_two"
+    )
     return chip.model_copy(update={"kernels": {"gemm.bf16": profile}})
 
 

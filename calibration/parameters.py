@@ -227,13 +227,13 @@ FAMILY_PARAMETERS: tuple[FamilyParameter, ...] = (
         0.4,
     ),
     FamilyParameter(
-        "fixed_s",
-        "s",
-        "time beyond the program's: other launches, set-up of the library",
-        2e-8,
-        6e-5,
-        5e-7,
-        1.5,
+        "launch_fraction",
+        "1",
+        "cost of a launch of these kernels over the chip's: set-up, further launches of the library",
+        0.2,
+        20.0,
+        1.0,
+        0.7,
     ),
 )
 

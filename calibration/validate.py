@@ -17,11 +17,13 @@ import pandas as pd
 from foretile.calibration import baselines
 from foretile.calibration.accuracy_summary import Summary, summarise
 from foretile.calibration.floors import FITTED, UNSEEN
-from foretile.calibration.measurements import fit_rows, test_rows
+from foretile.calibration.measurements import fit_rows, row_keys, test_rows
 from foretile.calibration.metrics import column
 from foretile.calibration.regimes import add_regimes
 from foretile.calibration.table_schema import TEXTS
+from foretile.calibration.table_split import smallest_keys
 from foretile.hwmodels import Chip, load_chip
+from foretile.kernels.operator import load_operator
 
 OPERATOR_OUT = "operator_out"
 MODEL_PARTS = (FITTED, UNSEEN, OPERATOR_OUT)
@@ -31,6 +33,7 @@ BASELINES = ("roofline", "scaled_roofline", "nearest", "nearest_fit")
 ROWS_FILE, SUMMARY_FILE, PARTS_FOLDER = "results.parquet", "summary.json", "parts"
 _PREDICTED = ("time_s", "low_s", "high_s", "refused")
 _MADE_OF = "made_of"
+_BOUND_SHARE = 10  # rows predicted one by one cost some ten times as much
 _ROOMS = ("hwmodels", "kernels", "simulator", "calibration")
 
 Predict = Callable[[pd.DataFrame, Callable[[str], Chip] | None], pd.DataFrame]
@@ -129,13 +132,15 @@ def validate(
     *,
     models: Models | None = None,
     parts: Sequence[str] = MODEL_PARTS,
+    most: int | None = None,
     progress: Callable[[Step], None] | None = None,
 ) -> Validation:
     """Predict the test rows of ``table`` and hold them against what was measured.
 
     With ``out``, each chip's part is written there as soon as it is done; a later call takes up
     those made by the same model from the same rows. At the end come ``results.parquet`` and
-    ``summary.json``.
+    ``summary.json``. ``most``: test rows of each chip and family at most, those with the smallest
+    keys; a tenth of it where trip counts depend on tensors, whose rows are predicted one by one.
 
     Raises:
         ValidationError: the table has no test rows, or a part that there is not.
@@ -150,6 +155,8 @@ def validate(
         raise ValidationError(
             f"none of the {len(table)} rows is for testing: all are in folds that a fit sees"
         )
+    if most is not None:
+        rows = _limited(rows, most)
     models = models or shipped_models()
     tell = progress or (lambda step: None)
     wanted = [part for part in MODEL_PARTS if part in parts]
@@ -166,6 +173,12 @@ def validate(
     summary = summarise(table, rows, wanted, BASELINES)
     files = _write(rows, summary, out) if out is not None else ()
     return Validation(rows, summary, files)
+
+
+def _limited(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+    bound = rows["operator"].astype(object).map(lambda name: load_operator(name).tensors is not None)
+    parts = ((rows[~bound], most), (rows[bound], max(1, most // _BOUND_SHARE)))
+    return pd.concat([smallest_keys(some, row_keys(some), n) for some, n in parts]).sort_index()
 
 
 @dataclass(frozen=True)

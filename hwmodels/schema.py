@@ -189,8 +189,9 @@ class Sync(_Frozen):
 class Launch(_Frozen):
     """Fixed costs of a kernel: ``kernel_s`` in a graph, ``ramp_s`` until all cores run, dispatch rate.
 
-    ``block_cycles``: from a block's start to its first instruction of work (parameters, barriers,
-    descriptors). ``graph_s``: between two replays of a graph, beyond the kernels in it.
+    ``block_cycles``: from a block's start to its first instruction of work where it stages tiles in
+    the scratchpad (barriers, descriptors). ``graph_s``: between two replays of a graph, beyond the
+    kernels in it.
     """
 
     kernel_s: Positive
@@ -229,12 +230,12 @@ class KernelProfile(_Frozen):
     """What a library's kernels of one operator family do otherwise than a well-made tile program.
 
     ``matrix_fraction`` scales the matrix and vector rates, ``memory_fraction`` those of DRAM, L2 and
-    ports, ``fixed_s`` is added to every run. ``tiles``: which block shapes the library has.
+    ports, ``launch_fraction`` the cost of a launch. ``tiles``: which block shapes the library has.
     """
 
     matrix_fraction: Positive
     memory_fraction: Positive
-    fixed_s: NonNegative
+    launch_fraction: Positive
     tiles: Literal["any", "powers_of_two"] = "any"
 
 

@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 # Frames of these modules are ours; the nearest frame of any other file is the kernel's author's.
 _OWN_MODULES = (
     *("affine", "blocks", "control", "errors", "expr", "frontend", "handles", "infer", "language"),
-    *("load", "loops", "mathops", "rewriter", "syntax", "tileops", "tracer", "values"),
+    *("load", "loops", "mathops", "products", "rewriter", "syntax", "tileops", "tracer", "values"),
 )
 _OWN_FILES = frozenset(str(_HERE / f"{name}.py") for name in _OWN_MODULES)
 _LOCS: dict[tuple[str, int], Loc] = {}

@@ -234,7 +234,7 @@ def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
         slowed, compute, "fp32_per_s", "alu_per_s", "special_per_s", "convert_per_s", "issue_per_s"
     )
     slowed = _times(slowed, memory, "dram_bytes_per_s", "l2_chip_bytes_per_s", "port_bytes_per_s")
-    return replace(slowed, launch_s=m.launch_s + profile.fixed_s.value)
+    return _times(slowed, profile.launch_fraction.value, "launch_s", "ramp_s")
 
 
 def machine(chip: Chip) -> Machine:

@@ -143,7 +143,7 @@ def _fitted(done: Calibrated) -> dict[str, Any]:
                 "rows": f.rows,
                 "matrix_fraction": f.profile.matrix_fraction.value,
                 "memory_fraction": f.profile.memory_fraction.value,
-                "fixed_s": f.profile.fixed_s.value,
+                "launch_fraction": f.profile.launch_fraction.value,
                 **f.error,
             }
             for f in done.families
@@ -181,14 +181,14 @@ def _print(said: dict[str, Any]) -> None:
         note = "" if p["seen"] else "not seen by the data: at its prior"
         table.add_row(p["name"], f"{p['factor']:.3g}", f"{p['sigma']:.2f}", f"{low:g} – {high:g}", note)
     out.print(table)
-    families = Table("kernels", "rows", "matrix", "memory", "fixed", "MAPE", "median", box=None)
+    families = Table("kernels", "rows", "matrix", "memory", "launch", "MAPE", "median", box=None)
     for f in said["families"]:
         families.add_row(
             f["key"],
             str(f["rows"]),
             f"{f['matrix_fraction']:.2f}",
             f"{f['memory_fraction']:.2f}",
-            f"{f['fixed_s'] * 1e6:.2f} µs",
+            f"{f['launch_fraction']:.2f}",
             f"{f['mape']:.1f} %",
             f"{f['median']:.1f} %",
         )

@@ -52,6 +52,14 @@ _DATA = typer.Option(
     "[default: the sample that ships with foretile]",
     show_default=False,
 )
+_ROWS = typer.Option(
+    200,
+    "--rows",
+    metavar="N",
+    min=0,
+    help="Test rows of each chip and operator family at most, by hash; a tenth of it for kernels whose "
+    "loops depend on data. 0: all, which takes hours.",
+)
 _MARKDOWN = typer.Option(
     None, "--markdown", metavar="FILE", help="Also write the figures as Markdown.", show_default=False
 )
@@ -63,6 +71,7 @@ def validate(
     part: list[str] = _PARTS,
     out: Path = _OUT,
     data: Path = _DATA,
+    rows: int = _ROWS,
     markdown: Path = _MARKDOWN,
     as_json: bool = JSON,
 ) -> None:
@@ -85,7 +94,8 @@ def validate(
         chips = _ids(comma_list(chip or ()))
         table = select(measurements(data, chips), chips, comma_list(operator or ()))
         with _progress() as progress:
-            made = run(table, out, parts=comma_list(part or ()) or MODEL_PARTS, progress=progress)
+            parts = comma_list(part or ()) or MODEL_PARTS
+            made = run(table, out, parts=parts, most=rows or None, progress=progress)
         files = list(made.files)
         if out is not None:
             from foretile.report.accuracy import write_page

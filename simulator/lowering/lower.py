@@ -62,7 +62,9 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     loaded = machine.under_matrix_load() if used.accumulators else machine
     rules: Rules = _RULES[machine.style](program, loaded, used)
     walker = _Walker(program, rules)
-    started = (Op("block start", "barrier", serial_s=machine.block_s),) if machine.block_s else ()
+    # Barriers, descriptors and the scratchpad's layout are set up where tiles are staged in it.
+    staged = machine.block_s and any(b.scope == "shared" for b in program.buffers)
+    started = (Op("block start", "barrier", serial_s=machine.block_s),) if staged else ()
     nodes = settle((*started, *walker.block(program.body)), loaded, cyclic=False)
     agents, rate = rules.agents()
     digits, ranges, tiles = raster(program)

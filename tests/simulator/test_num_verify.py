@@ -168,7 +168,7 @@ PLANTED: list[tuple[str, dict[str, Any], dict[str, Any], Any, Any]] = [
     ("silu_mul", SHORT, {}, is_load, shifted),
     ("copy", {"bytes": 5000}, {}, is_load, shifted),
     ("gemm_fp8_block", {"m": 100, "n": 140, "k": 300}, {}, stores("scale"), one),  # no scale
-    ("gemm_fp8_block", {"m": 100, "n": 140, "k": 300}, {}, stores("C_accum"), dropped),
+    ("gemm_fp8_block", {"m": 100, "n": 140, "k": 300}, {}, stores("C_accum_0"), dropped),
     ("quantize", SHORT, {}, stores("scale"), one),
     ("layernorm", SHORT, {"variant": "row"}, lambda s: isinstance(s, Reduce), dropped),
     ("mla_decode", {"batch": 2, "kv_len": 200, "heads": 8}, {}, rescale, dropped),

@@ -1,0 +1,98 @@
+"""Chips that nobody measured: what they take from others, and what must not reach them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from foretile.calibration.parameters import CHIP_PARAMETERS
+from foretile.calibration.transfer import DIES, die_of, fitted_chips, prior_for, transferred, without_die
+from foretile.hwmodels import list_chips, load_chip
+from foretile.simulator.prediction import Prediction
+
+FITTED = sorted(fitted_chips())
+UNMEASURED = [n for n in ("h20", "h800-sxm") if n in list_chips()]
+
+
+def test_the_catalogue_has_chips_fitted_to_measurements() -> None:
+    assert {"h100-sxm5-80gb", "h200-sxm", "a100-sxm4-80gb", "b200-sxm", "l40s"} <= set(FITTED)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_fitted_factors_lie_in_their_plausible_range(name: str) -> None:
+    calibration = fitted_chips()[name].calibration
+    assert calibration is not None
+    for p in CHIP_PARAMETERS:
+        assert p.low * 0.999 <= calibration.factors[p.name] <= p.high * 1.001, p.name
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_prior_never_knows_the_chip_or_another_product_of_its_die(name: str) -> None:
+    prior = prior_for(load_chip(name, calibrated=False))
+    assert prior.teachers
+    assert not set(prior.teachers) & die_of(name)
+    seen = without_die(name).calibration
+    assert seen is not None
+    assert seen.kind == "transferred"
+    assert name not in seen.data
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_left_out_a_chip_is_told_by_the_others_alone(name: str) -> None:
+    """Other factors in the chip's own calibration change nothing."""
+    chips = dict(fitted_chips())
+    own = chips[name]
+    assert own.calibration is not None
+    wrong = own.calibration.model_copy(update={"factors": dict.fromkeys(own.calibration.factors, 0.5)})
+    chips[name] = own.model_copy(update={"calibration": wrong})
+    base = load_chip(name, calibrated=False)
+    assert transferred(base, chips).quantities() == transferred(base).quantities()
+
+
+def test_dies_do_not_overlap() -> None:
+    everything = [name for die in DIES for name in die]
+    assert len(everything) == len(set(everything))
+
+
+@pytest.mark.parametrize("name", UNMEASURED)
+def test_an_unmeasured_chip_takes_what_others_teach_with_a_wider_interval(name: str) -> None:
+    import foretile
+
+    chip = load_chip(name)
+    assert chip.calibration is not None
+    assert chip.calibration.kind == "transferred"
+    sizes = {"m": 4096, "n": 4096, "k": 4096}
+    known, unknown = (foretile.predict("gemm", n, model="cost_model", **sizes) for n in ("h200", name))
+
+    def width(p: Prediction) -> float:
+        return float(np.log(p.interval_s[1] / p.interval_s[0]))
+
+    assert width(unknown) > width(known)
+    assert "measured" not in unknown.model["calibration"] or "fitted" not in unknown.model["calibration"]
+
+
+def test_an_h20_does_not_sink_under_matrix_work_as_an_h100_does() -> None:
+    h20, h100 = (transferred(load_chip(n, calibrated=False)).clock for n in ("h20", "h100"))
+    assert h20.matrix_sustained_hz is not None
+    assert h100.matrix_sustained_hz is not None
+    assert h20.matrix_sustained_hz.value > 0.9 * h20.max_hz.value
+    assert h100.matrix_sustained_hz.value < 0.9 * h100.max_hz.value
+
+
+@pytest.mark.parametrize("name", [*FITTED, *UNMEASURED])
+def test_no_calibration_lets_a_chip_beat_its_peak(name: str) -> None:
+    import foretile
+
+    chip = load_chip(name)
+    for family in ("gemm", "gemm_fp8_block", "attention_prefill"):
+        shape = {
+            "gemm": {"m": 16384, "n": 16384, "k": 16384},
+            "gemm_fp8_block": {"m": 16384, "n": 16384, "k": 16384},
+            "attention_prefill": {"batch": 4, "seq": 8192, "heads": 32},
+        }[family]
+        if family == "gemm_fp8_block" and "fp8" not in chip.matrix.flop_per_cycle:
+            continue
+        prediction = foretile.predict(family, name, model="cost_model", **shape)
+        dtype = "fp8" if family == "gemm_fp8_block" else "bf16"
+        peak = chip.matrix.flop_per_cycle[dtype].value * chip.cores.value * chip.clock.max_hz.value
+        assert prediction.flops / prediction.time_s <= peak
