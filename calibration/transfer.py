@@ -47,18 +47,17 @@ class Prior:
     teachers: tuple[str, ...]
 
 
-def prior_for(
-    chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, without: Collection[str] = ()
-) -> Prior:
-    """What the measured chips, but those of ``chip``'s die and those of ``without``, say about ``chip``.
+def prior_for(chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, own_die: bool = False) -> Prior:
+    """What other measured chips say about ``chip``: of other dies, or with ``own_die`` its siblings too.
 
-    Dies count once, however many of their products were measured.
+    Dies count once, however many of their products were measured; siblings of the chip's own die count
+    as those of its architecture do.
 
     Raises:
         ValueError: no chip is left to learn from.
     """
     everyone = fitted_chips() if taught_by is None else taught_by
-    shut = set(without) | set(die_of(chip.id))
+    shut = {chip.id} if own_die else set(die_of(chip.id))
     teachers = {n: c for n, c in everyone.items() if n not in shut}
     if not teachers:
         raise ValueError(f"{chip.id}: no calibrated chip of another die to learn from")
@@ -75,9 +74,9 @@ def prior_for(
     return Prior(parameters, _kernels(teachers, weight), _residual(teachers, weight), tuple(sorted(teachers)))
 
 
-def transferred(chip: Chip, taught_by: Mapping[str, Chip] | None = None) -> Chip:
-    """``chip`` as the measured chips of other dies let expect it, with a transferred calibration."""
-    prior = prior_for(chip, taught_by)
+def transferred(chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, own_die: bool = False) -> Chip:
+    """``chip`` as other measured chips let expect it (see :func:`prior_for`), calibrated by transfer."""
+    prior = prior_for(chip, taught_by, own_die=own_die)
     factors = {name: float(np.exp(mean)) for name, (mean, _) in prior.parameters.items()}
     source = f"transferred from {', '.join(prior.teachers)}"
     made = with_factors(prepared(chip), factors, source, "inferred")

@@ -16,8 +16,8 @@ Array = Any
 # Weights of 1.00 L2 capacities stay, of 1.09 to 1.17 are gone: repeated GEMM of 16 rows on RTX PRO 6000
 # and L40S, aiconfigurator silicon tables (TensorRT-LLM).
 _CLIFF = 0.1
-# A kernel is timed, or serves, some ten times in a row.
-_RUNS = 10.0
+# A kernel is timed, or serves, some tens of times in a row.
+_RUNS = 30.0
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
         time = np.maximum(time, seconds)
     dispatch = plan.blocks * machine.dispatch_s
     launch = machine.launch_s + machine.ramp_s + 0.0 * plan.blocks
-    total = launch + np.maximum(overlapped(time, busy, machine.overlap), dispatch)
+    total = launch + np.maximum(overlapped(time, busy, overlap_exponent(plan)), dispatch)
     return Estimate(
         time_s=total,
         block_s=course,
@@ -148,6 +148,11 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     )
 
 
+def overlap_exponent(plan: Plan) -> float:
+    """The chip's, for kernels with products; where data only streams through, the levels pass it on."""
+    return plan.workload.machine.overlap if plan.workload.dtype else np.inf
+
+
 def overlapped(time: Array, busy: Mapping[str, Array], exponent: float) -> Array:
     """``time`` of a course in which engines that work at the same time hold each other up.
 
@@ -157,7 +162,7 @@ def overlapped(time: Array, busy: Mapping[str, Array], exponent: float) -> Array
     """
     if np.isinf(exponent):
         return time
-    shares = [np.broadcast_to(seconds / np.maximum(time, 1e-30), np.shape(time)) for seconds in busy.values()]
+    shares = np.broadcast_arrays(*(seconds / np.maximum(time, 1e-30) for seconds in busy.values()))
     others = sum(s**exponent for s in shares) - np.max(shares, axis=0) ** exponent
     return time * (1.0 + others) ** (1.0 / exponent)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foretile.simulator.conditions import COLD, Conditions
-from foretile.simulator.cost import Estimate, estimate, matrix_slowdown, overlapped
+from foretile.simulator.cost import Estimate, estimate, matrix_slowdown, overlap_exponent, overlapped
 from foretile.simulator.engine import Core, Run
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.program import ENGINES, Programs, write_buffer_ps
@@ -53,7 +53,8 @@ def simulate(
     floor = max(float(np.ravel(b)[0]) for b in closed.busy.values())
     time_s = max(time_s, machine.launch_s + floor)
     if time_s > fixed:
-        time_s = fixed + float(np.ravel(overlapped(time_s - fixed, closed.busy, machine.overlap))[0])
+        course = overlapped(time_s - fixed, closed.busy, overlap_exponent(planned))
+        time_s = fixed + float(np.ravel(course)[0])
     return Simulation(time_s, tail_s, closed, planned, run)
 
 

@@ -43,9 +43,7 @@ _PLAN = typer.Option(
     min=1,
     help="Choose N kernels to measure instead, the most informative first.",
 )
-_TRANSFER = typer.Option(
-    False, "--transfer", help="Take what measured chips of other dies teach; fit nothing."
-)
+_TRANSFER = typer.Option(False, "--transfer", help="Take what other measured chips teach; fit nothing.")
 _STARTS = typer.Option(1, "--starts", min=1, max=16, help="Points that the fit starts from.")
 
 
@@ -77,7 +75,7 @@ def calibrate(
             require_file(out)
         base = load_chip(chip, calibrated=False)
         if transfer:
-            made: Any = transferred(base)
+            made: Any = transferred(base, own_die=True)
             said: dict[str, Any] = {"chip": base.id, "kind": "transferred", "data": made.calibration.data}
         else:
             table = measurements(data, [base.id] if plan is None else [])
