@@ -212,10 +212,10 @@ FAMILY_PARAMETERS: tuple[FamilyParameter, ...] = (
         "matrix_fraction",
         "1",
         "rate of the matrix and vector engines in these kernels, over the chip's",
-        0.1,
+        0.4,
         2.0,
         1.0,
-        0.5,
+        0.3,
     ),
     FamilyParameter(
         "memory_fraction",

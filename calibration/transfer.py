@@ -156,7 +156,8 @@ def _cooler(chip: Chip, teachers: Mapping[str, Chip], weight: Mapping[str, float
         return rate.value * c.cores.value * c.clock.max_hz.value / c.tdp_w.value
 
     own = hunger(chip)
-    others = [(h, weight[n]) for n, c in teachers.items() if c.family == chip.family and (h := hunger(c))]
+    kin = {n: c for n, c in teachers.items() if c.family == chip.family} or teachers
+    others = [(h, weight[n]) for n, c in kin.items() if (h := hunger(c))]
     if own is None or not others:
         return mean
     typical = sum(h * w for h, w in others) / sum(w for _, w in others)
