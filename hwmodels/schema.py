@@ -333,5 +333,9 @@ class Chip(_Frozen):
         return found
 
     def inferred(self) -> tuple[str, ...]:
-        """Paths of the numbers that are neither measured nor stated nor derived from such."""
-        return tuple(p for p, q in self.quantities().items() if q.confidence == "inferred")
+        """Paths of the chip's numbers that are neither measured nor stated nor derived from such."""
+        return tuple(p for p, q in self.described().items() if q.confidence == "inferred")
+
+    def described(self) -> dict[str, Quantity[float] | Quantity[int]]:
+        """The numbers that describe the chip, without those of libraries' kernels on it."""
+        return {p: q for p, q in self.quantities().items() if not p.startswith("kernels.")}

@@ -276,7 +276,7 @@ def _assemble(
             "kind": model,
             "calibration": _calibration(chip, on.family),
             "inferred_inputs": len(inferred),
-            "inputs": len(chip.quantities()),
+            "inputs": len(chip.described()),
             "elasticity": {r: round(s, 4) for r, s in elastic.items()},
         },
     )

@@ -20,7 +20,7 @@ def _no_user_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plain() -> dict[str, Any]:
     """A complete chip as the mapping of a file without ``extends``."""
-    data: dict[str, Any] = json.loads(load_chip("a100").model_dump_json(exclude_none=True))
+    data: dict[str, Any] = json.loads(load_chip("a100", calibrated=False).model_dump_json(exclude_none=True))
     return data | {"id": "testchip", "aliases": ["tc"]}
 
 
