@@ -240,8 +240,10 @@ def _coverage_panel(
             np.array([getattr(a, what) for a in over]) * 100
             for what in ("coverage", "coverage_low", "coverage_high")
         )
+        # At a share of one the interval's end is one too, but for rounding.
+        reach = [np.maximum(0.0, share - low), np.maximum(0.0, high - share)]
         ax.errorbar(
-            share, at, xerr=[share - low, high - share], fmt="o", ms=4, mew=0, elinewidth=1.1,
+            share, at, xerr=reach, fmt="o", ms=4, mew=0, elinewidth=1.1,
             color=palette[PART_NAMES[part]],
         )  # fmt: skip
     ax.set_yticks(range(len(names)), names)
