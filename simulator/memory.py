@@ -143,7 +143,7 @@ class Traffic:
     """Bytes one execution of each access moves, per level (arrays over shapes; index = access)."""
 
     l2_bytes: list[Array]  # leaving or entering the L2 for one execution by one block
-    port_bytes: list[Array]  # arriving at (or leaving) the core
+    port_bytes: list[Array]  # arriving at the core, or leaving it, those weighted by their slower rate
     dram_share: list[Array]  # DRAM bytes per L2 byte
     stall_share: list[Array]  # of these, those that hold up reads (writes wait in the L2 as long as they fit)
     latency_s: list[Array]  # until a read's slowest line is on its way to the core
@@ -218,7 +218,7 @@ def traffic(
             # What the next run overwrites before it is evicted never leaves the L2.
             dram = np.minimum(moved, in_total) * (1.0 - held.get(access.tensor, 0.0))
             write = write + dram
-            l2_write = l2_write + moved * machine.l2_write_cost
+            l2_write = l2_write + moved
             if access.direction == "atomic":
                 atomic = atomic + moved
             l2.append(tile)
