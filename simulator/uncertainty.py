@@ -23,7 +23,7 @@ MODEL_SIGMA = 0.10
 _NORMAL_90 = 1.6449  # a 90 % interval reaches this many standard deviations to either side
 _STEP = 1.1
 
-# What a calibrated chip's model misses on an operator none of whose kernels were measured.
+# What a calibrated chip's model misses at least on an operator none of whose kernels were measured.
 UNMEASURED_SIGMA = 0.25
 
 # Parameters of a calibration behind each resource (foretile.calibration.parameters); none: the file's.
@@ -115,8 +115,9 @@ def interval_factor(
 def _left(fitted: Calibration, family: str, time_s: Any) -> Any:
     """Standard deviation that the fit left for this family and decade of times."""
     by_decade = fitted.residual.get(family)
-    if by_decade is None:  # no measured family is like it: the widest of them
-        return max((v["all"] for v in fitted.residual.values()), default=UNMEASURED_SIGMA)
+    if by_decade is None:  # as far off as measured families are, and not less than the prior
+        known = [v["all"] for v in fitted.residual.values()]
+        return max(UNMEASURED_SIGMA, float(np.median(known)) if known else 0.0)
     decade = np.floor(np.log10(np.maximum(1e-9, np.asarray(time_s, dtype=np.float64))))
     found = np.full(np.shape(decade), by_decade["all"])
     for name, value in by_decade.items():
