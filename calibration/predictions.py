@@ -22,7 +22,7 @@ Array = np.ndarray
 # timed ones have between six and twelve behind them (aiconfigurator, collector/helper.py).
 _RUNS = 9.0
 # Weights that nobody has filled draw less power than random ones: the fall of the clock over that of
-# random operands, fitted once to bf16 GEMM beyond 1 ms on five chips (0.34 to 0.64).
+# random operands. Set between the fits of five chips to bf16 GEMM (0.2 to 0.6), not fitted further.
 _IDLE_SWITCHING = 0.4
 # Runs of a kernel that one graph holds where no operand has copies: quantisation in a loop of five
 # (collector/*/collect_computescale.py); all others once.

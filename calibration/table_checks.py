@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,18 +110,23 @@ def _check_columns(frame: pd.DataFrame, name: str) -> None:
         raise MeasurementError(name, None, twice, "this column occurs twice")
 
 
+def _not(values: pd.Series[Any], what: str) -> Callable[[int], str]:
+    """Says of the value at a place that it is not ``what``."""
+    return lambda i: f"{values.iloc[i]!r} is not {what}"
+
+
 def _check_types(table: _Table) -> None:
     for column in TEXTS:
         values = table.frame[column].astype(object)
         bad = np.array([not isinstance(v, str) for v in values], dtype=bool)
-        table.refuse(bad, column, lambda i, v=values: f"{v.iloc[i]!r} is not text")  # type: ignore[misc]
+        table.refuse(bad, column, _not(values, "text"))
         if column not in ("framework", "framework_version", "comparable"):
             table.refuse((values == "").to_numpy(), column, lambda i: "empty; it needs a value")
     for column in NUMBERS:
         values = table.frame[column]
         numbers = pd.to_numeric(values, errors="coerce")
         wrong = numbers.isna() & ~values.isna()
-        table.refuse(wrong.to_numpy(), column, lambda i, v=values: f"{v.iloc[i]!r} is not a number")  # type: ignore[misc]
+        table.refuse(wrong.to_numpy(), column, _not(values, "a number"))
         table.frame = table.frame.assign(**{column: numbers})
 
 

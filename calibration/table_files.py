@@ -46,8 +46,8 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> Path:
     Raises:
         MeasurementError: a row that is wrong; nothing is written.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     target = Path(path)
     checked = validate_table(frame, target.name)

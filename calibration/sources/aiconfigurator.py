@@ -219,7 +219,7 @@ def _read(device: str, root: Path, operator: str | None) -> tuple[pd.DataFrame, 
 
 
 def _rows_in(file: Path) -> int:
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     return int(pq.read_metadata(file).num_rows)
 
