@@ -13,7 +13,7 @@ import pandas as pd
 
 from foretile.calibration.fit import FitError, Fitted, fit_chip, solve
 from foretile.calibration.measurements import fit_rows
-from foretile.calibration.parameters import FAMILY_PARAMETERS, with_profile
+from foretile.calibration.parameters import FAMILY_PARAMETERS, with_factors, with_profile
 from foretile.calibration.predictions import Batch, batches, predict_table, summary
 from foretile.hwmodels import Chip
 from foretile.hwmodels.schema import Calibration, KernelProfile, Quantity
@@ -80,8 +80,7 @@ def calibrate(
             f"{chip.id}: no rows to fit its parameters to: they need {' or '.join(CHIP_FAMILIES)} "
             f"with a hash below 10; families with rows: {held}"
         )
-    ready = _with_tiles(chip)
-    made, fitted = fit_chip(ready, base, prior=prior, starts=starts, progress=progress)
+    made, fitted = fit_chip(chip, base, prior=prior, starts=starts, progress=progress)
     result = Calibrated(made, fitted)
     for family in sorted(set(rows["family"]) - set(CHIP_FAMILIES)):
         if progress:
@@ -106,7 +105,7 @@ def calibrate(
         unseen=tuple(n for n, s in zip(fitted.names, fitted.seen, strict=True) if not s),
         residual=residual,
     )
-    result.chip = _sourced(result.chip, source).model_copy(update={"calibration": calibration})
+    result.chip = with_factors(result.chip, {}, source).model_copy(update={"calibration": calibration})
     return result
 
 
@@ -152,19 +151,6 @@ def _fit_profile(chip: Chip, key: str, parts: Sequence[Batch]) -> tuple[Chip, Fi
     return chip_at(fitted.x), fitted
 
 
-def _with_tiles(chip: Chip) -> Chip:
-    """Libraries for warp-synchronous matrix instructions tile in powers of two (CUTLASS 2.x kernel names)."""
-    if chip.matrix.instruction != "mma_sync":
-        return chip
-    one = Quantity[float](
-        value=1.0, source="the reference that other kernels are compared to", confidence="measured"
-    )
-    profile = KernelProfile(
-        matrix_fraction=one, memory_fraction=one, launch_fraction=one, tiles="powers_of_two"
-    )
-    return chip.model_copy(update={"kernels": {"gemm.bf16": profile}})
-
-
 def residuals(chip: Chip, rows: pd.DataFrame) -> dict[str, dict[str, float]]:
     """By family and decade of the predicted time, the standard deviation that covers nine rows of ten."""
     predicted = predict_table(rows, lambda _: chip)
@@ -194,9 +180,3 @@ def _spread(left: Array) -> float:
 def _digest(rows: pd.DataFrame) -> str:
     text = rows.sort_values(["device", "operator", "shape", "kernel_source", "framework"]).to_csv(index=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sourced(chip: Chip, source: str) -> Chip:
-    from foretile.calibration.parameters import with_factors
-
-    return with_factors(chip, {}, source)
