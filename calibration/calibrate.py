@@ -144,7 +144,7 @@ def _fit_profile(chip: Chip, key: str, parts: Sequence[Batch]) -> tuple[Chip, Fi
         compute, memory, launch = (
             Quantity[float](value=v, source=f"fitted to {key}", confidence="measured") for v in values
         )
-        profile = KernelProfile(matrix_fraction=compute, memory_fraction=memory, launch_fraction=launch)
+        profile = KernelProfile(core_fraction=compute, memory_fraction=memory, launch_fraction=launch)
         return with_profile(chip, key, profile)
 
     fitted = solve(parts, chip_at, FAMILY_PARAMETERS, starts=1, rounds=1)

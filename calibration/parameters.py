@@ -209,9 +209,9 @@ class FamilyParameter:
 
 FAMILY_PARAMETERS: tuple[FamilyParameter, ...] = (
     FamilyParameter(
-        "matrix_fraction",
+        "core_fraction",
         "1",
-        "rate of the matrix and vector engines in these kernels, over the chip's",
+        "rate of the cores' engines in these kernels, over the chip's",
         0.4,
         2.0,
         1.0,

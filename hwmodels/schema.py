@@ -229,11 +229,11 @@ class Davinci(_Frozen):
 class KernelProfile(_Frozen):
     """What a library's kernels of one operator family do otherwise than a well-made tile program.
 
-    ``matrix_fraction`` scales the matrix and vector rates, ``memory_fraction`` those of DRAM, L2 and
+    ``core_fraction`` scales the rates of the cores' engines, ``memory_fraction`` those of DRAM, L2 and
     ports, ``launch_fraction`` the cost of a launch. ``tiles``: which block shapes the library has.
     """
 
-    matrix_fraction: Positive
+    core_fraction: Positive
     memory_fraction: Positive
     launch_fraction: Positive
     tiles: Literal["any", "powers_of_two"] = "any"

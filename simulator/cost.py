@@ -61,23 +61,24 @@ def joined(parts: Sequence[Estimate]) -> Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """Predicted time of the whole kernel, at the clock its matrix load leaves."""
-    return _at_clock(plan, matrix_slowdown(plan))
+    return _at_clock(plan, core_slowdown(plan))
 
 
-def matrix_slowdown(plan: Plan) -> Array:
+def core_slowdown(plan: Plan) -> Array:
     """Factor by which work in the cores' clock domain takes longer than at the burst clock.
 
-    Dense matrix work draws the power that lowers the clock, so what counts is how long the matrix
-    engines are busy, in all runs that follow each other: a kernel that waits for memory cools
-    meanwhile. Operands that switch fewer bits draw less, and the clock sinks by as much less.
+    Two causes: what these kernels make of the cores (``machine.pace``), and the clock. Dense matrix
+    work draws the power that lowers the clock, so what counts is how long the matrix engines are
+    busy, in all runs that follow each other: a kernel that waits for memory cools meanwhile. Operands
+    that switch fewer bits draw less, and the clock sinks by as much less.
     """
     machine = plan.workload.machine
     if not plan.workload.dtype or machine.matrix_sustained_ratio >= 1.0:
-        return np.ones((1, 1))
+        return np.full((1, 1), 1.0 / machine.pace)
     busy = plan.core_busy["matrix"] * plan.blocks / machine.cores * column(plan.conditions.runs)
     decades = np.log10(np.maximum(1.0, busy / machine.settle_s))
     settled = np.minimum(1.0, decades / SETTLE_DECADES) * column(plan.conditions.switching)
-    return 1.0 / (1.0 - (1.0 - machine.matrix_sustained_ratio) * settled)
+    return 1.0 / (1.0 - (1.0 - machine.matrix_sustained_ratio) * settled) / machine.pace
 
 
 def _at_clock(plan: Plan, slow: Array) -> Estimate:

@@ -97,6 +97,7 @@ class Machine:
     dispatch_s: float
     block_s: float  # from a block's start to its first instruction of work
     overlap: float  # exponent of the norm that joins the engines' busy times; infinite: they overlap fully
+    pace: float = 1.0  # rate of the cores' engines in these kernels, over what this machine says
     davinci: Davinci | None = field(default=None)
 
     def matrix_rate(self, dtype: str) -> float:
@@ -184,6 +185,7 @@ _OUTSIDE = frozenset(
         "ramp_s",
         "dispatch_s",
         "overlap",
+        "pace",
     }
 )
 
@@ -225,16 +227,14 @@ def _of(q: Quantity[float] | Quantity[int] | None, default: float = 0.0) -> floa
 
 
 def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
-    """The machine as the kernels of one library use it."""
-    compute = profile.matrix_fraction.value
+    """The machine as the kernels of one library use it: no level beyond its own peak."""
     memory = min(profile.memory_fraction.value, 1.0 / m.dram_read_fraction)
-    peak = {k: min(v * compute, m.matrix_peak_flop_per_s[k]) for k, v in m.matrix_flop_per_s.items()}
-    slowed = replace(m, matrix_flop_per_s=peak)
-    slowed = _times(
-        slowed, compute, "fp32_per_s", "alu_per_s", "special_per_s", "convert_per_s", "issue_per_s"
+    headroom = min(
+        (m.matrix_peak_flop_per_s[k] / v for k, v in m.matrix_flop_per_s.items()), default=math.inf
     )
-    slowed = _times(slowed, memory, "dram_bytes_per_s", "l2_chip_bytes_per_s", "port_bytes_per_s")
-    return _times(slowed, profile.launch_fraction.value, "launch_s", "ramp_s")
+    slowed = _times(m, memory, "dram_bytes_per_s", "l2_chip_bytes_per_s", "port_bytes_per_s")
+    slowed = _times(slowed, profile.launch_fraction.value, "launch_s", "ramp_s")
+    return replace(slowed, pace=min(profile.core_fraction.value, headroom))
 
 
 def machine(chip: Chip) -> Machine:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foretile.simulator.conditions import COLD, Conditions
-from foretile.simulator.cost import Estimate, estimate, matrix_slowdown, overlap_exponent, overlapped
+from foretile.simulator.cost import Estimate, estimate, core_slowdown, overlap_exponent, overlapped
 from foretile.simulator.engine import Core, Run
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.program import ENGINES, Programs, write_buffer_ps
@@ -46,7 +46,7 @@ def simulate(
     planned = plan(workload, dims, tensors, resolution=_CLASSES if unequal else None, conditions=conditions)
     closed = estimate(planned)
     machine = workload.machine
-    slow = float(matrix_slowdown(planned)[0, 0])
+    slow = float(core_slowdown(planned)[0, 0])
     time_s, tail_s, run = _play(planned, slow, np.ravel(closed.block_s), trace)
     # No engine can do with less than its service for the whole kernel, however the blocks fall.
     fixed = machine.launch_s + machine.ramp_s

@@ -139,7 +139,7 @@ def _fitted(done: Calibrated) -> dict[str, Any]:
             {
                 "key": f.key,
                 "rows": f.rows,
-                "matrix_fraction": f.profile.matrix_fraction.value,
+                "core_fraction": f.profile.core_fraction.value,
                 "memory_fraction": f.profile.memory_fraction.value,
                 "launch_fraction": f.profile.launch_fraction.value,
                 **f.error,
@@ -184,7 +184,7 @@ def _print(said: dict[str, Any]) -> None:
         families.add_row(
             f["key"],
             str(f["rows"]),
-            f"{f['matrix_fraction']:.2f}",
+            f"{f['core_fraction']:.2f}",
             f"{f['memory_fraction']:.2f}",
             f"{f['launch_fraction']:.2f}",
             f"{f['mape']:.1f} %",

@@ -13,7 +13,7 @@ from foretile.hwmodels import load_chip
 from foretile.hwmodels.schema import L2, Dram
 from foretile.kernels import language as T
 from foretile.kernels.operator import load_operator
-from foretile.simulator.cost import matrix_slowdown
+from foretile.simulator.cost import core_slowdown
 from foretile.simulator.engine import Core
 from foretile.simulator.lowering import lower
 from foretile.simulator.plan import plan
@@ -138,7 +138,7 @@ def test_gap_the_clock_does_not_depend_on_the_data_type() -> None:
         (workload,) = workloads(
             operator, shape, operator.configs(shape)[0], machine_of(load_chip("h200-sxm"))
         )
-        factors.append(float(matrix_slowdown(plan(workload, dynamic_part(operator, shape)))[0, 0]))
+        factors.append(float(core_slowdown(plan(workload, dynamic_part(operator, shape)))[0, 0]))
     assert factors[0] == pytest.approx(factors[1])
     assert factors[1] > 1.0
 
