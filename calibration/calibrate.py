@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
 
-from foretile.calibration.fit import FitError, Fitted, fit_chip, solve
+from foretile.calibration.checkpoint import Checkpoint
+from foretile.calibration.fit import FitError, Fitted, fit_chip
 from foretile.calibration.measurements import fit_rows
-from foretile.calibration.parameters import FAMILY_PARAMETERS, with_factors, with_profile
-from foretile.calibration.predictions import Batch, batches, predict_table, summary
+from foretile.calibration.parameters import with_factors
+from foretile.calibration.profiles import RESULTS, FamilyFit, FamilyResult, fit_family, spread
 from foretile.hwmodels import Chip
-from foretile.hwmodels.schema import Calibration, KernelProfile, Quantity
-from foretile.kernels.operator import load_operator
-from foretile.simulator.machine import SimulationError
-from foretile.simulator.search import frozen, static_part
+from foretile.hwmodels.schema import Calibration
 
-Array = np.ndarray
 Progress = Callable[[str], None]
 # The chip's parameters are fitted to kernels that are the tile program and nothing else.
-CHIP_FAMILIES = ("gemm.bf16",)
-_LEAST_ROWS = 20  # of a kernel source, for a profile of its own
-_MOST_ROWS = 48  # for a profile: three numbers need no more
-_MOST_TRACES = 2  # different sets of static parameters for a profile, each traced and lowered on its own
-_MOST_SOURCES = 2  # of a family, those with most rows
-_MOST_BOUND = 12  # rows whose trip counts depend on tensors: evaluated one by one
-_NORMAL_90 = 1.6449
-_LEAST_DECADE = 15  # rows of a decade of times, for an error of its own
-
-
-@dataclass(frozen=True)
-class FamilyFit:
-    """What was fitted to one family's kernels (or one source of it), and its error on those rows."""
-
-    key: str
-    rows: int
-    profile: KernelProfile
-    error: Mapping[str, float]
+CHIP_FAMILY = "gemm.bf16"
 
 
 @dataclass
@@ -60,44 +41,102 @@ def calibrate(
     *,
     prior: Mapping[str, tuple[float, float]] | None = None,
     starts: int = 1,
+    jobs: int = 1,
+    checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Fit ``chip`` to the rows of ``table`` that may be fitted (see :func:`fit_rows`).
 
     Rows that are not comparable are left out. Families that cannot be predicted are skipped with the
-    reason.
+    reason. ``jobs``: processes that fit families; ``checkpoint`` keeps what is done, and has it again
+    when the same rows are fitted to the same chip.
 
     Raises:
-        FitError: no rows of this chip and of the families that its parameters are fitted to.
+        FitError: no rows of this chip and of the family that its parameters are fitted to.
     """
     mine = table[(table["device"] == chip.id) & (table["comparable"] == "") & (table["launch"] == "graph")]
     rows = fit_rows(mine)
-    parts = [g if f == "gemm.bf16" else _few(g) for f, g in rows.groupby("family") if f in CHIP_FAMILIES]
-    base = pd.concat(parts) if parts else rows.head(0)
+    base = rows[rows["family"] == CHIP_FAMILY]
     if base.empty:
         held = ", ".join(sorted(rows["family"].unique())) or "none"
         raise FitError(
-            f"{chip.id}: no rows to fit its parameters to: they need {' or '.join(CHIP_FAMILIES)} "
-            f"with a hash below 10; families with rows: {held}"
+            f"{chip.id}: no rows to fit its parameters to: they need {CHIP_FAMILY} with a hash below 10; "
+            f"families with rows: {held}"
         )
-    made, fitted = fit_chip(chip, base, prior=prior, starts=starts, progress=progress)
-    result = Calibrated(made, fitted)
-    for family in sorted(set(rows["family"]) - set(CHIP_FAMILIES)):
-        if progress:
-            progress(f"family {family}")
+    kept = checkpoint or Checkpoint(None)
+    kept.open(chip, digest(rows), starts)
+    fitted = kept.chip_fit
+    if fitted is None:
+        _, fitted = fit_chip(chip, base, prior=prior, starts=starts, progress=progress)
+        kept.add_chip(fitted)
+    made = with_fit(chip, fitted, f"fitted to {len(base)} rows, {digest(base)[:12]}")
+    others = {str(f): g for f, g in rows.groupby("family") if f != CHIP_FAMILY and f not in kept.families}
+    for found in _families(made, others, jobs, progress):
+        kept.add_family(found)
+    return _assembled(made, fitted, rows, kept.families)
+
+
+def with_fit(chip: Chip, fitted: Fitted, source: str) -> Chip:
+    """``chip`` with the fitted factors on its starting point."""
+    from foretile.calibration.parameters import prepared
+
+    return with_factors(prepared(chip), fitted.factors(), source)
+
+
+def _families(
+    chip: Chip, rows: Mapping[str, pd.DataFrame], jobs: int, progress: Progress | None
+) -> Iterator[FamilyResult]:
+    """Fit every family, several at a time; results come as they are done."""
+    largest_first = sorted(rows, key=lambda f: -rows[f]["shape"].nunique())
+    done = 0
+    with _pool(min(jobs, len(rows))) as run:
+        for result in run(chip, [rows[f] for f in largest_first]):
+            done += 1
+            if progress:
+                progress(f"family {result.family}: {done} of {len(rows)}")
+            yield result
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[Callable[[Chip, list[pd.DataFrame]], Iterator[FamilyResult]]]:
+    if jobs <= 1:
+        yield lambda chip, parts: (fit_family(chip, part) for part in parts)
+        return
+    # Spawned, not forked: the caller may have threads (a progress display).
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def run(chip: Chip, parts: list[pd.DataFrame]) -> Iterator[FamilyResult]:
+            text = chip.model_dump_json()  # parametrised models cannot be pickled
+            running = [pool.submit(_fit_elsewhere, text, part) for part in parts]
+            for future in as_completed(running):
+                yield RESULTS.validate_json(future.result())
+
         try:
-            fit_family(result, rows[rows["family"] == family])
-        except (SimulationError, FitError) as error:
-            result.skipped[family] = str(error)
-    kept = [g if f == "gemm.bf16" else _few(g) for f, g in rows.groupby("family")]
-    residual = residuals(
-        result.chip, pd.concat([g for g in kept if g["family"].iloc[0] not in result.skipped])
-    )
-    source = f"fitted to {len(base)} rows, {_digest(base)[:12]}"
+            yield run
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fit_elsewhere(chip: str, rows: pd.DataFrame) -> bytes:
+    return RESULTS.dump_json(fit_family(Chip.model_validate_json(chip), rows))
+
+
+def _assembled(
+    chip: Chip, fitted: Fitted, rows: pd.DataFrame, families: Mapping[str, FamilyResult]
+) -> Calibrated:
+    base = rows[rows["family"] == CHIP_FAMILY]
+    errors = pd.DataFrame({"error": fitted.residuals, "time_s": fitted.predicted_s})
+    residual = {CHIP_FAMILY: spread(errors)}
+    kernels = dict(chip.kernels)
+    for name in sorted(families):
+        if not families[name].refused:
+            residual[name] = dict(families[name].residual)
+            kernels.update({f.key: f.profile for f in families[name].fits})
     calibration = Calibration(
         kind="fitted",
         data=", ".join(sorted({s.split(":")[0] for s in base["source"]})),
-        sha256=_digest(rows),
+        sha256=digest(rows),
         rows=len(rows),
         date=datetime.date.today().isoformat(),
         factors=fitted.factors(),
@@ -105,78 +144,15 @@ def calibrate(
         unseen=tuple(n for n, s in zip(fitted.names, fitted.seen, strict=True) if not s),
         residual=residual,
     )
-    result.chip = with_factors(result.chip, {}, source).model_copy(update={"calibration": calibration})
-    return result
+    return Calibrated(
+        chip.model_copy(update={"kernels": kernels, "calibration": calibration}),
+        fitted,
+        [f for name in sorted(families) for f in families[name].fits],
+        {name: r.refused for name, r in sorted(families.items()) if r.refused},
+    )
 
 
-def fit_family(result: Calibrated, rows: pd.DataFrame) -> None:
-    """Fit the profiles of one family: one for all of its kernels, one for each source with enough rows."""
-    family = str(rows["family"].iloc[0])
-    sources = rows["kernel_source"].value_counts()
-    own = [str(s) for s, n in sources.items() if n >= _LEAST_ROWS][:_MOST_SOURCES] if len(sources) > 1 else []
-    if load_operator(str(rows["operator"].iloc[0])).tensors is not None:
-        own = []
-    for key, some in [(family, rows), *((f"{family}/{s}", rows[rows["kernel_source"] == s]) for s in own)]:
-        few = _few(some)
-        parts = batches(few, result.chip)
-        chip, fitted = _fit_profile(result.chip, key, parts)
-        result.chip = chip
-        error = summary(np.ones(len(fitted.residuals)), np.exp(fitted.residuals))
-        result.families.append(FamilyFit(key, len(few), chip.kernels[key], error))
-
-
-def _few(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows enough for a profile, of the commonest static parameters, spread evenly over the table."""
-    operator = load_operator(str(rows["operator"].iloc[0]))
-    static = rows["shape"].map(lambda s: frozen(static_part(operator, json.loads(s))))
-    common = static.value_counts().index[:_MOST_TRACES]
-    kept = rows[static.isin(common)]
-    most = _MOST_ROWS if operator.tensors is None else _MOST_BOUND
-    return kept.iloc[:: max(1, -(-len(kept) // most))]
-
-
-def _fit_profile(chip: Chip, key: str, parts: Sequence[Batch]) -> tuple[Chip, Fitted]:
-    for part in parts:  # all of these rows' kernels are the one that is being fitted
-        part.source = key.split("/", 1)[1] if "/" in key else ""
-
-    def chip_at(x: Array) -> Chip:
-        values = (p.start * float(np.exp(v)) for p, v in zip(FAMILY_PARAMETERS, x, strict=True))
-        compute, memory, launch = (
-            Quantity[float](value=v, source=f"fitted to {key}", confidence="measured") for v in values
-        )
-        profile = KernelProfile(core_fraction=compute, memory_fraction=memory, launch_fraction=launch)
-        return with_profile(chip, key, profile)
-
-    fitted = solve(parts, chip_at, FAMILY_PARAMETERS, starts=1, rounds=1)
-    return chip_at(fitted.x), fitted
-
-
-def residuals(chip: Chip, rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """By family and decade of the predicted time, the standard deviation that covers nine rows of ten."""
-    predicted = predict_table(rows, lambda _: chip)
-    left = np.log(rows["latency_s"].to_numpy() / predicted["time_s"].to_numpy())
-    known = np.isfinite(left)
-    decade = np.floor(np.log10(predicted["time_s"].to_numpy()))
-    found: dict[str, dict[str, float]] = {}
-    for family in sorted(set(rows["family"])):
-        mine = known & (rows["family"] == family).to_numpy()
-        if not mine.any():
-            continue
-        found[family] = {"all": _spread(left[mine])}
-        for d in np.unique(decade[mine]):
-            here = mine & (decade == d)
-            if here.sum() >= _LEAST_DECADE:
-                found[family][f"1e{int(d):+03d}"] = _spread(left[here])
-    return found
-
-
-def _spread(left: Array) -> float:
-    """From the 90 % quantile, one rank up: the rows were fitted, those to come were not."""
-    order = np.sort(np.abs(left))
-    rank = min(len(order) - 1, int(np.ceil(0.9 * (len(order) + 1))))
-    return float(max(1e-3, order[rank] / _NORMAL_90))
-
-
-def _digest(rows: pd.DataFrame) -> str:
+def digest(rows: pd.DataFrame) -> str:
+    """SHA-256 of a table's rows, whatever their order."""
     text = rows.sort_values(["device", "operator", "shape", "kernel_source", "framework"]).to_csv(index=False)
     return hashlib.sha256(text.encode()).hexdigest()

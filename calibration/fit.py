@@ -17,7 +17,7 @@ from foretile.calibration.parameters import (
     with_factors,
 )
 from foretile.calibration.predictions import Batch, batches
-from foretile.calibration.problem import Problem
+from foretile.calibration.problem import Pool, Problem
 from foretile.hwmodels import Chip
 
 Array = np.ndarray
@@ -41,7 +41,8 @@ class Fitted:
     """Result of one fit.
 
     ``x``: logarithms of the factors; ``sigma``: their standard deviations; ``correlation``;
-    ``seen``: by parameter, whether the data narrowed the prior; ``residuals``: log(predicted / measured).
+    ``seen``: by parameter, whether the data narrowed the prior; ``residuals``: log(predicted / measured);
+    ``predicted_s``: seconds by row, in the order of the batches.
     """
 
     names: tuple[str, ...]
@@ -50,6 +51,7 @@ class Fitted:
     covariance: Array
     seen: tuple[bool, ...]
     residuals: Array
+    predicted_s: Array
     cost: float
     evaluations: int
 
@@ -94,11 +96,13 @@ def solve(
     prior: Mapping[str, tuple[float, float]] | None = None,
     starts: int = 2,
     rounds: int = _ROUNDS,
+    pool: Pool | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fit ``parameters`` to the batches, from several starting points; the best fit wins.
 
-    ``rounds``: how often the shortlist of configurations is taken anew at what has been fitted.
+    ``rounds``: how often the shortlist of configurations is taken anew at what has been fitted;
+    ``pool``: see :class:`Problem`.
 
     Raises:
         FitError: nothing to fit, or no start converged.
@@ -110,7 +114,7 @@ def solve(
     sigma = np.array([known.get(p.name, (0.0, p.sigma))[1] for p in parameters])
     low = np.array([p.bounds[0] for p in parameters])
     high = np.array([p.bounds[1] for p in parameters])
-    problem = Problem(parts, chip_at)
+    problem = Problem(parts, chip_at, pool)
     found: Fitted | None = None
     for number in range(starts):
         say = (lambda text, i=number: progress(f"start {i + 1}/{starts}: {text}")) if progress else None
@@ -182,6 +186,7 @@ def _descend(
         covariance=covariance,
         seen=tuple(bool(s < _UNSEEN * p) for s, p in zip(spread, sigma, strict=True)),
         residuals=left,
+        predicted_s=problem.latency * np.exp(left),
         cost=cost,
         evaluations=evaluations,
     )

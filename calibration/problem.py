@@ -10,10 +10,13 @@ import numpy as np
 from foretile.calibration.predictions import Batch, allowed, batch_machine, graph_s, times
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
-from foretile.simulator.search import evaluate_config
+from foretile.simulator.search import Frozen, evaluate_config, frozen, static_part
 
 Array = np.ndarray
+Pool = dict[tuple[str, Frozen], list[Config]]
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
+_REGRET = 0.002  # mean logarithm by which a few configurations may fall behind the whole space
+_HOPELESS = 1.6  # times the fastest for every row: no change of parameters makes such a configuration win
 _STEP = 0.02  # of a logarithm, for the derivative by one-sided difference
 
 
@@ -30,12 +33,17 @@ class Problem:
     """Residuals of many batches as a function of parameters, through ``chip_at``.
 
     ``chip_at`` turns a vector of parameters into a chip. The search for the fastest configuration is
-    over a shortlist, which :meth:`refresh` takes from the whole space at given parameters.
+    over a shortlist, which :meth:`refresh` takes from the whole space at given parameters. ``pool``
+    collects, by operator and static shape, the configurations that came near the fastest when the
+    whole space was last looked at; problems that share it look no further.
     """
 
-    def __init__(self, batches: Sequence[Batch], chip_at: Callable[[Array], Chip]) -> None:
+    def __init__(
+        self, batches: Sequence[Batch], chip_at: Callable[[Array], Chip], pool: Pool | None = None
+    ) -> None:
         self.batches = list(batches)
         self.chip_at = chip_at
+        self.pool: Pool = {} if pool is None else pool
         self.latency = np.concatenate([b.latency_s for b in self.batches])
         self.parts: list[_Part] = []
         self._choices: list[Array] = []
@@ -45,11 +53,15 @@ class Problem:
         chip = self.chip_at(x)
         self.parts = []
         for batch in self.batches:
-            configs = allowed(chip, batch)
-            order = np.argsort(times(chip, batch, configs), axis=0)[:_SHORTLIST]
-            rows = [np.flatnonzero((order == c).any(axis=0)) for c in range(len(configs))]
-            used = [c for c in range(len(configs)) if len(rows[c])]
-            self.parts.append(_Part(batch, [configs[c] for c in used], [rows[c] for c in used]))
+            key = batch.operator.name, frozen(static_part(batch.operator, batch.shape))
+            configs = self.pool.get(key) or allowed(chip, batch)
+            seconds = times(chip, batch, configs)
+            near = (seconds <= _HOPELESS * seconds.min(axis=0)).any(axis=1)
+            self.pool.setdefault(key, [c for c, kept in zip(configs, near, strict=True) if kept])
+            used = portfolio(seconds)
+            order = np.argsort(seconds[used], axis=0)[:_SHORTLIST]
+            rows = [np.flatnonzero((order == c).any(axis=0)) for c in range(len(used))]
+            self.parts.append(_Part(batch, [configs[c] for c in used], rows))
 
     def residuals(self, x: Array) -> Array:
         """log(predicted / measured) by row, each with the fastest configuration of its shortlist."""
@@ -87,6 +99,20 @@ class Problem:
             slopes[:, j] = (np.log(moved / self.latency) - base) / _STEP
         self._choices = choices
         return slopes
+
+
+def portfolio(seconds: Array) -> list[int]:
+    """The few configurations that together do nearly as well as all of them.
+
+    Chosen one after the other, each for what it adds; ``seconds``: by configuration and row.
+    """
+    behind = np.log(seconds / seconds.min(axis=0))
+    left = np.full(seconds.shape[1], np.inf)
+    found: list[int] = []
+    while not found or left.mean() > _REGRET:
+        found.append(int(np.argmin(np.minimum(left, behind).mean(axis=1))))
+        left = np.minimum(left, behind[found[-1]])
+    return found
 
 
 def _times_of(chip: Chip, part: _Part, c: int, rows: Array) -> Array:

@@ -94,7 +94,18 @@ def transferred(chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, own_
         unseen=tuple(prior.parameters),
         residual={f: dict(v) for f, v in prior.residual.items()},
     )
-    return made.model_copy(update={"kernels": dict(prior.kernels), "calibration": calibration})
+    return made.model_copy(update={"kernels": {**made.kernels, **prior.kernels}, "calibration": calibration})
+
+
+def completed(base: Chip, made: Chip, taught_by: Mapping[str, Chip] | None = None) -> Chip:
+    """``made``, a fit of ``base``, with the mean profiles of other chips where it has no rows of a family."""
+    others = fitted_chips() if taught_by is None else taught_by
+    if not set(others) - {base.id}:
+        return made
+    prior = prior_for(base, others, own_die=True)
+    held = {key.split("/")[0] for key in made.kernels} | {"gemm.bf16"}
+    taught = {k: v for k, v in prior.kernels.items() if k not in held and "/" not in k}
+    return made.model_copy(update={"kernels": {**taught, **made.kernels}})
 
 
 @cache
@@ -169,10 +180,11 @@ def _cooler(chip: Chip, teachers: Mapping[str, Chip], weight: Mapping[str, float
 
 
 def _kernels(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[str, KernelProfile]:
-    keys = sorted({k for c in teachers.values() for k in c.kernels})
+    # What a teacher was taught itself is no evidence, and may come from the very chip it is to teach.
+    own = {n: {k: p for k, p in c.kernels.items() if _measured(p)} for n, c in teachers.items()}
     found: dict[str, KernelProfile] = {}
-    for key in keys:
-        held = {n: c.kernels[key] for n, c in teachers.items() if key in c.kernels}
+    for key in sorted({k for kernels in own.values() for k in kernels}):
+        held = {n: kernels[key] for n, kernels in own.items() if key in kernels}
         fields = {}
         for p in FAMILY_PARAMETERS:
             logs = {n: float(np.log(max(p.low, getattr(k, p.name).value))) for n, k in held.items()}
@@ -183,6 +195,10 @@ def _kernels(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[
         tiles = max(held, key=lambda n: weight[n])
         found[key] = KernelProfile(**fields, tiles=held[tiles].tiles)
     return found
+
+
+def _measured(profile: KernelProfile) -> bool:
+    return profile.core_fraction.confidence == "measured"
 
 
 def _residual(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -226,17 +226,23 @@ class Davinci(_Frozen):
     handoff_cycles: Positive
 
 
+Tiles = Literal["any", "one_a_block", "powers_of_two"]
+
+
 class KernelProfile(_Frozen):
     """What a library's kernels of one operator family do otherwise than a well-made tile program.
 
     ``core_fraction`` scales the rates of the cores' engines, ``memory_fraction`` those of DRAM, L2 and
-    ports, ``launch_fraction`` the cost of a launch. ``tiles``: which block shapes the library has.
+    ports, ``launch_fraction`` the cost of a launch. ``tiles``: which configurations the library has;
+    ``one_a_block``: no persistent blocks; ``powers_of_two``: none either, and block sides that are powers
+    of two from 64 on (as in the names of cuBLAS kernels: ampere_bf16_s16816gemm_bf16_256x128_…,
+    nvjet_sm120_tst_mma_64x64x128_…).
     """
 
     core_fraction: Positive
     memory_fraction: Positive
     launch_fraction: Positive
-    tiles: Literal["any", "powers_of_two"] = "any"
+    tiles: Tiles = "any"
 
 
 class Calibration(_Frozen):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from foretile.hwmodels.schema import KernelProfile
+from foretile.hwmodels.schema import KernelProfile, Tiles
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
@@ -179,7 +179,7 @@ def space(
     fitting: list[Config] = []
     reason: SimulationError | None = None
     for config in operator.configs(shape):
-        if profile is not None and profile.tiles == "powers_of_two" and not _powers_of_two(config):
+        if profile is not None and not _in_library(config, profile.tiles):
             continue
         candidate = for_machine(config, machine)
         try:
@@ -193,9 +193,17 @@ def space(
     return fitting
 
 
-def _powers_of_two(config: Config) -> bool:
+_LEAST_SIDE = 64  # of a library's blocks
+
+
+def _in_library(config: Config, tiles: Tiles) -> bool:
+    """Whether a library that has such ``tiles`` (see :class:`KernelProfile`) has this configuration."""
+    if tiles == "any":
+        return True
+    if config.get("variant") == "persistent":
+        return False
     sides = [value for name, value in config.items() if name in ("block_m", "block_n")]
-    return all(side & (side - 1) == 0 for side in sides)
+    return tiles == "one_a_block" or all(side >= _LEAST_SIDE and side & (side - 1) == 0 for side in sides)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,30 @@ if TYPE_CHECKING:
 
     from foretile.calibration.calibrate import Calibrated
     from foretile.calibration.fewshot import FewShot
+    from foretile.hwmodels import Chip
 
-_CHIP = typer.Option(..., "--chip", metavar="ID", help="Chip to calibrate: an id, an alias or a chip file.")
+_CHIP = typer.Option(
+    None,
+    "--chip",
+    metavar="ID",
+    help="Chip to calibrate: an id, an alias or a chip file.",
+    show_default=False,
+)
+_CATALOGUE = typer.Option(
+    None,
+    "--catalogue",
+    metavar="DIR",
+    help="Calibrate every chip of the data, and others of their dies: one file each in DIR.",
+    show_default=False,
+)
+_JOBS = typer.Option(
+    None,
+    "--jobs",
+    "-j",
+    min=1,
+    help="Families fitted at the same time.  [default: one a core]",
+    show_default=False,
+)
 _DATA = typer.Option(
     None,
     "--data",
@@ -51,49 +74,83 @@ def calibrate(
     chip: str = _CHIP,
     data: Path = _DATA,
     out: Path = _OUT,
+    catalogue: Path = _CATALOGUE,
     plan: int = _PLAN,
     transfer: bool = _TRANSFER,
     starts: int = _STARTS,
+    jobs: int = _JOBS,
     as_json: bool = JSON,
 ) -> None:
     """Fit a chip's parameters to measured kernels.
 
     The rows whose hash allows it are fitted, at most 300 a family; the rest are for foretile validate.
-    With --plan and rows of the chip at hand, the plan's rows alone are fitted and the error on others
-    is shown before and after.
+    An interrupted fit with --out goes on where it stopped. With --plan and rows of the chip at hand, the
+    plan's rows alone are fitted and the error on others is shown before and after.
     """
     with reported():
-        from foretile.calibration.calibrate import calibrate as fit
-        from foretile.calibration.fewshot import few_shot
-        from foretile.calibration.overlay import write_overlay
-        from foretile.calibration.transfer import transferred
-        from foretile.cli.validate import measurements
-        from foretile.hwmodels import load_chip
-        from foretile.report.output import require_file
-
-        if out is not None:
-            require_file(out)
-        base = load_chip(chip, calibrated=False)
-        if transfer:
-            made: Any = transferred(base, own_die=True)
-            said: dict[str, Any] = {"chip": base.id, "kind": "transferred", "data": made.calibration.data}
+        if (chip is None) == (catalogue is None):
+            raise typer.BadParameter("give either --chip ID or --catalogue DIR")
+        jobs = jobs or os.cpu_count() or 1
+        if catalogue is not None:
+            said = _all(catalogue, data, jobs)
         else:
-            table = measurements(data, [base.id] if plan is None else [])
-            with _progress() as tell:
-                if plan is not None:
-                    shot = few_shot(base, table, plan, tell)
-                    made, said = shot.chip, _planned(shot)
-                else:
-                    done = fit(base, table, starts=starts, progress=tell)
-                    made, said = done.chip, _fitted(done)
-        if out is not None:
-            write_overlay(base, made, out)
+            said = [_one(chip, data, out, plan, transfer, starts, jobs)]
         if as_json:
-            typer.echo(json.dumps(said, indent=2))
+            typer.echo(json.dumps(said if catalogue is not None else said[0], indent=2))
             return
-        _print(said)
+        for each in said:
+            _print(each)
         if out is not None:
             typer.echo(str(out))
+
+
+def _all(folder: Path, data: Path | None, jobs: int) -> list[dict[str, Any]]:
+    from foretile.calibration.catalogue import calibrate_catalogue
+    from foretile.cli.validate import measurements
+    from foretile.report.output import require_folder
+
+    with _progress() as tell:
+        made = calibrate_catalogue(measurements(data, []), require_folder(folder), jobs=jobs, progress=tell)
+        return [_transferred(c) if done is None else _fitted(done) for c, done in made]
+
+
+def _one(
+    chip: str, data: Path | None, out: Path | None, plan: int | None, transfer: bool, starts: int, jobs: int
+) -> dict[str, Any]:
+    from foretile.calibration.calibrate import calibrate as fit
+    from foretile.calibration.checkpoint import Checkpoint
+    from foretile.calibration.fewshot import few_shot
+    from foretile.calibration.overlay import write_overlay
+    from foretile.calibration.transfer import completed, transferred
+    from foretile.cli.validate import measurements
+    from foretile.hwmodels import load_chip
+    from foretile.report.output import require_file
+
+    if out is not None:
+        require_file(out)
+    base = load_chip(chip, calibrated=False)
+    checkpoint = Checkpoint(None if out is None else out.with_name(f".{out.name}.partial.json"))
+    if transfer:
+        made = transferred(base, own_die=True)
+        said = _transferred(made)
+    else:
+        table = measurements(data, [base.id] if plan is None else [])
+        with _progress() as tell:
+            if plan is not None:
+                shot = few_shot(base, table, plan, tell)
+                made, said = shot.chip, _planned(shot)
+            else:
+                done = fit(base, table, starts=starts, jobs=jobs, checkpoint=checkpoint, progress=tell)
+                made, said = completed(base, done.chip), _fitted(done)
+    if out is not None:
+        write_overlay(base, made, out)
+        checkpoint.remove()
+    return said
+
+
+def _transferred(chip: Chip) -> dict[str, Any]:
+    assert chip.calibration is not None
+    return {"chip": chip.id, "kind": "transferred", "data": chip.calibration.data}
 
 
 def _planned(shot: FewShot) -> dict[str, Any]:
@@ -179,7 +236,7 @@ def _print(said: dict[str, Any]) -> None:
         note = "" if p["seen"] else "not seen by the data: at its prior"
         table.add_row(p["name"], f"{p['factor']:.3g}", f"{p['sigma']:.2f}", f"{low:g} – {high:g}", note)
     out.print(table)
-    families = Table("kernels", "rows", "matrix", "memory", "launch", "MAPE", "median", box=None)
+    families = Table("kernels", "rows", "cores", "memory", "launch", "MAPE", "median", box=None)
     for f in said["families"]:
         families.add_row(
             f["key"],

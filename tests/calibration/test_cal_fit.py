@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from foretile.calibration.calibrate import calibrate
-from foretile.calibration.fit import FitError, fit_chip
+from foretile.calibration.calibrate import calibrate, digest
+from foretile.calibration.checkpoint import Checkpoint
+from foretile.calibration.fit import FitError, Fitted, fit_chip
 from foretile.calibration.measurements import fit_rows, row_keys
 from foretile.calibration.overlay import write_overlay
 from foretile.calibration.parameters import (
@@ -22,7 +23,7 @@ from foretile.calibration.parameters import (
 )
 from foretile.calibration.plan import choose
 from foretile.calibration.predictions import batches, predict_table, summary
-from foretile.calibration.problem import Problem
+from foretile.calibration.problem import Problem, portfolio
 from foretile.calibration.sample import load_sample
 from foretile.hwmodels import Chip, load_chip
 
@@ -38,6 +39,27 @@ def base() -> Chip:
 @cache
 def rows(count: int = 40) -> pd.DataFrame:
     return fit_rows(load_sample(DEVICE, "gemm.bf16")).head(count)
+
+
+@cache
+def few_families() -> pd.DataFrame:
+    """A dozen rows of three families."""
+    others = [fit_rows(load_sample(DEVICE, f)).head(12) for f in ("mla_prefill", "bmm.bf16")]
+    return pd.concat([rows(12), *others], ignore_index=True)
+
+
+@cache
+def chip_fit() -> Fitted:
+    return fit_chip(base(), rows(12), starts=1)[1]
+
+
+def begun(path: Path) -> Checkpoint:
+    """A calibration to ``few_families`` that has the chip's own parameters so far."""
+    sha256 = digest(fit_rows(few_families()))
+    checkpoint = Checkpoint(path)
+    checkpoint.open(base(), sha256, 1)
+    checkpoint.add_chip(chip_fit())
+    return Checkpoint(path)
 
 
 @cache
@@ -76,6 +98,44 @@ def test_what_the_data_cannot_see_is_said_and_stays_at_its_prior() -> None:
 def test_no_rows_are_refused_with_what_is_needed() -> None:
     with pytest.raises(FitError, match=r"h200-sxm: no rows .* gemm\.bf16 .* families with rows: none"):
         calibrate(base(), rows().head(0))
+
+
+def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    table = few_families()
+    whole = calibrate(base(), table, checkpoint=begun(tmp_path / "one.json"))
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(text: str) -> None:
+        if text.startswith("family"):
+            raise Interrupted
+
+    path = tmp_path / "two.json"
+    with pytest.raises(Interrupted):
+        calibrate(base(), table, checkpoint=begun(path), progress=stop)
+    said: list[str] = []
+    again = calibrate(base(), table, checkpoint=Checkpoint(path), progress=said.append)
+    assert not any("start" in text for text in said), "the chip's own fit was not done again"
+    assert again.chip == whole.chip
+    other = Checkpoint(path)
+    other.open(base(), "other rows", 1)
+    assert other.chip_fit is None, "another task's checkpoint is not used"
+
+
+def test_families_fitted_in_other_processes_are_the_same(tmp_path: Path) -> None:
+    table = few_families()
+    one, two = (calibrate(base(), table, jobs=n, checkpoint=begun(tmp_path / f"{n}")) for n in (1, 2))
+    assert one.chip == two.chip
+    assert {f.key.split("/")[0] for f in two.families} == {"mla_prefill", "bmm.bf16"}
+
+
+def test_a_portfolio_is_small_and_nearly_as_good_as_all() -> None:
+    rng = np.random.default_rng(5)
+    seconds = np.exp(rng.normal(size=(30, 200)) * 0.05) * np.linspace(1.0, 3.0, 30)[:, None]
+    used = portfolio(seconds)
+    assert len(used) < 15
+    assert np.mean(np.log(seconds[used].min(axis=0) / seconds.min(axis=0))) <= 0.002
 
 
 def test_the_jacobian_is_the_slope_of_the_residuals() -> None:
