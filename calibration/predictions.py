@@ -15,7 +15,7 @@ from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.conditions import Conditions
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import evaluate_config, space, static_part
+from foretile.simulator.search import Evaluated, evaluate_config, space, static_part
 
 Array = np.ndarray
 # Warm-ups and replays before and while the clock is read: three plain, three replayed, six timed; the
@@ -130,8 +130,11 @@ def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     """Seconds by configuration (rows) and row of the batch (columns)."""
     machine = batch_machine(chip, batch)
     found = np.empty((len(configs), len(batch)))
+    shared: Evaluated = {}
     for i, config in enumerate(configs):
-        launches = evaluate_config(batch.operator, batch.shape, config, machine, batch.conditions)
+        launches = evaluate_config(
+            batch.operator, batch.shape, config, machine, batch.conditions, shared=shared
+        )
         found[i] = launches.time_s
     return np.asarray(found + graph_s(chip, batch))
 
