@@ -240,7 +240,7 @@ OPERATOR = Operator(
         ),
         Param(
             "distribution",
-            "expert loads: Zipf exponent in hundredths, 0: even",
+            "expert loads: exponent of their density (a power law) in hundredths, 0: even",
             default=0,
             minimum=0,
             dynamic=True,
