@@ -79,8 +79,8 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
         "dtype": _DTYPES[dtype],
         "distribution": routing[:, 2],
     }
-    # What Triton's kernels do depends on the ranks; the others skip the rows of other ranks' experts.
-    shared = (kept["moe_ep_size"] > 1) & kept["kernel_source"].str.contains("fused_moe_triton")
+    # Triton's kernels pass over all choices, also those of other ranks' experts; the others skip these.
+    shared = (kept["moe_ep_size"] > 1) & kept["kernel_source"].str.contains("triton|vllm_fused_moe")
     for variant, chosen in (("", ~shared.to_numpy()), ("ranks", shared.to_numpy())):
         if chosen.any():
             some = {n: v[chosen] if isinstance(v, np.ndarray) else v for n, v in params.items()}
