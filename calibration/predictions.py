@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foretile.calibration.sources.variants import variant_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.conditions import Conditions
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import evaluate_config, space, static_part
+from foretile.simulator.search import Evaluated, evaluate_config, space, static_part
 
 Array = np.ndarray
 # Warm-ups and replays before and while the clock is read: three plain, three replayed, six timed; the
@@ -34,7 +35,8 @@ class Batch:
     """Rows of one operator whose shapes differ in dynamic parameters only and whose kernels have one profile.
 
     ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
-    (0: launched eagerly); ``where``: the rows' places in the table.
+    (0: launched eagerly); ``where``: the rows' places in the table; ``variant``: what the kernels'
+    configurations have, as far as their algorithm is known.
     """
 
     operator: Operator
@@ -45,6 +47,7 @@ class Batch:
     graph: Array
     latency_s: Array
     where: Array
+    variant: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.where)
@@ -70,7 +73,8 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
         own = group["kernel_source"].map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
         source = group["kernel_source"].where(own, "")
-        for (_, kernels), part in group.groupby([static, source], sort=False):
+        variant = group["kernel_source"].map(lambda k, o=str(name): json.dumps(dict(variant_of(o, k))))
+        for (_, kernels, _), part in group.groupby([static, source, variant], sort=False):
             found.append(_batch(operator, str(family), str(kernels), frame, part))
     return found
 
@@ -98,6 +102,7 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
         graph=np.where(part["launch"] == "graph", np.maximum(most, _IN_GRAPH.get(operator.name, 1.0)), 0.0),
         latency_s=part["latency_s"].to_numpy(dtype=np.float64),
         where=frame.index.get_indexer(part.index),
+        variant=variant_of(operator.name, str(part["kernel_source"].iloc[0])),
     )
 
 
@@ -115,9 +120,19 @@ def batch_machine(chip: Chip, batch: Batch) -> Machine:
 
 
 def allowed(chip: Chip, batch: Batch) -> list[Config]:
-    """The configurations of the batch's operator that fit the chip and that its library has."""
+    """The configurations of the batch's operator that fit the chip and that its library has.
+
+    Raises:
+        SimulationError: none of the kernels' variant fits.
+    """
     key = profile_key(chip, batch.family, batch.source)
-    return space(batch.operator, batch.shape, machine_of(chip, key), chip.kernels.get(key))
+    fitting = space(batch.operator, batch.shape, machine_of(chip, key), chip.kernels.get(key))
+    found = [c for c in fitting if all(c.get(k) == v for k, v in batch.variant.items())]
+    if not found:
+        raise SimulationError(
+            f"no configuration of {batch.operator.name} with {dict(batch.variant)} fits {chip.id}"
+        )
+    return found
 
 
 def graph_s(chip: Chip, batch: Batch) -> Array:
@@ -130,8 +145,11 @@ def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     """Seconds by configuration (rows) and row of the batch (columns)."""
     machine = batch_machine(chip, batch)
     found = np.empty((len(configs), len(batch)))
+    shared: Evaluated = {}
     for i, config in enumerate(configs):
-        launches = evaluate_config(batch.operator, batch.shape, config, machine, batch.conditions)
+        launches = evaluate_config(
+            batch.operator, batch.shape, config, machine, batch.conditions, shared=shared
+        )
         found[i] = launches.time_s
     return np.asarray(found + graph_s(chip, batch))
 

@@ -10,13 +10,14 @@ import numpy as np
 from foretile.calibration.predictions import Batch, allowed, batch_machine, graph_s, times
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
-from foretile.simulator.search import Frozen, evaluate_config, frozen, static_part
+from foretile.simulator.search import Evaluated, Frozen, evaluate_config, frozen, static_part
 
 Array = np.ndarray
 Pool = dict[tuple[str, Frozen], list[Config]]
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
 _REGRET = 0.002  # mean logarithm by which a few configurations may fall behind the whole space
 _HOPELESS = 1.6  # times the fastest for every row: no change of parameters makes such a configuration win
+_FEW_ROWS = 64
 _STEP = 0.02  # of a logarithm, for the derivative by one-sided difference
 
 
@@ -71,8 +72,9 @@ class Problem:
         for part in self.parts:
             best = np.full(len(part.batch), np.inf)
             choice = np.zeros(len(part.batch), dtype=np.int64)
+            shared: Evaluated = {}
             for c, rows in enumerate(part.keep):
-                seconds = _times_of(chip, part, c, rows)
+                seconds = _times_of(chip, part, c, rows, shared)
                 faster = seconds < best[rows]
                 best[rows[faster]] = seconds[faster]
                 choice[rows[faster]] = c
@@ -115,17 +117,31 @@ def portfolio(seconds: Array) -> list[int]:
     return found
 
 
-def _times_of(chip: Chip, part: _Part, c: int, rows: Array) -> Array:
-    shape, conditions = part.batch.rows(rows)
+def _times_of(chip: Chip, part: _Part, c: int, rows: Array, shared: Evaluated) -> Array:
+    """Seconds of some rows with configuration ``c``.
+
+    Few rows cost as much as one: all of them are evaluated, so that configurations share what their
+    launches have in common (``shared``).
+    """
+    batch = part.batch
+    few = len(batch) <= _FEW_ROWS
+    shape, conditions = (batch.shape, batch.conditions) if few else batch.rows(rows)
     launches = evaluate_config(
-        part.batch.operator, shape, part.configs[c], batch_machine(chip, part.batch), conditions
+        batch.operator,
+        shape,
+        part.configs[c],
+        batch_machine(chip, batch),
+        conditions,
+        shared=shared if few else None,
     )
-    return np.asarray(launches.time_s + graph_s(chip, part.batch)[rows])
+    seconds = launches.time_s[rows] if few else launches.time_s
+    return np.asarray(seconds + graph_s(chip, batch)[rows])
 
 
 def _chosen(chip: Chip, part: _Part, choice: Array) -> Array:
     found = np.empty(len(part.batch))
+    shared: Evaluated = {}
     for c in np.unique(choice):
         rows = np.flatnonzero(choice == c)
-        found[rows] = _times_of(chip, part, int(c), rows)
+        found[rows] = _times_of(chip, part, int(c), rows, shared)
     return found

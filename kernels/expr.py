@@ -6,7 +6,7 @@ one call gives a loop's trip count for a thousand shapes at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,31 @@ class Load(Expr):
 
     buffer: str
     indices: tuple[Expr, ...]
+
+
+class Stacked:
+    """One tensor a row, told apart by the first axis: what :func:`evaluate` reads is each row's own.
+
+    The rows may differ in length along the only further axis; shorter ones are padded with their last
+    value. An index has one value a row (rows, …) or one for all of them (1, …).
+    """
+
+    __slots__ = ("changes", "lengths", "unique", "values")
+
+    def __init__(self, rows: Sequence[np.ndarray]) -> None:
+        self.lengths = np.array([len(row) for row in rows], dtype=np.int64).reshape(-1, 1)
+        longest = int(self.lengths.max())
+        self.values = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
+        ordered = np.sort(self.values, axis=1)
+        # How many neighbours differ, and how many different values there are: (rows, 1).
+        self.changes, others = (
+            np.count_nonzero(np.diff(v, axis=1), axis=1).reshape(-1, 1) for v in (self.values, ordered)
+        )
+        self.unique = 1 + others
+
+    def at(self, index: np.ndarray) -> np.ndarray:
+        """The elements that each row has at these places."""
+        return np.asarray(self.values[np.arange(len(self.values)).reshape(-1, 1), index])
 
 
 def _floordiv(a: Any, b: Any) -> Any:
@@ -137,6 +162,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
     """Value of ``e`` with variables (and whole tensors, for :class:`Load`) taken from ``env``.
 
+    A tensor may be :class:`Stacked`: one for each row of the variables' arrays.
+
     Arrays in ``env`` broadcast against each other; integer division and modulo are floored.
 
     Raises:
@@ -153,7 +180,8 @@ def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
     if isinstance(e, Load):
         # Indices are whole numbers, held as floats where shapes are evaluated in bulk.
         indices = tuple(np.asarray(evaluate(i, env)).astype(np.int64) for i in e.indices)
-        return np.asarray(env[e.buffer])[indices]
+        tensor = env[e.buffer]
+        return tensor.at(*indices) if isinstance(tensor, Stacked) else np.asarray(tensor)[indices]
     if isinstance(e, Cast):
         value = evaluate(e.a, env)
         if e.dtype.startswith(("int", "uint")):

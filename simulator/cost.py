@@ -47,15 +47,17 @@ class Estimate:
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:
-    """Estimates of single shapes as one of many; ``block_s`` is the mean over samples."""
+    """Estimates of several groups of shapes as one; ``block_s`` is the mean over samples."""
 
-    def column(values: Iterable[Array]) -> Array:
-        return np.concatenate([np.reshape(np.mean(v), (1, 1)) for v in values])
+    def column(values: Iterable[Array], times: Iterable[Array]) -> Array:
+        means = (_mean(np.asarray(v)) for v in values)
+        return np.concatenate([np.broadcast_to(m, np.shape(t)) for m, t in zip(means, times, strict=True)])
 
+    times = [p.time_s for p in parts]
     named = ("time_s", "block_s", "launch_s", "fill_s", "tail_s", "epilogue_s")
     return Estimate(
-        **{name: column(getattr(p, name) for p in parts) for name in named},
-        busy={engine: column(p.busy[engine] for p in parts) for engine in parts[0].busy},
+        **{name: column((getattr(p, name) for p in parts), times) for name in named},
+        busy={engine: column((p.busy[engine] for p in parts), times) for engine in parts[0].busy},
     )
 
 

@@ -14,7 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, children, evaluate, walk
+from foretile.kernels.expr import (
+    Binary,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Load,
+    Stacked,
+    Var,
+    children,
+    evaluate,
+    walk,
+)
 from foretile.kernels.ir import Buffer
 from foretile.simulator.conditions import COLD, Conditions, resident
 from foretile.simulator.machine import Machine
@@ -76,15 +88,13 @@ def distinct(e: Expr, cover: Mapping[str, Array], env: Mapping[str, Any] | None 
     raise TypeError(f"not an expression: {e!r}")
 
 
-def _values_met(tensor: np.ndarray, entries: Array, step: float) -> Array:
+def _values_met(tensor: np.ndarray | Stacked, entries: Array, step: float) -> Array:
     """Different values among so many entries, ``step`` apart, on average over the tensor."""
-    values = np.ravel(tensor)
-    if values.size < 2:
-        return np.minimum(entries, 1.0)
-    changes = np.count_nonzero(values[1:] != values[:-1]) / (values.size - 1)
-    reach = np.minimum((entries - 1.0) * (step if np.isfinite(step) else 1.0), values.size - 1.0)
-    met = np.minimum(entries, 1.0 + reach * changes)
-    return np.minimum(met, float(len(np.unique(values))))
+    rows = tensor if isinstance(tensor, Stacked) else Stacked([np.ravel(tensor)])
+    gaps = np.maximum(1.0, rows.lengths - 1.0)
+    reach = np.minimum((entries - 1.0) * (step if np.isfinite(step) else 1.0), rows.lengths - 1.0)
+    met = np.minimum(entries, 1.0 + reach * rows.changes / gaps)
+    return np.minimum(met, rows.unique)
 
 
 def _stride(e: Expr, cover: Mapping[str, Array]) -> float:

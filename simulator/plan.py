@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Expr, evaluate, variables
+from foretile.kernels.expr import Expr, Stacked, evaluate, variables
 from foretile.simulator.conditions import COLD, Conditions
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.memory import Traffic, traffic
@@ -60,14 +60,15 @@ class Plan:
 def plan(
     workload: Workload,
     dims: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray] | None = None,
+    tensors: Mapping[str, np.ndarray | Stacked] | None = None,
     *,
     resolution: int | None = None,
     conditions: Conditions = COLD,
 ) -> Plan:
     """Fill the shape in. ``dims`` values are numbers or equal-length 1-D arrays.
 
-    ``tensors`` binds integer tensors whose values decide trip counts. ``resolution`` is the largest
+    ``tensors`` binds integer tensors whose values decide trip counts: one for all shapes, or
+    ``Stacked`` with one a shape. ``resolution`` is the largest
     number of classes per block index (for a single shape); without it a few samples stand for all.
     ``conditions`` say what the L2 holds at the start.
 

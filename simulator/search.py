@@ -11,6 +11,7 @@ import numpy as np
 
 from foretile.hwmodels.schema import KernelProfile, Tiles
 from foretile.kernels import language as T
+from foretile.kernels.expr import Stacked
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.conditions import COLD, Conditions
@@ -23,6 +24,7 @@ from foretile.simulator.workload import Workload
 
 _FINALISTS = 4
 _CHUNK = 8192  # shapes evaluated together: bounds the memory of one step
+_STACKED = 1 << 22  # elements of the tensors of shapes evaluated together, likewise
 
 Frozen = tuple[tuple[str, Any], ...]
 
@@ -71,24 +73,46 @@ def _core(machine: Machine) -> _Core:
     return _Core(machine)
 
 
-@lru_cache(maxsize=8192)
-def _lowered(
-    operator: Operator, static: Frozen, config: Frozen, core: _Core
-) -> tuple[Workload, ...] | SimulationError:
+class _Traced:
+    """A program as a key: itself only, since comparing programs costs more than lowering them."""
+
+    def __init__(self, program: TileProgram) -> None:
+        self.program = program
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Traced) and self.program is other.program
+
+    def __hash__(self) -> int:
+        return id(self.program)
+
+
+@lru_cache(maxsize=32768)
+def _lowered(traced: _Traced, core: _Core) -> Workload | SimulationError:
     try:
-        return tuple(lower(p, core.machine) for p in _programs(operator, static, config))
+        return lower(traced.program, core.machine)
     except SimulationError as error:
         return error
+
+
+@lru_cache(maxsize=8192)
+def _launch(traced: _Traced, machine: Machine) -> Workload | SimulationError:
+    found = _lowered(traced, _core(machine))
+    if isinstance(found, SimulationError) or found.machine is machine:
+        return found
+    return replace(found, machine=machine)
 
 
 @lru_cache(maxsize=8192)
 def _workloads(
     operator: Operator, static: Frozen, config: Frozen, machine: Machine
 ) -> tuple[Workload, ...] | SimulationError:
-    found = _lowered(operator, static, config, _core(machine))
-    if isinstance(found, SimulationError):
-        return found
-    return tuple(w if w.machine is machine else replace(w, machine=machine) for w in found)
+    found: list[Workload] = []
+    for program in _programs(operator, static, config):
+        launch = _launch(_Traced(program), machine)
+        if isinstance(launch, SimulationError):
+            return launch
+        found.append(launch)
+    return tuple(found)
 
 
 def workloads(operator: Operator, shape: Shape, config: Config, machine: Machine) -> tuple[Workload, ...]:
@@ -123,21 +147,47 @@ class Launches:
         return np.asarray(total, dtype=np.float64).reshape(-1)
 
 
+# Launches by identity, held so that none of them is taken for a later one.
+Evaluated = dict[int, tuple[Workload, Plan, Estimate]]
+
+
 def evaluate_config(
-    operator: Operator, shape: Shape, config: Config, machine: Machine, conditions: Conditions = COLD
+    operator: Operator,
+    shape: Shape,
+    config: Config,
+    machine: Machine,
+    conditions: Conditions = COLD,
+    *,
+    shared: Evaluated | None = None,
 ) -> Launches:
     """The cost model for one configuration; dynamic shape values (and ``conditions``) may be arrays.
+
+    ``shared``: launches evaluated for this shape, machine and conditions, to which this configuration's
+    are added; those that configurations have in common are evaluated once.
 
     Raises:
         SimulationError: the configuration does not fit the machine.
     """
-    dims = dynamic_part(operator, shape)
     launches = workloads(operator, shape, config, machine)
+    known = {} if shared is None else shared
+    missing = tuple(w for w in launches if id(w) not in known)
+    if missing:
+        for w, planned, found in zip(missing, *_evaluated(operator, shape, missing, conditions), strict=True):
+            known[id(w)] = (w, planned, found)
+    return Launches(
+        config, tuple(known[id(w)][1] for w in launches), tuple(known[id(w)][2] for w in launches)
+    )
+
+
+def _evaluated(
+    operator: Operator, shape: Shape, launches: tuple[Workload, ...], conditions: Conditions
+) -> tuple[tuple[Plan, ...], tuple[Estimate, ...]]:
+    dims = dynamic_part(operator, shape)
     if operator.tensors is not None and any(np.size(v) > 1 for v in dims.values()):
-        return _row_by_row(operator, shape, config, machine, conditions)
+        return _with_tensors_by_row(operator, shape, launches, conditions)
     tensors = bound_tensors(operator, shape)
     plans = tuple(plan(w, dims, tensors, conditions=conditions) for w in launches)
-    return Launches(config, plans, tuple(estimate(p) for p in plans))
+    return plans, tuple(estimate(p) for p in plans)
 
 
 def bound_tensors(operator: Operator, shape: Shape) -> Mapping[str, np.ndarray] | None:
@@ -145,27 +195,45 @@ def bound_tensors(operator: Operator, shape: Shape) -> Mapping[str, np.ndarray] 
     if operator.tensors is None:
         return None
     plain = {name: v.item() if isinstance(v, np.ndarray | np.generic) else v for name, v in shape.items()}
-    return operator.tensors({n: int(v) if isinstance(v, float) else v for n, v in plain.items()})
+    return _tensors(operator, frozen({n: int(v) if isinstance(v, float) else v for n, v in plain.items()}))
 
 
-def _row_by_row(
-    operator: Operator, shape: Shape, config: Config, machine: Machine, conditions: Conditions
-) -> Launches:
-    """Shapes whose trip counts depend on tensors of their own; the plans are the first shape's."""
-    columns = np.broadcast_arrays(*dynamic_part(operator, shape).values())
-    names = list(dynamic_part(operator, shape))
-    rows = [
-        evaluate_config(
-            operator,
-            {**shape, **dict(zip(names, row, strict=True))},
-            config,
-            machine,
-            conditions.rows(slice(i, i + 1)),
-        )
-        for i, row in enumerate(zip(*(c.tolist() for c in columns), strict=True))
-    ]
-    estimates = tuple(joined(parts) for parts in zip(*(r.estimates for r in rows), strict=True))
-    return Launches(config, rows[0].plans, estimates)
+@lru_cache(maxsize=1024)
+def _tensors(operator: Operator, shape: Frozen) -> Mapping[str, np.ndarray]:
+    assert operator.tensors is not None
+    return operator.tensors(dict(shape))
+
+
+def _with_tensors_by_row(
+    operator: Operator, shape: Shape, launches: tuple[Workload, ...], conditions: Conditions
+) -> tuple[tuple[Plan, ...], tuple[Estimate, ...]]:
+    """Shapes whose trip counts depend on tensors of their own, as many together as memory allows.
+
+    The plans are those of the first ones.
+    """
+    dims = dynamic_part(operator, shape)
+    columns = dict(zip(dims, np.broadcast_arrays(*dims.values()), strict=True))
+    length = len(next(iter(columns.values())))
+    plans: list[tuple[Plan, ...]] = []
+    estimates: list[tuple[Estimate, ...]] = []
+    first = 0
+    while first < length:
+        bound: list[Mapping[str, np.ndarray]] = []
+        held = 0
+        while first + len(bound) < length and (not bound or held * (len(bound) + 1) <= _STACKED):
+            row = {n: v[first + len(bound)] for n, v in columns.items()}
+            found = bound_tensors(operator, {**shape, **row}) or {}
+            held = max(held, *(t.size for t in found.values()))
+            bound.append(found)
+        part = slice(first, first + len(bound))
+        tensors = {name: Stacked([t[name] for t in bound]) for name in bound[0]}
+        here = {n: v[part] for n, v in columns.items()}
+        plans.append(tuple(plan(w, here, tensors, conditions=conditions.rows(part)) for w in launches))
+        estimates.append(tuple(estimate(p) for p in plans[-1]))
+        first += len(bound)
+    if len(plans) == 1:
+        return plans[0], estimates[0]
+    return plans[0], tuple(joined(parts) for parts in zip(*estimates, strict=True))
 
 
 def space(
@@ -231,12 +299,13 @@ def rank(
     columns = {k: np.broadcast_to(np.asarray(v, dtype=np.float64), (length,)) for k, v in dims.items()}
     configs = space(operator, shape, machine, profile)
     times = np.empty((len(configs), length))
-    for i, config in enumerate(configs):
-        for first in range(0, length, _CHUNK):
-            part = slice(first, min(length, first + _CHUNK))
-            piece = {**shape, **{k: v[part] for k, v in columns.items()}}
-            state = conditions.rows(part)
-            times[i, part] = evaluate_config(operator, piece, config, machine, state).time_s
+    for first in range(0, length, _CHUNK):
+        part = slice(first, min(length, first + _CHUNK))
+        piece = {**shape, **{k: v[part] for k, v in columns.items()}}
+        state = conditions.rows(part)
+        shared: Evaluated = {}
+        for i, config in enumerate(configs):
+            times[i, part] = evaluate_config(operator, piece, config, machine, state, shared=shared).time_s
     return Ranking(configs, times)
 
 

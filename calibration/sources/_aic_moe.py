@@ -10,23 +10,21 @@ combination; no communication. ``power_law`` rows are five routings in one graph
   tokens than the stride t·stride/tokens + j·stride. The rank's rows follow exactly. Where every token has
   c choices on the rank, or c is 0 or 1, they are ``moe`` with c (or 1) choices among the rank's experts;
   the tokens that have none on the rank, and the logits of other ranks' experts, are left out.
-* power_law_a: each expert's load is drawn from the density x^-a on [1, 0.8·tokens] ([0.01, 2] for fewer
+* power_law_a: each expert's load is drawn from the density x^-a on [1, 0.8·tokens] ([0.01, 2] for no more
   choices than experts) and scaled to tokens·topk, no more than tokens; the fullest rank is measured. The
-  draws are not in the table: with one rank the expected loads (quantiles) are expressed by the Zipf
-  exponent of ``distribution`` with the same sum of squares; with several the rank's rows are not known.
+  draws are not in the table: with one rank ``distribution`` stands for the density's quantiles, with
+  several the rank's rows are not known.
 * Weights are the same in every repetition. What fits the L2 is found there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from foretile.calibration.sources._aic_common import Mapped, Place, Refused, refuse
-from foretile.kernels.operators._moe_host import expert_loads
 
 _DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 # (hidden, inter, experts, topk) of models whose experts are two products without a gate (relu²).
@@ -37,7 +35,6 @@ _NO_GATE = {
     (4096, 2688, 512, 22),
     (8192, 5120, 512, 22),
 }
-_STEEPEST = 400  # hundredths of a Zipf exponent
 
 
 def moe(frame: pd.DataFrame, place: Place) -> Iterator[Mapped | Refused]:
@@ -82,7 +79,12 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
         "dtype": _DTYPES[dtype],
         "distribution": routing[:, 2],
     }
-    yield Mapped(kept.index, "moe", params)
+    # Triton's kernels pass over all choices, also those of other ranks' experts; the others skip these.
+    shared = (kept["moe_ep_size"] > 1) & kept["kernel_source"].str.contains("triton|vllm_fused_moe")
+    for variant, chosen in (("", ~shared.to_numpy()), ("ranks", shared.to_numpy())):
+        if chosen.any():
+            some = {n: v[chosen] if isinstance(v, np.ndarray) else v for n, v in params.items()}
+            yield Mapped(kept.index[chosen], "moe", some, variant=variant)
 
 
 def _share(tokens: int, experts: int, topk: int, ranks: int, distribution: str) -> tuple[int, int, int] | str:
@@ -97,7 +99,7 @@ def _share(tokens: int, experts: int, topk: int, ranks: int, distribution: str) 
         return (
             "power law over several ranks: the fullest rank's rows are drawn at random and not in the table"
         )
-    return tokens, topk, _zipf(tokens, experts, topk, float(exponent))
+    return tokens, topk, round(100 * float(exponent))
 
 
 def _balanced(tokens: int, experts: int, topk: int, ranks: int) -> tuple[int, int, int] | str:
@@ -114,29 +116,3 @@ def _balanced(tokens: int, experts: int, topk: int, ranks: int) -> tuple[int, in
     if here.max() == 0:
         return "no token has a choice on the rank"
     return "tokens with different numbers of choices on the rank"
-
-
-@lru_cache(maxsize=4096)
-def _zipf(tokens: int, experts: int, topk: int, exponent: float) -> int:
-    """Hundredths of the Zipf exponent that gives the sum of squares of the power law's expected loads."""
-    low, high = (1.0, tokens * 0.8) if tokens * topk > experts else (0.01, 2.0)
-    share = (np.arange(experts) + 0.5) / experts
-    power = 1.0 - exponent
-    drawn = ((high**power - low**power) * share + low**power) ** (1.0 / power)
-    loads = np.round(drawn / drawn.sum() * tokens * topk)
-    while loads.max() > tokens:  # what is above one row a token goes to the others in proportion
-        over = float((loads - tokens).clip(min=0).sum())
-        loads = loads.clip(max=tokens)
-        free = np.where(loads < tokens, loads, 0.0)
-        if over < 1 or not free.sum():
-            break
-        loads += free / free.sum() * over
-    target = float((loads**2).sum())
-    below, above = 0, _STEEPEST
-    while below < above:  # the sum of squares grows with the exponent
-        middle = (below + above) // 2
-        if float((expert_loads(tokens, experts, topk, middle).astype(float) ** 2).sum()) < target:
-            below = middle + 1
-        else:
-            above = middle
-    return below

@@ -104,6 +104,12 @@ RULES: tuple[Rule, ...] = (
     # Others.
     Rule("quantize", "sglang", _every, "four element-wise kernels one after the other"),
     Rule("moe", "*_min_latency", _every, "without the combination of the experts' results"),
+    Rule(
+        "moe",
+        "*/ranks",
+        _every,
+        "several ranks' experts in Triton: every step passes over the choices that fall on other ranks too",
+    ),
 )
 
 

@@ -1,13 +1,16 @@
 """What the operators share: storage types as NumPy knows them, exact counts, random operands."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from foretile.kernels.dtypes import dtype
+from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, OperatorError, Shape
+from foretile.kernels.values import Value
 
 LOG2E = 1.4426950408889634
 """log2(e): softmax runs in base two, because exp2 is the chip's native exponential."""
@@ -64,6 +67,36 @@ def random_operand(rng: np.random.Generator, shape: tuple[int, ...], short: str)
         info = np.iinfo(target)
         return rng.integers(info.min, info.max, shape, dtype=target, endpoint=True)
     return rng.standard_normal(shape, dtype=np.float32).astype(target)
+
+
+class _Launch:
+    """What one launch is traced from, as a key: symbolic dimensions are equal if their expressions are."""
+
+    def __init__(self, trace: Callable[..., TileProgram], shape: Shape, config: Config) -> None:
+        self.trace, self.shape, self.config = trace, shape, config
+        plain = {name: v.expr if isinstance(v, Value) else v for name, v in shape.items()}
+        self.key = (trace, *sorted(plain.items()), *sorted(config.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Launch) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@lru_cache(maxsize=4096)
+def _traced(launch: _Launch) -> TileProgram:
+    return launch.trace(launch.shape, launch.config)
+
+
+def traced_once(
+    trace: Callable[[Shape, Config], TileProgram], shape: Shape, config: Config, keys: Sequence[str] = ()
+) -> TileProgram:
+    """``trace(shape, config)`` with only ``keys`` of the configuration; the same program for the same input.
+
+    Configurations of several launches share those that do not depend on what they differ in.
+    """
+    return _traced(_Launch(trace, shape, {key: config[key] for key in keys if key in config}))
 
 
 # (block_rows, threads), then (block_rows, block_cols, num_stages, threads), likeliest first.

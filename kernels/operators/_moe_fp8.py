@@ -83,9 +83,9 @@ def check(config: Config, dtype: str) -> None:
         )
 
 
-def permute(shape: Shape, rows: Any) -> TileProgram:
+def permute(shape: Shape, config: Config) -> TileProgram:
     """Every token's row, quantised, to its experts' tiles; rows of padding stay as they were."""
-    tokens, hidden, topk = shape["tokens"], shape["hidden"], shape["topk"]
+    tokens, hidden, topk, rows = (shape[name] for name in ("tokens", "hidden", "topk", "rows"))
     grid = (T.ceildiv(hidden, _COPY_COLS), tokens)
 
     if shape["dtype"] == "fp8":
@@ -137,12 +137,14 @@ def permute(shape: Shape, rows: Any) -> TileProgram:
     return blockwise
 
 
-def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
+def gate_up(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``align`` rows and ``block_n`` columns of gate and of up; SwiGLU; H in fp8.
 
     With scales by block, the 128 columns of a tile are a group of H.
     """
-    hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
+    hidden, inter, experts, align, rows = (
+        shape[name] for name in ("hidden", "inter", "experts", "align", "rows")
+    )
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     grid, steps = (T.ceildiv(inter, block_N), rows // align), T.ceildiv(hidden, block_K)
 
@@ -222,9 +224,11 @@ def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
     return blockwise
 
 
-def down(shape: Shape, config: Config, rows: Any) -> TileProgram:
+def down(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``align`` rows and 128 columns (2·``block_n`` with static scales): H · W_downᵀ."""
-    hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
+    hidden, inter, experts, align, rows = (
+        shape[name] for name in ("hidden", "inter", "experts", "align", "rows")
+    )
     static = shape["dtype"] == "fp8"
     block_M, block_K = config["block_m"], config["block_k"]
     block_N = 2 * config["block_n"] if static else config["block_n"]

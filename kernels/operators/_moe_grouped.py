@@ -63,9 +63,10 @@ def clear_counts(Count: Any, bx: Any, by: Any) -> None:
         T.copy(zeros, Count[bx * Count.shape[0]])
 
 
-def permute(shape: Shape, rows: Any) -> TileProgram:
+def permute(shape: Shape, config: Config) -> TileProgram:
     """Every token's row to its experts' tiles; padding rows stay as they were: nobody reads their results."""
     tokens, hidden, topk, dtype = shape["tokens"], shape["hidden"], shape["topk"], full(shape["dtype"])
+    rows = shape["rows"]
 
     @T.prim_func
     def moe_permute(
@@ -80,13 +81,15 @@ def permute(shape: Shape, rows: Any) -> TileProgram:
     return traced
 
 
-def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
+def gate_up(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``align`` rows and ``block_n`` columns of gate and of up: products, then SwiGLU.
 
     Only the filled part of the tile is multiplied, ``block_m`` rows at a time; of the last ones, padding
     rows become zeros, whatever an earlier call left in them.
     """
-    hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
+    hidden, inter, experts, align, rows = (
+        shape[name] for name in ("hidden", "inter", "experts", "align", "rows")
+    )
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     threads, dtype = config["threads"], full(shape["dtype"])
 
@@ -121,12 +124,14 @@ def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
     return traced
 
 
-def down(shape: Shape, config: Config, rows: Any) -> TileProgram:
+def down(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``align`` rows and 2·``block_n`` columns: the product with the expert's W_down.
 
     ``Count``, which nobody reads any more, is left zero for the next call.
     """
-    hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
+    hidden, inter, experts, align, rows = (
+        shape[name] for name in ("hidden", "inter", "experts", "align", "rows")
+    )
     block_M, block_N, block_K = config["block_m"], 2 * config["block_n"], config["block_k"]
     threads, dtype = config["threads"], full(shape["dtype"])
 

@@ -23,27 +23,57 @@ _RESOLUTION = (
 )
 
 
+_EMPTIEST, _FULLEST = 0.01, 2.0  # relative loads where there are no more choices than experts
+_FULL_SHARE = 0.8  # of the tokens, for the fullest expert otherwise
+
+
 def expert_loads(tokens: int, experts: int, topk: int, distribution: int) -> np.ndarray:
     """Rows of each expert, (experts,) int64: whole numbers that sum to tokens·topk, none above ``tokens``.
 
-    Proportional to rank^(−distribution / 100) (Zipf), the ranks dealt to the experts in a fixed random
-    order; 0 is the even split. An expert that would get more rows than there are tokens gets one of each
-    token, and the others share what is left.
+    0 is the even split. Otherwise loads have the density x^(−distribution / 100) between 1 and 0.8·tokens,
+    or, where there are no more choices than experts, between 0.01 and 2 (aiconfigurator's power law):
+    the experts take its quantiles, scaled to tokens·topk and rounded, in a fixed random order. What is
+    then missing goes to the fullest experts and what is too much comes from the emptiest, a row each.
+    An expert that would get more rows than there are tokens gets one of each token, and the others
+    share what is left.
     """
     total = tokens * topk
-    weight = np.random.default_rng(experts).permutation(np.arange(1.0, experts + 1) ** (-distribution / 100))
-    capped = np.zeros(experts, dtype=bool)
+    if not distribution:
+        loads = np.full(experts, total // experts, dtype=np.int64)
+        loads[np.random.default_rng(experts).permutation(experts)[: total % experts]] += 1
+        return loads
+    low, high = (1.0, _FULL_SHARE * tokens) if total > experts else (_EMPTIEST, _FULLEST)
+    weight = _power_law(distribution / 100, low, high, (np.arange(experts)[::-1] + 0.5) / experts)
+    loads = _fullest_first(weight, tokens, total)
+    return np.asarray(np.random.default_rng(experts).permutation(loads))
+
+
+def _power_law(exponent: float, low: float, high: float, share: np.ndarray) -> np.ndarray:
+    """Quantiles of the density x^(−exponent) between ``low`` and ``high``."""
+    power = 1.0 - exponent
+    if abs(power) < 1e-9:
+        return np.asarray(low * (high / low) ** share)
+    return np.asarray(((high**power - low**power) * share + low**power) ** (1.0 / power))
+
+
+def _fullest_first(weight: np.ndarray, tokens: int, total: int) -> np.ndarray:
+    """Whole loads in proportion to falling weights: they sum to ``total``, none is above ``tokens``."""
+    capped = 0  # experts that have a row of every token
     while True:
-        left = total - tokens * int(capped.sum())
-        share = np.where(capped, float(tokens), left * weight / max(1e-300, float(weight[~capped].sum())))
-        over = ~capped & (share > tokens * (1.0 + 1e-9))
-        if not over.any():
+        share = (total - tokens * capped) * weight / weight[capped:].sum()
+        share[:capped] = tokens
+        over = int(np.count_nonzero(share > tokens))
+        if not over:
             break
-        capped |= over
-    loads = np.minimum(np.floor(share), tokens).astype(np.int64)
-    remainder = np.where(loads < tokens, share - loads, -1.0)
-    largest = np.argsort(-np.round(remainder, 9), kind="stable")
-    loads[largest[: total - int(loads.sum())]] += 1
+        capped += over
+    loads = np.minimum(np.round(share), tokens).astype(np.int64)
+    missing = total - int(loads.sum())
+    while missing:
+        able = (
+            np.flatnonzero(loads < tokens)[:missing] if missing > 0 else np.flatnonzero(loads > 0)[missing:]
+        )
+        loads[able] += np.sign(missing)
+        missing = total - int(loads.sum())
     return loads
 
 

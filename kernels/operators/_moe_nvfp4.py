@@ -6,8 +6,6 @@ X and H have a static float32 scale a tensor beside those of their groups of 16,
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
-from typing import Any
-
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Shape
@@ -52,9 +50,9 @@ def check(config: Config, dtype: str) -> None:
     check_blockscaled("moe", {**config, "variant": "tile"}, NVFP4, "fp4")
 
 
-def permute(shape: Shape, rows: Any) -> TileProgram:
+def permute(shape: Shape, config: Config) -> TileProgram:
     """Every token's row, quantised, to its experts' tiles; rows of padding stay as they were."""
-    tokens, hidden, topk = shape["tokens"], shape["hidden"], shape["topk"]
+    tokens, hidden, topk, rows = (shape[name] for name in ("tokens", "hidden", "topk", "rows"))
 
     @T.prim_func
     def moe_permute_nvfp4(
@@ -77,9 +75,11 @@ def permute(shape: Shape, rows: Any) -> TileProgram:
     return traced
 
 
-def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
+def gate_up(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``align`` rows and ``block_n`` columns of gate and of up; SwiGLU; H in nvfp4."""
-    hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
+    hidden, inter, experts, align, rows = (
+        shape[name] for name in ("hidden", "inter", "experts", "align", "rows")
+    )
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     groups = block_K // GROUP
 
@@ -134,9 +134,11 @@ def gate_up(shape: Shape, config: Config, rows: Any) -> TileProgram:
     return traced
 
 
-def down(shape: Shape, config: Config, rows: Any) -> TileProgram:
+def down(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``align`` rows and 2·``block_n`` columns: H · W_downᵀ."""
-    hidden, inter, experts, align = (shape[name] for name in ("hidden", "inter", "experts", "align"))
+    hidden, inter, experts, align, rows = (
+        shape[name] for name in ("hidden", "inter", "experts", "align", "rows")
+    )
     block_M, block_N, block_K = config["block_m"], 2 * config["block_n"], config["block_k"]
     groups = block_K // GROUP
 

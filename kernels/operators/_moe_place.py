@@ -3,8 +3,6 @@
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
-from typing import Any
-
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Shape
@@ -53,14 +51,14 @@ def gate_tokens(shape: Shape, config: Config) -> TileProgram:
     return traced
 
 
-def place_rows(shape: Shape, config: Config, rows: Any) -> TileProgram:
+def place_rows(shape: Shape, config: Config) -> TileProgram:
     """One block ``block_t`` tokens: their rows; and its share of the tables of experts by tile.
 
     An expert's rows begin at the padded counts of those before it; within, at the counts of the blocks
     before this one.
     """
     tokens, experts, topk, block_t = shape["tokens"], shape["experts"], shape["topk"], config["block_t"]
-    align = shape["align"]
+    align, rows = shape["align"], shape["rows"]
     tiles, blocks = rows // align, T.ceildiv(tokens, block_t)
 
     @T.prim_func

@@ -12,7 +12,7 @@ from foretile.kernels.dtypes import dtype as dtype_of
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Arrays, Config, Operator, OperatorError, Param, Shape, Tolerance
 from foretile.kernels.operators import _moe_fp8, _moe_grouped, _moe_nvfp4
-from foretile.kernels.operators._common import full, random_operand, size, whole
+from foretile.kernels.operators._common import full, random_operand, size, traced_once, whole
 from foretile.kernels.operators._moe import combine_rows
 from foretile.kernels.operators._moe_formats import (
     QUANTISED,
@@ -43,6 +43,7 @@ from foretile.kernels.operators._moe_place import gate_tokens, place_rows
 
 _COPY_COLS, _COPY_THREADS = 2048, 256  # of a block that scatters or combines rows
 _COMBINE_STAGES = 4
+_TILE_KEYS = ("block_m", "block_n", "block_k", "num_stages", "threads", "product")  # of the products
 _FORMATS: dict[str, Any] = {"fp8": _moe_fp8, "fp8_block": _moe_fp8, "nvfp4": _moe_nvfp4}
 
 
@@ -50,13 +51,13 @@ def _rows(shape: Shape) -> Any:
     return rows_bound(shape["tokens"], shape["experts"], shape["topk"], shape["align"])
 
 
-def _combine(shape: Shape) -> TileProgram:
+def _combine(shape: Shape, config: Config) -> TileProgram:
     """Every token's weighted sum of its experts' rows."""
     tokens, hidden, topk, dtype = shape["tokens"], shape["hidden"], shape["topk"], full(activations(shape))
 
     @T.prim_func
     def moe_combine(
-        Y: T.Tensor((_rows(shape), hidden), dtype),
+        Y: T.Tensor((shape["rows"], hidden), dtype),
         Rows: T.Tensor((tokens, topk), "int32"),
         Weights: T.Tensor((tokens, topk), "float32"),
         O: T.Tensor((tokens, hidden), dtype),  # noqa: E741
@@ -77,15 +78,19 @@ def program(shape: Shape, config: Config) -> tuple[TileProgram, ...]:
     """
     if shape["align"] % config["block_m"]:
         raise OperatorError(f"moe: block_m={config['block_m']} does not divide align={shape['align']}")
-    rows = _rows(shape)
     launches = _FORMATS.get(shape["dtype"], _moe_grouped)
     launches.check(config, shape["dtype"])
-    experts = (
-        launches.permute(shape, rows),
-        launches.gate_up(shape, config, rows),
-        launches.down(shape, config, rows),
+    rows = {"rows": _rows(shape)}
+    routing = {**{name: shape[name] for name in ("tokens", "topk", "experts", "align")}, **rows}
+    full_shape = {**shape, **rows}
+    return (
+        traced_once(gate_tokens, routing, config, ("block_t",)),
+        traced_once(place_rows, routing, config, ("block_t",)),
+        traced_once(launches.permute, full_shape, config),
+        traced_once(launches.gate_up, full_shape, config, _TILE_KEYS),
+        traced_once(launches.down, full_shape, config, _TILE_KEYS),
+        traced_once(_combine, full_shape, config),
     )
-    return (gate_tokens(shape, config), place_rows(shape, config, rows), *experts, _combine(shape))
 
 
 _GATE_TOKENS = (16, 4)
@@ -96,10 +101,9 @@ def configs(shape: Shape) -> list[Config]:
 
     The tile of the product down is twice as wide, so that it holds as many accumulators and bytes.
     """
-    keys = ("block_m", "block_n", "block_k", "num_stages", "threads", "product")
     tiles = _FORMATS.get(shape["dtype"], _moe_grouped).TILES[shape["dtype"]]
     return [
-        {**dict(zip(keys, tile, strict=False)), "block_t": t}
+        {**dict(zip(_TILE_KEYS, tile, strict=False)), "block_t": t}
         for t in _GATE_TOKENS
         for tile in tiles
         if shape["align"] % tile[0] == 0
@@ -236,7 +240,7 @@ OPERATOR = Operator(
         ),
         Param(
             "distribution",
-            "expert loads: Zipf exponent in hundredths, 0: even",
+            "expert loads: exponent of their density (a power law) in hundredths, 0: even",
             default=0,
             minimum=0,
             dynamic=True,
