@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foretile.calibration.sources.libraries import Library, bytes_beside, library_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
-from foretile.simulator.conditions import Conditions
+from foretile.simulator.conditions import REPEATED, Conditions
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import evaluate_config, space, static_part
+from foretile.simulator.search import evaluate_config, space, static_part, workloads
 
 Array = np.ndarray
 # Warm-ups and replays before and while the clock is read: three plain, three replayed, six timed; the
@@ -34,7 +35,8 @@ class Batch:
     """Rows of one operator whose shapes differ in dynamic parameters only and whose kernels have one profile.
 
     ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
-    (0: launched eagerly); ``where``: the rows' places in the table.
+    (0: launched eagerly); ``where``: the rows' places in the table; ``library``: what is known of the
+    kernels that ran.
     """
 
     operator: Operator
@@ -45,6 +47,7 @@ class Batch:
     graph: Array
     latency_s: Array
     where: Array
+    library: Library | None = None
 
     def __len__(self) -> int:
         return len(self.where)
@@ -70,9 +73,24 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
         own = group["kernel_source"].map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
         source = group["kernel_source"].where(own, "")
-        for (_, kernels), part in group.groupby([static, source], sort=False):
-            found.append(_batch(operator, str(family), str(kernels), frame, part))
+        libraries = _libraries(str(name), group["kernel_source"], shapes, chip)
+        number = pd.Series(pd.factorize(np.array([id(x) for x in libraries]))[0], index=group.index)
+        by_row = dict(zip(number, libraries, strict=True))
+        for (_, kernels, library), part in group.groupby([static, source, number], sort=False):
+            batch = _batch(operator, str(family), str(kernels), frame, part)
+            batch.library = by_row[library]
+            found.append(batch)
     return found
+
+
+def _libraries(
+    name: str, kernels: pd.Series[str], shapes: pd.Series[Any], chip: Chip
+) -> list[Library | None]:
+    """What ran, by row."""
+    return [
+        library_of(name, kernel, chip.matrix.instruction, shape.get("heads") != shape.get("kv_heads"))
+        for kernel, shape in zip(kernels, shapes, strict=True)
+    ]
 
 
 def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, part: pd.DataFrame) -> Batch:
@@ -115,25 +133,53 @@ def batch_machine(chip: Chip, batch: Batch) -> Machine:
 
 
 def allowed(chip: Chip, batch: Batch) -> list[Config]:
-    """The configurations of the batch's operator that fit the chip and that its library has."""
+    """The configurations of the batch's operator that fit the chip and that its library has.
+
+    The whole space where nothing is known of the library, or none of its tiles fits.
+    """
     key = profile_key(chip, batch.family, batch.source)
-    return space(batch.operator, batch.shape, machine_of(chip, key), chip.kernels.get(key))
+    machine = machine_of(chip, key)
+    fitting: list[Config] = []
+    for config in batch.library.configs(batch.operator.name, batch.shape) if batch.library else ():
+        try:
+            workloads(batch.operator, batch.shape, config, machine)
+        except SimulationError:
+            continue
+        fitting.append(config)
+    return fitting or space(batch.operator, batch.shape, machine, chip.kernels.get(key))
 
 
-def graph_s(chip: Chip, batch: Batch) -> Array:
-    """What the gap between replays adds to each row's time."""
+def around_s(chip: Chip, batch: Batch) -> Array:
+    """Seconds that each row's measurement holds beside the operator's own kernels.
+
+    The gap between replays of a graph, and the kernels that the same call launches.
+    """
     gap = chip.launch.graph_s.value if chip.launch.graph_s else 0.0
-    return np.asarray(np.where(batch.graph > 0, gap / np.maximum(1.0, batch.graph), 0.0))
+    total = np.where(batch.graph > 0, gap / np.maximum(1.0, batch.graph), 0.0)
+    if batch.library is not None:
+        copy, machine = load_operator("copy"), batch_machine(chip, batch)
+        for moved in bytes_beside(batch.library, batch.shape):
+            config = copy.configs({"bytes": moved})[0]
+            launches = evaluate_config(copy, {"bytes": moved}, config, machine, REPEATED)
+            total = total + launches.time_s
+    return np.asarray(total)
+
+
+def config_s(chip: Chip, batch: Batch, config: Config, rows: Array | None = None) -> Array:
+    """Seconds of the operator's own kernels in one configuration, infinite where no library runs it."""
+    shape, conditions = batch.rows(np.arange(len(batch)) if rows is None else rows)
+    launches = evaluate_config(batch.operator, shape, config, batch_machine(chip, batch), conditions)
+    seconds = launches.time_s
+    if batch.library is not None and config.get("num_split", 1) > 1:
+        # Keys are split to fill the chip: never into more parts than run at once.
+        plan = launches.plans[0]
+        seconds = np.where(plan.blocks.reshape(-1) <= plan.slots, seconds, np.inf)
+    return np.asarray(np.broadcast_to(seconds, np.shape(batch.latency_s if rows is None else rows)))
 
 
 def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     """Seconds by configuration (rows) and row of the batch (columns)."""
-    machine = batch_machine(chip, batch)
-    found = np.empty((len(configs), len(batch)))
-    for i, config in enumerate(configs):
-        launches = evaluate_config(batch.operator, batch.shape, config, machine, batch.conditions)
-        found[i] = launches.time_s
-    return np.asarray(found + graph_s(chip, batch))
+    return np.stack([config_s(chip, batch, config) for config in configs]) + around_s(chip, batch)
 
 
 def predict_table(frame: pd.DataFrame, chip_of: Callable[[str], Chip] | None = None) -> pd.DataFrame:

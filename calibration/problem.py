@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foretile.calibration.predictions import Batch, allowed, batch_machine, graph_s, times
+from foretile.calibration.predictions import Batch, allowed, around_s, config_s, times
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
-from foretile.simulator.search import evaluate_config
 
 Array = np.ndarray
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
@@ -60,11 +59,11 @@ class Problem:
             best = np.full(len(part.batch), np.inf)
             choice = np.zeros(len(part.batch), dtype=np.int64)
             for c, rows in enumerate(part.keep):
-                seconds = _times_of(chip, part, c, rows)
+                seconds = config_s(chip, part.batch, part.configs[c], rows)
                 faster = seconds < best[rows]
                 best[rows[faster]] = seconds[faster]
                 choice[rows[faster]] = c
-            found.append(best)
+            found.append(best + around_s(chip, part.batch))
             self._choices.append(choice)
         return np.asarray(np.log(np.concatenate(found) / self.latency))
 
@@ -89,17 +88,9 @@ class Problem:
         return slopes
 
 
-def _times_of(chip: Chip, part: _Part, c: int, rows: Array) -> Array:
-    shape, conditions = part.batch.rows(rows)
-    launches = evaluate_config(
-        part.batch.operator, shape, part.configs[c], batch_machine(chip, part.batch), conditions
-    )
-    return np.asarray(launches.time_s + graph_s(chip, part.batch)[rows])
-
-
 def _chosen(chip: Chip, part: _Part, choice: Array) -> Array:
     found = np.empty(len(part.batch))
     for c in np.unique(choice):
         rows = np.flatnonzero(choice == c)
-        found[rows] = _times_of(chip, part, int(c), rows)
-    return found
+        found[rows] = config_s(chip, part.batch, part.configs[int(c)], rows)
+    return found + around_s(chip, part.batch)

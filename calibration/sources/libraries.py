@@ -1,0 +1,136 @@
+"""What the libraries behind kernel sources run: published tiles, and kernels launched by the same call.
+
+An operator's space holds every tile program that may be the fastest. A library has one tile for a head
+size, and keeps it where a smaller one would be faster: a FlashAttention 3 decode block of one key takes
+as long as one of 128. Nothing here is fitted; tiles are those of the libraries' sources, as far as a tile
+program can have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels.operator import Config, Shape
+
+Array = np.ndarray
+Tile = tuple[int, int, int, int]  # query rows, keys, stages, threads
+_PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # into which decode may split the keys
+_CACHE_TYPES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+_ACTIVATION_BYTES = 2.0  # new keys and values come in bf16, whatever the cache holds
+
+
+@dataclass(frozen=True)
+class Library:
+    """Kernels of some sources. ``operators``, ``kernels`` and ``instructions`` (of matrices) are patterns.
+
+    ``tiles``: those for a shape, most wanted first. ``grouped``: whether the tiles are for more than one
+    query head a K/V head (None: for any). ``beside``: what else a call launches: ``cache``, a kernel that
+    writes new keys and values to the paged cache; ``lengths``, one that plans work from the sequences'
+    lengths.
+    """
+
+    operators: str
+    kernels: str
+    tiles: Callable[[Shape], tuple[Tile, ...]]
+    instructions: str = "*"
+    grouped: bool | None = None
+    beside: tuple[str, ...] = ()
+
+    def configs(self, name: str, shape: Shape) -> list[Config]:
+        """The library's configurations of the operator ``name``."""
+        tiles = self.tiles(shape)
+        if name == "attention_prefill":
+            return [
+                {"block_m": m, "block_n": n, "num_stages": stages, "threads": threads, "swizzle": swizzle}
+                for m, n, stages, threads in tiles
+                for swizzle in (8, 0)
+            ]
+        longest = int(np.max(shape["kv_len"]))
+        keys = min(longest, shape["window"]) if shape["window"] else longest
+        return [
+            {"block_h": h, "block_n": n, "num_stages": stages, "threads": threads, "num_split": parts}
+            for h, n, stages, threads in tiles
+            for parts in _PARTS
+            if parts == 1 or parts <= -(-keys // n)
+        ]
+
+
+def _by_head(sizes: Mapping[int, tuple[Tile, ...]]) -> Callable[[Shape], tuple[Tile, ...]]:
+    """Tiles by the largest head size that they serve."""
+
+    def tiles(shape: Shape) -> tuple[Tile, ...]:
+        return next((found for most, found in sizes.items() if shape["head_dim"] <= most), ())
+
+    return tiles
+
+
+_DECODE, _PREFILL = "attention_decode", "attention_prefill"
+# FlashAttention 3 on Hopper (tile sizes by head size; decode of 128 has one group of 64 rows). With a head
+# of 64 the published tile has 192 rows, whose registers the program does not share as the library does.
+_FA3_DECODE = _by_head(
+    {64: ((128, 128, 2, 256),), 128: ((64, 128, 2, 128),), 192: ((128, 96, 2, 256),), 256: ((128, 64, 2, 256),)}
+)
+_FA3_PREFILL = _by_head(
+    {
+        64: ((192, 128, 2, 384), (128, 128, 2, 256)),
+        96: ((192, 128, 2, 384), (128, 128, 2, 256)),
+        128: ((128, 128, 2, 256),),
+        192: ((128, 96, 2, 256),),
+        256: ((128, 64, 2, 256),),
+    }
+)
+# FlashAttention 2 with a paged cache: the kernel that can split keys, 64 rows for every head size.
+_FA2 = _by_head({64: ((64, 256, 1, 128), (64, 128, 1, 128)), 128: ((64, 128, 1, 128),), 256: ((64, 64, 1, 128),)})
+_NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2, 128), (16, 32, 2, 128))})
+
+LIBRARIES: tuple[Library, ...] = (
+    Library(_DECODE, "fa3*", _FA3_DECODE, "wgmma", beside=("cache",)),
+    Library(_DECODE, "vllm_flash_attn_fa3*", _FA3_DECODE, "wgmma", beside=("cache", "lengths")),
+    Library(_DECODE, "vllm_flash_attn* flash_attention*", _FA2, beside=("cache",)),
+    Library(_DECODE, "torch_flow torch_flow/*", _NARROW, grouped=False, beside=("cache",)),
+    Library(
+        _DECODE,
+        "torch_flow torch_flow/*",
+        _by_head({256: ((128, 128, 1, 256), (128, 64, 1, 256))}),
+        "wgmma",
+        grouped=True,
+        beside=("cache",),
+    ),
+    Library(_DECODE, "torch_flow* trtllm_mha* *flashinfer*", _NARROW, beside=("cache",)),
+    Library(_DECODE, "*", lambda shape: (), beside=("cache",)),
+)
+
+
+def library_of(operator: str, kernel: str, instruction: str, grouped: bool) -> Library | None:
+    """The first library of the table that runs this kernel source, None if nothing is known of it."""
+    for library in LIBRARIES:
+        if (
+            _named(operator, library.operators)
+            and _named(kernel, library.kernels)
+            and _named(instruction, library.instructions)
+            and library.grouped in (None, grouped)
+        ):
+            return library
+    return None
+
+
+def _named(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns.split())
+
+
+def bytes_beside(library: Library, shape: Shape) -> list[Array]:
+    """Bytes that each kernel beside the operator's moves one way, by row."""
+    batch = np.asarray(shape["batch"], dtype=np.float64)
+    found: list[Any] = []
+    for kernel in library.beside:
+        if kernel == "cache":  # read in the activations' type, written in the cache's
+            each = (_ACTIVATION_BYTES + _CACHE_TYPES[shape["kv_dtype"]]) / 2.0
+            found.append(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
+        else:
+            found.append(4.0 * batch)
+    return found
