@@ -21,6 +21,7 @@ Array = np.ndarray
 Tile = tuple[int, int, int, int]  # query rows, keys, stages, threads
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # into which decode may split the keys
 _CACHE_TYPES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+_SHARED_BYTES = 200 * 1024  # of a core's shared memory, what the stages of one block may take on Blackwell
 _ACTIVATION_BYTES = 2.0  # new keys and values come in bf16, whatever the cache holds
 
 
@@ -30,8 +31,8 @@ class Library:
 
     ``tiles``: those for a shape, most wanted first. ``grouped``: whether the tiles are for more than one
     query head a K/V head (None: for any). ``beside``: what else a call launches: ``cache``, a kernel that
-    writes new keys and values to the paged cache; ``lengths``, one that plans work from the sequences'
-    lengths.
+    writes new keys and values to the paged cache; ``cast``, one that turns queries (or keys, or values) into
+    fp8; ``lengths``, one that plans work from the sequences' lengths.
     """
 
     operators: str
@@ -86,12 +87,41 @@ _FA3_PREFILL = _by_head(
 )
 # FlashAttention 2 with a paged cache: the kernel that can split keys, 64 rows for every head size.
 _FA2 = _by_head({64: ((64, 256, 1, 128), (64, 128, 1, 128)), 128: ((64, 128, 1, 128),), 256: ((64, 64, 1, 128),)})
+
+
+def _filled(shape: Shape) -> tuple[Tile, ...]:
+    """Tiles of 128 keys for 16 query heads, in as many stages as shared memory holds: one block a core."""
+    for keys in (128, 64, 32):
+        stages = int(_SHARED_BYTES // (2 * keys * shape["head_dim"] * _CACHE_TYPES[shape["kv_dtype"]]))
+        if stages > 1:
+            return ((16, keys, stages, 128),)
+    return ()
+
+
 _NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2, 128), (16, 32, 2, 128))})
+
+# Elsewhere: 128 queries, and keys as shared memory and registers allow.
+_FLASH = _by_head(
+    {
+        96: ((128, 128, 2, 256), (128, 64, 2, 256), (128, 64, 1, 128)),
+        128: ((128, 128, 2, 256), (128, 64, 2, 256), (128, 32, 2, 128)),
+        192: ((128, 64, 2, 256), (128, 32, 2, 256), (64, 32, 2, 128)),
+        256: ((128, 64, 2, 256), (128, 32, 2, 256), (64, 32, 1, 128)),
+    }
+)
+
+
+def _unknown(shape: Shape) -> tuple[Tile, ...]:
+    """The whole space."""
+    del shape
+    return ()
+
 
 LIBRARIES: tuple[Library, ...] = (
     Library(_DECODE, "fa3*", _FA3_DECODE, "wgmma", beside=("cache",)),
     Library(_DECODE, "vllm_flash_attn_fa3*", _FA3_DECODE, "wgmma", beside=("cache", "lengths")),
     Library(_DECODE, "vllm_flash_attn* flash_attention*", _FA2, beside=("cache",)),
+    Library(_DECODE, "torch_flow torch_flow/*", _filled, "tcgen05", beside=("cache",)),
     Library(_DECODE, "torch_flow torch_flow/*", _NARROW, grouped=False, beside=("cache",)),
     Library(
         _DECODE,
@@ -101,8 +131,20 @@ LIBRARIES: tuple[Library, ...] = (
         grouped=True,
         beside=("cache",),
     ),
-    Library(_DECODE, "torch_flow* trtllm_mha* *flashinfer*", _NARROW, beside=("cache",)),
-    Library(_DECODE, "*", lambda shape: (), beside=("cache",)),
+    # sglang casts Q, K and V for an fp8 cache, one kernel each.
+    Library(_DECODE, "trtllm_mha/*", _filled, "tcgen05", beside=("cache", "cast", "cast", "cast")),
+    Library(_DECODE, "torch_flow* trtllm_mha* *flashinfer*", _filled, "tcgen05", beside=("cache",)),
+    Library(_DECODE, "torch_flow* *flashinfer*", _NARROW, beside=("cache",)),
+    Library(_DECODE, "*", _unknown, beside=("cache",)),
+    # Encoders have no cache: the head size of 80 is served by tiles for 96.
+    Library(_PREFILL, "flash_attention_v3", _FA3_PREFILL, "wgmma"),
+    Library(_PREFILL, "vllm_vit_flash_attn_fa3", _FA3_PREFILL, "wgmma", beside=("lengths",)),
+    Library(_PREFILL, "fa3*", _FA3_PREFILL, "wgmma", beside=("cache",)),
+    Library(_PREFILL, "vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", beside=("cache", "lengths")),
+    Library(_PREFILL, "vllm_flash_attn*", _FA2, beside=("cache",)),
+    Library(_PREFILL, "*flash_attention* *fa2 *fa3 *fa4", _FLASH),
+    Library(_PREFILL, "trtllm_mha* *flashinfer* torch_flow*", _FLASH, beside=("cache",)),
+    Library(_PREFILL, "*triton*", _unknown, beside=("cache",)),
 )
 
 
@@ -131,6 +173,8 @@ def bytes_beside(library: Library, shape: Shape) -> list[Array]:
         if kernel == "cache":  # read in the activations' type, written in the cache's
             each = (_ACTIVATION_BYTES + _CACHE_TYPES[shape["kv_dtype"]]) / 2.0
             found.append(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
+        elif kernel == "cast":
+            found.append(1.5 * batch * shape.get("seq", 1) * shape["heads"] * shape["head_dim"])
         else:
             found.append(4.0 * batch)
     return found
