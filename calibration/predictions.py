@@ -168,6 +168,8 @@ def around_s(chip: Chip, batch: Batch) -> Array:
 def config_s(chip: Chip, batch: Batch, config: Config, rows: Array | None = None) -> Array:
     """Seconds of the operator's own kernels in one configuration, infinite where no library runs it."""
     shape, conditions = batch.rows(np.arange(len(batch)) if rows is None else rows)
+    if batch.library is not None:
+        shape = batch.library.launched(shape, config)
     launches = evaluate_config(batch.operator, shape, config, batch_machine(chip, batch), conditions)
     seconds = launches.time_s
     if batch.library is not None and config.get("num_split", 1) > 1:

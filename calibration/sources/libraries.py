@@ -30,7 +30,8 @@ class Library:
     """Kernels of some sources. ``operators``, ``kernels`` and ``instructions`` (of matrices) are patterns.
 
     ``tiles``: those for a shape, most wanted first. ``grouped``: whether the tiles are for more than one
-    query head a K/V head (None: for any). ``beside``: what else a call launches: ``cache``, a kernel that
+    query head a K/V head (None: for any). ``packs``: whether the rows of a prefill tile are queries of all the heads that share a
+    K/V head. ``beside``: what else a call launches: ``cache``, a kernel that
     writes new keys and values to the paged cache; ``cast``, one that turns queries (or keys, or values) into
     fp8; ``lengths``, one that plans work from the sequences' lengths.
     """
@@ -40,6 +41,7 @@ class Library:
     tiles: Callable[[Shape], tuple[Tile, ...]]
     instructions: str = "*"
     grouped: bool | None = None
+    packs: bool = False
     beside: tuple[str, ...] = ()
 
     def configs(self, name: str, shape: Shape) -> list[Config]:
@@ -59,6 +61,25 @@ class Library:
             for parts in _PARTS
             if parts == 1 or parts <= -(-keys // n)
         ]
+
+
+    def launched(self, shape: Shape, config: Config) -> Shape:
+        """The shape whose blocks do what the library's do.
+
+        Packed, queries fewer than a tile's rows fill it up with the other heads of their K/V head: as many
+        rows of fewer heads. (The few keys of so short a sequence are counted longer, too.)
+        """
+        if not self.packs or "block_m" not in config:
+            return shape
+        rows = min(config["block_m"], config["block_n"])
+        seq, kv_heads = np.asarray(shape["seq"]), np.asarray(shape["kv_heads"])
+        packed = seq * np.asarray(shape["heads"]) / kv_heads
+        short = seq < rows
+        return {
+            **shape,
+            "seq": np.where(short, np.minimum(rows, packed), seq),
+            "heads": np.where(short, kv_heads * np.ceil(packed / rows), shape["heads"]),
+        }
 
 
 def _by_head(sizes: Mapping[int, tuple[Tile, ...]]) -> Callable[[Shape], tuple[Tile, ...]]:
@@ -139,10 +160,13 @@ LIBRARIES: tuple[Library, ...] = (
     # Encoders have no cache: the head size of 80 is served by tiles for 96.
     Library(_PREFILL, "flash_attention_v3", _FA3_PREFILL, "wgmma"),
     Library(_PREFILL, "vllm_vit_flash_attn_fa3", _FA3_PREFILL, "wgmma", beside=("lengths",)),
-    Library(_PREFILL, "fa3*", _FA3_PREFILL, "wgmma", beside=("cache",)),
-    Library(_PREFILL, "vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", beside=("cache", "lengths")),
+    Library(_PREFILL, "fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache",)),
+    Library(
+        _PREFILL, "vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache", "lengths")
+    ),
     Library(_PREFILL, "vllm_flash_attn*", _FA2, beside=("cache",)),
     Library(_PREFILL, "*flash_attention* *fa2 *fa3 *fa4", _FLASH),
+    Library(_PREFILL, "flashinfer vllm_flashinfer_fi*", _FLASH, packs=True, beside=("cache",)),
     Library(_PREFILL, "trtllm_mha* *flashinfer* torch_flow*", _FLASH, beside=("cache",)),
     Library(_PREFILL, "*triton*", _unknown, beside=("cache",)),
 )
