@@ -51,8 +51,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         _PREFILL,
         "triton vllm_triton_attn",
-        lambda r: ~r["causal"] | (r["head_dim"] >= 256),
-        "Triton fallback: encoders, and prefill with head_dim of 256 or more",
+        lambda r: ~r["causal"] | (r["head_dim"] >= 192),
+        "Triton fallback: encoders, and prefill with head_dim of 192 or more",
     ),
     Rule(
         "attention_*",

@@ -121,6 +121,15 @@ def _filled(shape: Shape) -> tuple[Tile, ...]:
 
 _NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2, 128), (16, 32, 2, 128))})
 
+# Blackwell: two tiles of 128 queries a block, as far as tensor memory holds their results.
+_PAIRED = _by_head(
+    {
+        64: ((256, 128, 3, 512), (256, 128, 2, 512)),
+        128: ((256, 128, 2, 512),),
+        192: ((128, 128, 1, 256),),
+        256: ((128, 128, 1, 256), (128, 64, 2, 256)),
+    }
+)
 # Elsewhere: 128 queries, and keys as shared memory and registers allow.
 _FLASH = _by_head(
     {
@@ -153,7 +162,7 @@ LIBRARIES: tuple[Library, ...] = (
         beside=("cache",),
     ),
     # sglang casts Q, K and V for an fp8 cache, one kernel each.
-    Library(_DECODE, "trtllm_mha/*", _filled, "tcgen05", beside=("cache", "cast", "cast", "cast")),
+    Library(_DECODE, "trtllm_mha*", _filled, "tcgen05", beside=("cache", "cast", "cast", "cast")),
     Library(_DECODE, "torch_flow* trtllm_mha* *flashinfer*", _filled, "tcgen05", beside=("cache",)),
     Library(_DECODE, "torch_flow* *flashinfer*", _NARROW, beside=("cache",)),
     Library(_DECODE, "*", _unknown, beside=("cache",)),
@@ -167,7 +176,10 @@ LIBRARIES: tuple[Library, ...] = (
     Library(_PREFILL, "vllm_flash_attn*", _FA2, beside=("cache",)),
     Library(_PREFILL, "*flash_attention* *fa2 *fa3 *fa4", _FLASH),
     Library(_PREFILL, "flashinfer vllm_flashinfer_fi*", _FLASH, packs=True, beside=("cache",)),
-    Library(_PREFILL, "trtllm_mha* *flashinfer* torch_flow*", _FLASH, beside=("cache",)),
+    Library(_PREFILL, "trtllm_mha*", _PAIRED, "tcgen05", beside=("cache", "cast", "cast", "cast")),
+    Library(_PREFILL, "*flashinfer*", _PAIRED, "tcgen05", beside=("cache",)),
+    Library(_PREFILL, "*fa4 *_v4 torch_flow", _PAIRED, "tcgen05"),
+    Library(_PREFILL, "*flashinfer*", _FLASH, beside=("cache",)),
     Library(_PREFILL, "*triton*", _unknown, beside=("cache",)),
 )
 
@@ -197,8 +209,8 @@ def bytes_beside(library: Library, shape: Shape) -> list[Array]:
         if kernel == "cache":  # read in the activations' type, written in the cache's
             each = (_ACTIVATION_BYTES + _CACHE_TYPES[shape["kv_dtype"]]) / 2.0
             found.append(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
-        elif kernel == "cast":
+        elif kernel == "cast" and shape["kv_dtype"] == "fp8":
             found.append(1.5 * batch * shape.get("seq", 1) * shape["heads"] * shape["head_dim"])
-        else:
+        elif kernel == "lengths":
             found.append(4.0 * batch)
     return found
