@@ -33,7 +33,7 @@ class Library:
     query head a K/V head (None: for any). ``packs``: whether the rows of a prefill tile are queries of all the heads that share a
     K/V head. ``beside``: what else a call launches: ``cache``, a kernel that
     writes new keys and values to the paged cache; ``cast``, one that turns queries (or keys, or values) into
-    fp8; ``lengths``, one that plans work from the sequences' lengths.
+    fp8; ``packed``, one that takes packed queries, keys and values apart; ``lengths``, one that plans work from the sequences' lengths.
     """
 
     operators: str
@@ -178,7 +178,10 @@ LIBRARIES: tuple[Library, ...] = (
     Library(_PREFILL, "flashinfer vllm_flashinfer_fi*", _FLASH, packs=True, beside=("cache",)),
     Library(_PREFILL, "trtllm_mha*", _PAIRED, "tcgen05", beside=("cache", "cast", "cast", "cast")),
     Library(_PREFILL, "*flashinfer*", _PAIRED, "tcgen05", beside=("cache",)),
-    Library(_PREFILL, "*fa4 *_v4 torch_flow", _PAIRED, "tcgen05"),
+    Library(_PREFILL, "*fa4 *_v4", _PAIRED, "tcgen05"),
+    Library(_PREFILL, "torch_flow*", _PAIRED, "tcgen05", beside=("packed",)),
+    Library(_PREFILL, "torch_flow*", _FA3_PREFILL, "wgmma", beside=("packed",)),
+    Library(_PREFILL, "torch_flow*", _FLASH, beside=("packed",)),
     Library(_PREFILL, "*flashinfer*", _FLASH, beside=("cache",)),
     Library(_PREFILL, "*triton*", _unknown, beside=("cache",)),
 )
@@ -211,6 +214,9 @@ def bytes_beside(library: Library, shape: Shape) -> list[Array]:
             found.append(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
         elif kernel == "cast" and shape["kv_dtype"] == "fp8":
             found.append(1.5 * batch * shape.get("seq", 1) * shape["heads"] * shape["head_dim"])
+        elif kernel == "packed":  # read packed, written as Q and into the cache
+            heads = shape["heads"] + 2 * np.asarray(shape["kv_heads"])
+            found.append(_ACTIVATION_BYTES * batch * shape.get("seq", 1) * heads * shape["head_dim"])
         elif kernel == "lengths":
             found.append(4.0 * batch)
     return found
