@@ -181,7 +181,7 @@ def config_s(chip: Chip, batch: Batch, config: Config, rows: Array | None = None
 
 def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     """Seconds by configuration (rows) and row of the batch (columns)."""
-    return np.stack([config_s(chip, batch, config) for config in configs]) + around_s(chip, batch)
+    return np.asarray(np.stack([config_s(chip, batch, c) for c in configs]) + around_s(chip, batch))
 
 
 def predict_table(frame: pd.DataFrame, chip_of: Callable[[str], Chip] | None = None) -> pd.DataFrame:

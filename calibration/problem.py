@@ -93,4 +93,4 @@ def _chosen(chip: Chip, part: _Part, choice: Array) -> Array:
     for c in np.unique(choice):
         rows = np.flatnonzero(choice == c)
         found[rows] = config_s(chip, part.batch, part.configs[int(c)], rows)
-    return found + around_s(chip, part.batch)
+    return np.asarray(found + around_s(chip, part.batch))

@@ -30,10 +30,13 @@ class Library:
     """Kernels of some sources. ``operators``, ``kernels`` and ``instructions`` (of matrices) are patterns.
 
     ``tiles``: those for a shape, most wanted first. ``grouped``: whether the tiles are for more than one
-    query head a K/V head (None: for any). ``packs``: whether the rows of a prefill tile are queries of all the heads that share a
-    K/V head. ``beside``: what else a call launches: ``cache``, a kernel that
-    writes new keys and values to the paged cache; ``cast``, one that turns queries (or keys, or values) into
-    fp8; ``packed``, one that takes packed queries, keys and values apart; ``lengths``, one that plans work from the sequences' lengths.
+    query head a K/V head (None: for any). ``packs``: whether the rows of a prefill tile are queries of
+    all the heads that share a K/V head. ``beside``: what else a call launches:
+
+    * ``cache``: a kernel that writes new keys and values to the paged cache;
+    * ``packed``: one that takes packed queries, keys and values apart, and writes the cache;
+    * ``cast``: one that turns queries (or keys, or values) into fp8, if the cache is;
+    * ``lengths``: one that plans the work from the sequences' lengths.
     """
 
     operators: str
@@ -61,7 +64,6 @@ class Library:
             for parts in _PARTS
             if parts == 1 or parts <= -(-keys // n)
         ]
-
 
     def launched(self, shape: Shape, config: Config) -> Shape:
         """The shape whose blocks do what the library's do.
@@ -95,7 +97,12 @@ _DECODE, _PREFILL = "attention_decode", "attention_prefill"
 # FlashAttention 3 on Hopper (tile sizes by head size; decode of 128 has one group of 64 rows). With a head
 # of 64 the published tile has 192 rows, whose registers the program does not share as the library does.
 _FA3_DECODE = _by_head(
-    {64: ((128, 128, 2, 256),), 128: ((64, 128, 2, 128),), 192: ((128, 96, 2, 256),), 256: ((128, 64, 2, 256),)}
+    {
+        64: ((128, 128, 2, 256),),
+        128: ((64, 128, 2, 128),),
+        192: ((128, 96, 2, 256),),
+        256: ((128, 64, 2, 256),),
+    }
 )
 _FA3_PREFILL = _by_head(
     {
@@ -107,7 +114,9 @@ _FA3_PREFILL = _by_head(
     }
 )
 # FlashAttention 2 with a paged cache: the kernel that can split keys, 64 rows for every head size.
-_FA2 = _by_head({64: ((64, 256, 1, 128), (64, 128, 1, 128)), 128: ((64, 128, 1, 128),), 256: ((64, 64, 1, 128),)})
+_FA2 = _by_head(
+    {64: ((64, 256, 1, 128), (64, 128, 1, 128)), 128: ((64, 128, 1, 128),), 256: ((64, 64, 1, 128),)}
+)
 
 
 def _filled(shape: Shape) -> tuple[Tile, ...]:
@@ -170,15 +179,14 @@ LIBRARIES: tuple[Library, ...] = (
     Library(_PREFILL, "flash_attention_v3", _FA3_PREFILL, "wgmma"),
     Library(_PREFILL, "vllm_vit_flash_attn_fa3", _FA3_PREFILL, "wgmma", beside=("lengths",)),
     Library(_PREFILL, "fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache",)),
-    Library(
-        _PREFILL, "vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache", "lengths")
-    ),
+    Library(_PREFILL, "vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache", "lengths")),
     Library(_PREFILL, "vllm_flash_attn*", _FA2, beside=("cache",)),
+    Library(_PREFILL, "*fa4 *_v4", _PAIRED, "tcgen05"),
+    Library(_PREFILL, "flash_attention", _FLASH, beside=("cache",)),
     Library(_PREFILL, "*flash_attention* *fa2 *fa3 *fa4", _FLASH),
     Library(_PREFILL, "flashinfer vllm_flashinfer_fi*", _FLASH, packs=True, beside=("cache",)),
     Library(_PREFILL, "trtllm_mha*", _PAIRED, "tcgen05", beside=("cache", "cast", "cast", "cast")),
     Library(_PREFILL, "*flashinfer*", _PAIRED, "tcgen05", beside=("cache",)),
-    Library(_PREFILL, "*fa4 *_v4", _PAIRED, "tcgen05"),
     Library(_PREFILL, "torch_flow*", _PAIRED, "tcgen05", beside=("packed",)),
     Library(_PREFILL, "torch_flow*", _FA3_PREFILL, "wgmma", beside=("packed",)),
     Library(_PREFILL, "torch_flow*", _FLASH, beside=("packed",)),
