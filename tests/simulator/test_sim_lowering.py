@@ -256,5 +256,5 @@ def test_few_rows_need_no_tensor_memory_so_wide_heads_fit(chip: str, kv_dtype: s
     )
     config = {"block_h": 16, "block_n": 16, "num_stages": 2, "threads": 128, "num_split": 4}
     split = workloads(operator, shape, config, machine_of(load_chip(chip)))[0]
-    assert split.occupancy.limit != "tensor memory"
+    assert split.occupancy.limited_by != "tensor memory"
     assert not any(engine == "tensor_memory" for op in operations(split.nodes) for engine, _ in op.work)
