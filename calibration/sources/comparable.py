@@ -41,18 +41,12 @@ _PREFILL, _DECODE = "attention_prefill", "attention_decode"
 RULES: tuple[Rule, ...] = (
     Rule("*", "*", lambda r: r["launch"] == "eager", "launched eagerly: the host's time is measured"),
     # Prefill and encoders.
-    Rule(
-        _PREFILL,
-        "torch_flow torch_flow/*",
-        lambda r: r["causal"],
-        "trtllm prefill: RoPE, the split of packed QKV and the cache write are in the time",
-    ),
     Rule(_PREFILL, "*decode *decode/*", _every, "prefill of one query a sequence by a decode kernel"),
     Rule(
         _PREFILL,
         "triton vllm_triton_attn",
-        lambda r: ~r["causal"] | (r["head_dim"] >= 256),
-        "Triton fallback: encoders, and prefill with head_dim of 256 or more",
+        lambda r: ~r["causal"] | (r["head_dim"] >= 192) | (r["window"] > 0),
+        "Triton fallback: encoders, head_dim of 192 or more, and windows, whose hidden keys it visits",
     ),
     Rule(
         "attention_*",
@@ -72,6 +66,12 @@ RULES: tuple[Rule, ...] = (
         "vllm_flash_attn vllm_flash_attn_fa2",
         lambda r: (_group(r) == 1) & (_sequences(r) < 64),
         "FlashAttention 2 without grouped queries does not split the keys: too few blocks below 64 heads",
+    ),
+    Rule(
+        _DECODE,
+        "vllm_flash_attn vllm_flash_attn_fa2",
+        lambda r: (_group(r) > 1) & (r["window"] > 0),
+        "FlashAttention 2 with a window groups no queries: K and V are read once a query head",
     ),
     Rule(
         _DECODE,

@@ -50,8 +50,10 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
     num_stages, threads = config["num_stages"], config["threads"]
     scale = head_dim**-0.5 * LOG2E
     convert = kv_dtype != dtype
-    # A warp takes 16 rows at least: with too few rows for the warps they share the columns.
-    policy = T.GemmWarpPolicy.FullRow if block_H * 2 >= threads else T.GemmWarpPolicy.FullCol
+    # A warp takes 16 rows at least: with too few rows for the warps they share the columns, and the
+    # weights, which every warp then needs all of, go through shared memory.
+    own_rows = block_H * 2 >= threads
+    policy = T.GemmWarpPolicy.FullRow if own_rows else T.GemmWarpPolicy.FullCol
 
     @T.macro
     def attend(Q: Any, K: Any, V: Any, part: Any, by: Any, bz: Any) -> tuple[Any, Any, Any, Any]:
@@ -59,7 +61,7 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         Q_shared = T.alloc_shared((block_H, head_dim), dtype)
         K_shared = T.alloc_shared((block_N, head_dim), dtype)
         V_shared = T.alloc_shared((block_N, head_dim), dtype)
-        S_shared = T.alloc_shared((block_H, block_N), dtype)
+        weights = (T.alloc_fragment if own_rows else T.alloc_shared)((block_H, block_N), dtype)
         K_stored = T.alloc_shared((block_N, head_dim), kv_dtype) if convert else K_shared
         V_stored = T.alloc_shared((block_N, head_dim), kv_dtype) if convert else V_shared
         KV_local = T.alloc_fragment((block_N, head_dim), kv_dtype) if convert else None
@@ -88,9 +90,9 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
                 acc_s[i, j] = T.if_then_else(visible(k * block_N + j), 0.0, -T.infinity("float32"))
             T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=policy)
             online_softmax(acc_s, acc_o, rows, scale)
-            T.copy(acc_s, S_shared)
+            T.copy(acc_s, weights)
             load_keys(tile(V, k), V_stored, KV_local, V_shared)
-            T.gemm(S_shared, V_shared, acc_o, policy=policy)
+            T.gemm(weights, V_shared, acc_o, policy=policy)
         # A part without keys (more parts than tiles) ends with O = 0 / tiny = 0.
         for i in T.Parallel(block_H):
             rows.logsum[i] = T.max(rows.logsum[i], _TINY)

@@ -6,7 +6,7 @@ from math import ceil, log2, sqrt
 
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import evaluate
-from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram
+from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram, walk_stmts
 from foretile.simulator.lowering.elementwise import Count, convert_count
 from foretile.simulator.lowering.rules import Cost, Roles
 from foretile.simulator.machine import Machine, SimulationError
@@ -33,6 +33,11 @@ def elements_of(buffer: Buffer) -> int:
     return total
 
 
+def _rows(stmt: Gemm) -> int:
+    """Rows of a product's result."""
+    return int(evaluate(stmt.c.extents[-2], {}))
+
+
 class SimtRules:
     """Costs of tile operations for one program on one SIMT machine."""
 
@@ -40,14 +45,32 @@ class SimtRules:
         self.program = program
         self.machine = machine
         self.roles = roles
-        self._in_tensor_memory = (
-            roles.accumulators if machine.matrix_instruction == "tcgen05" else frozenset[str]()
-        )
+        self._in_tensor_memory = self._wide_accumulators()
         self._warps = ceil(program.threads / machine.warp_size)
         # Accumulators that element-wise code has fetched into registers, and those it has changed
         # there: fetched once after a product, written back before the next one.
         self._fetched: set[str] = set()
         self._changed: set[str] = set()
+
+    def _wide_accumulators(self) -> frozenset[str]:
+        """Accumulators that the asynchronous instruction keeps in tensor memory.
+
+        What the older instruction computes (tiles of few rows) stays in registers.
+        """
+        if self.machine.matrix_instruction != "tcgen05":
+            return frozenset()
+        products = [s for s in walk_stmts(self.program.body) if isinstance(s, Gemm)]
+        return frozenset(s.c.buffer for s in products if not self._narrow(s, _rows(s)))
+
+    def _narrow(self, stmt: Gemm, rows: int) -> bool:
+        """Whether a product of so few rows is faster on the older instruction of 16 rows.
+
+        The alternative is the asynchronous one, padded to its rows. The older one takes no scales.
+        """
+        m = self.machine
+        if m.matrix_instruction not in ("wgmma", "tcgen05") or stmt.a_scale is not None:
+            return False
+        return rows < m.matrix_m and ceil(rows / _SYNC_ROWS) * _SYNC_ROWS / m.sync_fraction < m.matrix_m
 
     def agents(self) -> tuple[int, float]:
         return max(1, self._warps // SCHEDULERS), min(1.0, self._warps / SCHEDULERS)
@@ -163,12 +186,8 @@ class SimtRules:
         depth = ceil(k / depth_step) * depth_step
         step, rate = machine.matrix_m, machine.matrix_rate(dtype)
         asynchronous = machine.matrix_instruction in ("wgmma", "tcgen05")
-        if asynchronous and m < step and stmt.a_scale is None:
-            # A tile of few rows: pad it to the asynchronous instruction, or use the older one of
-            # 16 rows at its lower rate, whichever is faster. The older one takes no scales.
-            narrow = ceil(m / _SYNC_ROWS) * _SYNC_ROWS
-            if narrow / machine.sync_fraction < step:
-                step, rate, asynchronous = _SYNC_ROWS, rate * machine.sync_fraction, False
+        if self._narrow(stmt, m):
+            step, rate, asynchronous = _SYNC_ROWS, rate * machine.sync_fraction, False
         rows = ceil(m / step) * step
         flops = 2.0 * rows * columns * depth
         matrix_s = flops / rate
