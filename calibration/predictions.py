@@ -29,6 +29,15 @@ _IDLE_SWITCHING = 0.4
 _IN_GRAPH = {"quantize": 5.0}
 
 
+def _named(shape: Shape) -> Array:
+    """Share of a query's indices that name a key; the others' products are of zeros, which switch nothing."""
+    return np.minimum(1.0, np.asarray(shape["kv_len"]) / np.asarray(shape["topk"]))
+
+
+# Share of an operator's products whose operands are random numbers, where it is not all of them.
+_RANDOM: dict[str, Callable[[Shape], Array]] = {"sparse_mla": _named}
+
+
 @dataclass
 class Batch:
     """Rows of one operator whose shapes differ in dynamic parameters only and whose kernels have one profile.
@@ -85,6 +94,8 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
     tensors = sorted({name for row in held for name in row})
     copies = {name: np.array([float(row.get(name, 1)) for row in held]) for name in tensors}
     most = np.max(np.stack([np.ones(len(part)), *copies.values()]), axis=0)
+    idle = np.where(part["framework"] == "vllm", _IDLE_SWITCHING, 1.0)
+    random = _RANDOM[operator.name](shape) if operator.name in _RANDOM else 1.0
     return Batch(
         operator=operator,
         family=family,
@@ -93,7 +104,7 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
         conditions=Conditions(
             copies,
             runs=_RUNS * most,
-            switching=np.where(part["framework"] == "vllm", _IDLE_SWITCHING, 1.0),
+            switching=idle * random,
         ),
         graph=np.where(part["launch"] == "graph", np.maximum(most, _IN_GRAPH.get(operator.name, 1.0)), 0.0),
         latency_s=part["latency_s"].to_numpy(dtype=np.float64),
