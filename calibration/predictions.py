@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from foretile.calibration.sources.variants import VARIANTS, variant_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.conditions import Conditions
@@ -31,7 +32,7 @@ _IN_GRAPH = {"quantize": 5.0}
 
 def _named(shape: Shape) -> Array:
     """Share of a query's indices that name a key; the others' products are of zeros, which switch nothing."""
-    return np.minimum(1.0, np.asarray(shape["kv_len"]) / np.asarray(shape["topk"]))
+    return np.asarray(np.minimum(1.0, shape["kv_len"] / shape["topk"]))
 
 
 # Share of an operator's products whose operands are random numbers, where it is not all of them.
@@ -43,7 +44,8 @@ class Batch:
     """Rows of one operator whose shapes differ in dynamic parameters only and whose kernels have one profile.
 
     ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
-    (0: launched eagerly); ``where``: the rows' places in the table.
+    (0: launched eagerly); ``where``: the rows' places in the table; ``variant``: place of the kernels in
+    the table of library kernels with configurations of their own (-1: none).
     """
 
     operator: Operator
@@ -54,6 +56,7 @@ class Batch:
     graph: Array
     latency_s: Array
     where: Array
+    variant: int = -1
 
     def __len__(self) -> int:
         return len(self.where)
@@ -79,8 +82,12 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
         own = group["kernel_source"].map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
         source = group["kernel_source"].where(own, "")
-        for (_, kernels), part in group.groupby([static, source], sort=False):
-            found.append(_batch(operator, str(family), str(kernels), frame, part))
+        variant = group["kernel_source"].map(
+            lambda k, n=name: variant_of(str(n), str(k), chip.matrix.instruction)
+        )
+        for (_, kernels, place), part in group.groupby([static, source, variant], sort=False):
+            batch = _batch(operator, str(family), str(kernels), frame, part)
+            found.append(replace(batch, variant=int(place)))
     return found
 
 
@@ -126,9 +133,20 @@ def batch_machine(chip: Chip, batch: Batch) -> Machine:
 
 
 def allowed(chip: Chip, batch: Batch) -> list[Config]:
-    """The configurations of the batch's operator that fit the chip and that its library has."""
+    """The configurations of the batch's operator that fit the chip and that its library has.
+
+    Raises:
+        SimulationError: none does.
+    """
     key = profile_key(chip, batch.family, batch.source)
-    return space(batch.operator, batch.shape, machine_of(chip, key), chip.kernels.get(key))
+    fitting = space(batch.operator, batch.shape, machine_of(chip, key), chip.kernels.get(key))
+    if batch.variant < 0:
+        return fitting
+    variant = VARIANTS[batch.variant]
+    kept = [config for config in fitting if variant.has(config)]
+    if not kept:
+        raise SimulationError(f"{batch.operator.name}: {chip.id} has room for none of: {variant.reason}")
+    return kept
 
 
 def graph_s(chip: Chip, batch: Batch) -> Array:

@@ -174,7 +174,7 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
 
 
 # (block_h, block_n, block_v, num_stages, threads), likeliest first: those of 16 heads for small shared
-# memories or few heads, the last for accumulators in a memory of their own.
+# memories or few heads, those of 256 values for accumulators that do not fit otherwise.
 _TILES = (
     (64, 64, 512, 2, 256),
     (64, 32, 512, 2, 256),
@@ -184,7 +184,12 @@ _TILES = (
     (16, 32, 512, 2, 128),
     (16, 64, 512, 2, 128),
     (64, 64, 256, 2, 256),
+    (64, 64, 256, 1, 128),
+    (64, 32, 256, 1, 128),
+    (64, 16, 256, 1, 128),
 )
+# Parts of the keys, likeliest first: up to one for every core of a large chip (FlashMLA, trtllm-gen).
+_SPLITS = (8, 4, 2, 16, 1, 32, 64, 128)
 
 
 def configs(shape: Shape) -> list[Config]:
@@ -199,7 +204,7 @@ def configs(shape: Shape) -> list[Config]:
             "threads": threads,
             "num_split": split,
         }
-        for split in (8, 4, 2, 16, 1)
+        for split in _SPLITS
         for h, n, v, stages, threads in _TILES
         if split == 1 or split <= -(-longest // n)
     ]

@@ -6,8 +6,6 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Call, Expr, Load, Var, binary, evaluate, loads, substitute, variables
 from foretile.kernels.ir import (
