@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foretile.calibration.sources.variants import VARIANTS, variant_of
+from foretile.calibration.sources.variants import VARIANTS, use, variant_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.conditions import Conditions
@@ -82,12 +82,13 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
         own = group["kernel_source"].map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
         source = group["kernel_source"].where(own, "")
-        variant = group["kernel_source"].map(
-            lambda k, n=name: variant_of(str(n), str(k), chip.matrix.instruction)
-        )
-        for (_, kernels, place), part in group.groupby([static, source, variant], sort=False):
+        kinds = {
+            k: variant_of(str(name), str(k), chip.matrix.instruction) for k in set(group["kernel_source"])
+        }
+        variant = group["kernel_source"].map(kinds)
+        for (_, kernels, _), part in group.groupby([static, source, variant], sort=False):
             batch = _batch(operator, str(family), str(kernels), frame, part)
-            found.append(replace(batch, variant=int(place)))
+            found.append(replace(batch, variant=kinds[part["kernel_source"].iloc[0]]))
     return found
 
 
@@ -161,7 +162,7 @@ def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     found = np.empty((len(configs), len(batch)))
     for i, config in enumerate(configs):
         launches = evaluate_config(batch.operator, batch.shape, config, machine, batch.conditions)
-        found[i] = launches.time_s
+        found[i] = use(batch.variant, config, batch.shape, launches.time_s)
     return np.asarray(found + graph_s(chip, batch))
 
 

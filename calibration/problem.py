@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foretile.calibration.predictions import Batch, allowed, batch_machine, graph_s, times
+from foretile.calibration.sources.variants import use
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
 from foretile.simulator.search import evaluate_config
@@ -94,7 +95,8 @@ def _times_of(chip: Chip, part: _Part, c: int, rows: Array) -> Array:
     launches = evaluate_config(
         part.batch.operator, shape, part.configs[c], batch_machine(chip, part.batch), conditions
     )
-    return np.asarray(launches.time_s + graph_s(chip, part.batch)[rows])
+    seconds = use(part.batch.variant, part.configs[c], shape, launches.time_s)
+    return np.asarray(seconds + graph_s(chip, part.batch)[rows])
 
 
 def _chosen(chip: Chip, part: _Part, choice: Array) -> Array:

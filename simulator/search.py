@@ -19,7 +19,7 @@ from foretile.simulator.lowering import lower
 from foretile.simulator.machine import Machine, SimulationError, core_numbers
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.simulate import Simulation, simulate
-from foretile.simulator.workload import Workload
+from foretile.simulator.workload import BLOCK_START, Op, Workload
 
 _FINALISTS = 4
 _CHUNK = 8192  # shapes evaluated together: bounds the memory of one step
@@ -88,7 +88,19 @@ def _workloads(
     found = _lowered(operator, static, config, _core(machine))
     if isinstance(found, SimulationError):
         return found
-    return tuple(w if w.machine is machine else replace(w, machine=machine) for w in found)
+    return tuple(_set_up(w, machine) for w in found)
+
+
+def _set_up(workload: Workload, machine: Machine) -> Workload:
+    """The workload on this machine; longer set-up comes at the start of every block that stages tiles."""
+    if not machine.setup_s:
+        return workload if workload.machine is machine else replace(workload, machine=machine)
+    start, *rest = workload.nodes
+    if isinstance(start, Op) and start.label == BLOCK_START:
+        begun = replace(start, serial_s=start.serial_s + machine.setup_s)
+        return replace(workload, machine=machine, nodes=(begun, *rest))
+    once = replace(machine, ramp_s=machine.ramp_s + machine.setup_s, setup_s=0.0)
+    return replace(workload, machine=once)
 
 
 def workloads(operator: Operator, shape: Shape, config: Config, machine: Machine) -> tuple[Workload, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foretile.simulator.conditions import COLD, Conditions
-from foretile.simulator.cost import Estimate, estimate, core_slowdown, overlap_exponent, overlapped
+from foretile.simulator.cost import Estimate, core_slowdown, estimate, overlap_exponent, overlapped
 from foretile.simulator.engine import Core, Run
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.program import ENGINES, Programs, write_buffer_ps

@@ -43,7 +43,7 @@ from foretile.simulator.lowering.elementwise import Count, count, store_count
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.workload import Access, Branch, Loop, Node, Op, Workload, shape_exprs
+from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
 _RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
@@ -64,7 +64,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     walker = _Walker(program, rules)
     # Barriers, descriptors and the scratchpad's layout are set up where tiles are staged in it.
     staged = machine.block_s and any(b.scope == "shared" for b in program.buffers)
-    started = (Op("block start", "barrier", serial_s=machine.block_s),) if staged else ()
+    started = (Op(BLOCK_START, "barrier", serial_s=machine.block_s),) if staged else ()
     nodes = settle((*started, *walker.block(program.body)), loaded, cyclic=False)
     agents, rate = rules.agents()
     digits, ranges, tiles = raster(program)
