@@ -162,6 +162,6 @@ def test_longer_set_up_is_paid_by_every_round_of_blocks() -> None:
         shape = operator.shape(batch=batch, kv_len=64, heads=64)
         times = [float(evaluate_config(operator, shape, config, m).time_s[0]) for m in (quick, slow)]
         longer.append(times[1] - times[0])
-    # Part of it hides: engines that are busy at the same time hold each other up less.
+    # Part of it hides behind what limits the kernel anyway.
     assert longer[0] == pytest.approx(4.0 * (quick.launch_s + quick.ramp_s), rel=0.2)
-    assert 0.5 < (longer[1] - longer[0]) / (7 * 4.0 * quick.ramp_s) < 1.1
+    assert 0.25 < (longer[1] - longer[0]) / (7 * 4.0 * quick.ramp_s) < 1.1
