@@ -97,6 +97,7 @@ class Machine:
     dispatch_s: float
     block_s: float  # from a block's start to its first instruction of work
     overlap: float  # exponent of the norm that joins the engines' busy times; infinite: they overlap fully
+    setup_s: float = 0.0  # what these kernels' blocks take longer to start than this machine's
     pace: float = 1.0  # rate of the cores' engines in these kernels, over what this machine says
     davinci: Davinci | None = field(default=None)
 
@@ -183,6 +184,7 @@ _OUTSIDE = frozenset(
         "atomic_chip_bytes_per_s",
         "launch_s",
         "ramp_s",
+        "setup_s",
         "dispatch_s",
         "overlap",
         "pace",
@@ -218,7 +220,7 @@ RESOURCES: dict[str, Callable[[Machine, float], Machine]] = {
     ),
     "barrier": lambda m, f: _times(m, 1 / f, "barrier_s", "barrier_warp_s", "pipeline_barrier_s"),
     "atomic": lambda m, f: _times(m, f, "atomic_chip_bytes_per_s"),
-    "launch": lambda m, f: _times(m, 1 / f, "launch_s", "ramp_s", "dispatch_s"),
+    "launch": lambda m, f: _times(m, 1 / f, "launch_s", "ramp_s", "setup_s", "dispatch_s"),
 }
 
 
@@ -227,14 +229,21 @@ def _of(q: Quantity[float] | Quantity[int] | None, default: float = 0.0) -> floa
 
 
 def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
-    """The machine as the kernels of one library use it: no level beyond its own peak."""
+    """The machine as the kernels of one library use it: no level beyond its own peak.
+
+    What longer set-up adds to the ramp (lengths and page tables to look up, descriptors, barriers) every
+    round of blocks pays, the first one included.
+    """
     memory = min(profile.memory_fraction.value, 1.0 / m.dram_read_fraction)
     headroom = min(
         (m.matrix_peak_flop_per_s[k] / v for k, v in m.matrix_flop_per_s.items()), default=math.inf
     )
     slowed = _times(m, memory, "dram_bytes_per_s", "l2_chip_bytes_per_s", "port_bytes_per_s")
-    slowed = _times(slowed, profile.launch_fraction.value, "launch_s", "ramp_s")
-    return replace(slowed, pace=min(profile.core_fraction.value, headroom))
+    launch = profile.launch_fraction.value
+    slowed = _times(slowed, launch, "launch_s")
+    slowed = _times(slowed, min(1.0, launch), "ramp_s")
+    setup = max(0.0, launch - 1.0) * m.ramp_s
+    return replace(slowed, setup_s=setup, pace=min(profile.core_fraction.value, headroom))
 
 
 def machine(chip: Chip) -> Machine:

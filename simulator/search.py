@@ -20,7 +20,7 @@ from foretile.simulator.lowering import lower
 from foretile.simulator.machine import Machine, SimulationError, core_numbers
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.simulate import Simulation, simulate
-from foretile.simulator.workload import Workload
+from foretile.simulator.workload import BLOCK_START, Op, Workload
 
 _FINALISTS = 4
 _CHUNK = 8192  # shapes evaluated together: bounds the memory of one step
@@ -97,9 +97,7 @@ def _lowered(traced: _Traced, core: _Core) -> Workload | SimulationError:
 @lru_cache(maxsize=8192)
 def _launch(traced: _Traced, machine: Machine) -> Workload | SimulationError:
     found = _lowered(traced, _core(machine))
-    if isinstance(found, SimulationError) or found.machine is machine:
-        return found
-    return replace(found, machine=machine)
+    return found if isinstance(found, SimulationError) else _set_up(found, machine)
 
 
 @lru_cache(maxsize=8192)
@@ -113,6 +111,18 @@ def _workloads(
             return launch
         found.append(launch)
     return tuple(found)
+
+
+def _set_up(workload: Workload, machine: Machine) -> Workload:
+    """The workload on this machine; longer set-up comes at the start of every block that stages tiles."""
+    if not machine.setup_s:
+        return workload if workload.machine is machine else replace(workload, machine=machine)
+    start, *rest = workload.nodes
+    if isinstance(start, Op) and start.label == BLOCK_START:
+        begun = replace(start, serial_s=start.serial_s + machine.setup_s)
+        return replace(workload, machine=machine, nodes=(begun, *rest))
+    once = replace(machine, ramp_s=machine.ramp_s + machine.setup_s, setup_s=0.0)
+    return replace(workload, machine=once)
 
 
 def workloads(operator: Operator, shape: Shape, config: Config, machine: Machine) -> tuple[Workload, ...]:

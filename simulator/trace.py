@@ -27,6 +27,7 @@ def trace(operator: Operator, shape: Shape, chip: Chip, config: Config | None = 
     used: set[str] = set()
     for number, (launch, run) in enumerate(zip(played.runs, (r.run for r in played.runs), strict=True)):
         name = launch.plan.workload.program.name
+        m = launch.plan.workload.machine
         events.append(_slice("kernel", "launch", base, m.launch_s * 1e6, number))
         start = base + (m.launch_s + m.ramp_s) * 1e6
         events.append(_slice("kernel", name, base, launch.time_s * 1e6, number))

@@ -18,6 +18,7 @@ from foretile.simulator.machine import Machine
 CORE_ENGINES = ("matrix", "vector", "special", "scratchpad", "tensor_memory", "port", "feed", "drain")
 # Engines in the cores' clock domain: they slow down together when matrix load lowers the clock.
 CLOCKED = frozenset({"matrix", "vector", "special", "scratchpad", "tensor_memory"})
+BLOCK_START = "block start"  # label of a block's first operation, where it stages tiles
 CHIP_ENGINES = ("l2", "dram", "atomic")
 
 

@@ -10,9 +10,10 @@ passes and is part of the kernel source. Lengths are causal, step + i + 1: calls
 length differ up to ninefold with isl (H200, n = 492). Mapped where lengths differ by less than a tenth.
 Calls of 2048 scores or fewer have a time of zero and are refused.
 
-``glm5_dsa_attn_module``: FlashMLA's flash_mla_sparse_fwd, 64 heads of 576 against 512, bf16. The time
-does not depend on ``step + isl`` (H200, n = 3025): every query has 2048 indices, the first keys of its
-sequence and -1 behind them, so all queries of a sequence read the same keys.
+``glm5_dsa_attn_module``: FlashMLA's flash_mla_sparse_fwd, heads of 576 against 512, bf16: the model's 64
+up to Hopper, padded to 128 from Blackwell on, whatever ``num_heads`` says. Every query has 2048 indices:
+the first keys of its sequence, and -1 behind them. Keys beyond those are never touched (the time does not
+depend on ``step + isl`` past 2048; H200, n = 3025), so kv_len is 2048 at most.
 
 ``dsv4_paged_mqa_logits_module`` (deepseekv4_sparse_modules.py): the paged kernel over keys compressed
 4 to 1, 64 index heads; each token is a request of its own with its causal length (step + i + 1) / 4, all
@@ -40,7 +41,7 @@ import pandas as pd
 from foretile.calibration.sources._aic_common import Mapped, Place, Refused, refuse
 
 _GLM5_INDEX_HEADS, _DSV4_INDEX_HEADS = 32, 64
-_GLM5_HEADS = 64
+_GLM5_HEADS, _GLM5_HEADS_PADDED = 64, 128
 _GLM5_TOPK = 2048
 _DSV4_TOPK = {64: 512, 128: 1024}  # by attention heads: Flash, Pro
 _COMPRESSED = 4  # tokens a key of DeepSeek-V4's indexer
@@ -80,13 +81,13 @@ def glm5_topk(frame: pd.DataFrame, place: Place) -> Iterator[Mapped | Refused]:
 
 def glm5_attention(frame: pd.DataFrame, place: Place) -> Iterator[Mapped | Refused]:
     """Table ``glm5_dsa_attn_module`` → sparse_mla."""
-    del place
+    heads = _GLM5_HEADS_PADDED if place.instruction == "tcgen05" else _GLM5_HEADS
     params = {
         "batch": frame["batch_size"].to_numpy(),
         "seq": frame["isl"].to_numpy(),
-        "heads": _GLM5_HEADS,
+        "heads": heads,
         "topk": _GLM5_TOPK,
-        "kv_len": (frame["step"] + frame["isl"]).to_numpy(),
+        "kv_len": np.minimum(_GLM5_TOPK, (frame["step"] + frame["isl"]).to_numpy()),
         "dtype": "bf16",
     }
     yield Mapped(frame.index, "sparse_mla", params)

@@ -100,6 +100,12 @@ RULES: tuple[Rule, ...] = (
     ),
     # Sparse attention.
     Rule("indexer_logits", "*paged*", _every, "paged kernel: every query is a request of its own"),
+    Rule(
+        "indexer_logits",
+        "deep_gemm.fp8_mqa_logits",
+        lambda r: r["seq"] % (128 // r["heads"]) != 0,
+        "DeepGEMM's blocks of 128 / heads queries reach into the next sequence and do the keys of both",
+    ),
     Rule("topk_select", "*/flat", _every, "all scores equal: ties only"),
     # Others.
     Rule("quantize", "sglang", _every, "four element-wise kernels one after the other"),

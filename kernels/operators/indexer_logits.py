@@ -21,7 +21,7 @@ _FP8 = "float8_e4m3"
 
 
 def program(shape: Shape, config: Config) -> TileProgram:
-    """One block ``block_q`` queries, all their heads, against ``chunk`` tiles of ``block_n`` keys.
+    """One block ``block_q`` queries, all their heads, against ``chunk`` tiles of ``block_n`` keys (0: all).
 
     The heads of a query are the columns of a product whose rows are the keys; ``product`` "bf16" widens
     the operands on chip, without rounding, for matrix engines that take no fp8. Under the causal mask
@@ -41,7 +41,8 @@ def program(shape: Shape, config: Config) -> TileProgram:
         W: T.Tensor((batch, seq, heads), "float32"),
         Logits: T.Tensor((batch, seq, kv_len), "float32"),
     ) -> None:
-        grid = (T.ceildiv(kv_len, block_N * chunk), T.ceildiv(seq, block_Q), batch)
+        tiles = T.ceildiv(kv_len, block_N)
+        grid = (T.ceildiv(kv_len, block_N * chunk) if chunk else 1, T.ceildiv(seq, block_Q), batch)
         with T.Kernel(*grid, threads=threads) as (bx, by, bz):
             Q_shared = T.alloc_shared((block_Q * heads, HEAD_DIM), product)
             Q_local = T.alloc_fragment((heads, HEAD_DIM), _FP8) if convert else None
@@ -66,7 +67,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
             T.copy(W[bz, q0 : q0 + block_Q, 0:heads], W_shared)
 
             first = bx * chunk
-            last = T.min(first + chunk, T.ceildiv(kv_len, block_N))
+            last = T.min(first + chunk, tiles) if chunk else tiles
             seen = T.ceildiv(T.min(position + block_Q, kv_len), block_N) if causal else last
             edge = T.max(first, T.min(last, seen)) if causal else last
             for t in T.Pipelined(first, edge, num_stages=num_stages):
@@ -95,7 +96,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
     return traced(indexer_logits)
 
 
-# (block_q, block_n, num_stages, threads, chunk), likeliest first.
+# (block_q, block_n, num_stages, threads, chunk), likeliest first; those of all keys as DeepGEMM's.
 _TILES = (
     (4, 128, 2, 256, 8),
     (4, 128, 2, 128, 16),
@@ -109,6 +110,9 @@ _TILES = (
     (1, 256, 2, 256, 4),
     (8, 128, 2, 256, 8),
     (1, 64, 2, 64, 2),
+    (4, 256, 3, 512, 0),
+    (4, 128, 3, 256, 0),
+    (2, 128, 3, 256, 0),
 )
 
 

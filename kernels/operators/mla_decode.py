@@ -173,35 +173,34 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
     return _decode(shape, config), combine(queries, num_split, full(shape["dtype"]))
 
 
-# (block_h, block_n, block_v, num_stages, threads), likeliest first: those of 16 heads for small shared
-# memories or few heads, the last for accumulators in a memory of their own.
+# (block_h, block_n, block_v, num_stages, threads) and parts of the keys, likeliest first. Tiles of 16 heads
+# are for small shared memories or few heads, those of 256 values for accumulators that do not fit otherwise.
+# Up to one part for every core of a large chip (FlashMLA, trtllm-gen); one is what a kernel for many
+# queries does.
+_SPLITS, _FEW_SPLITS = (8, 4, 2, 16, 1, 32, 64, 128), (8, 2, 1, 32)
 _TILES = (
-    (64, 64, 512, 2, 256),
-    (64, 32, 512, 2, 256),
-    (64, 64, 512, 1, 256),
-    (32, 32, 512, 2, 128),
-    (16, 16, 512, 2, 128),
-    (16, 32, 512, 2, 128),
-    (16, 64, 512, 2, 128),
-    (64, 64, 256, 2, 256),
+    (64, 64, 512, 2, 256, _SPLITS),
+    (64, 32, 512, 2, 256, _FEW_SPLITS),
+    (64, 64, 512, 1, 256, _SPLITS),
+    (32, 32, 512, 2, 128, _FEW_SPLITS),
+    (16, 16, 512, 2, 128, _FEW_SPLITS),
+    (16, 32, 512, 2, 128, _SPLITS),
+    (16, 64, 512, 2, 128, _SPLITS),
+    (64, 64, 256, 1, 128, (1,)),
+    (64, 32, 256, 1, 128, (1,)),
+    (64, 16, 256, 1, 128, (1,)),
 )
 
 
 def configs(shape: Shape) -> list[Config]:
     """The space: query heads, keys and values of a tile, tiles in flight, parts of the keys."""
     longest = int(np.max(shape["kv_len"]))
+    names = ("block_h", "block_n", "block_v", "num_stages", "threads")
     return [
-        {
-            "block_h": h,
-            "block_n": n,
-            "block_v": v,
-            "num_stages": stages,
-            "threads": threads,
-            "num_split": split,
-        }
-        for split in (8, 4, 2, 16, 1)
-        for h, n, v, stages, threads in _TILES
-        if split == 1 or split <= -(-longest // n)
+        {**dict(zip(names, tile, strict=True)), "num_split": split}
+        for (*tile, splits) in _TILES
+        for split in splits
+        if split == 1 or split <= -(-longest // tile[1])
     ]
 
 

@@ -24,7 +24,7 @@ from foretile.kernels.expr import (
     variables,
     walk,
 )
-from foretile.kernels.ir import Copy, CumSum, For, Gemm, Reduce, Region, Store, TileProgram, walk_stmts
+from foretile.kernels.ir import Copy, CumSum, For, Gemm, Reduce, Region, Stmt, Store, TileProgram, walk_stmts
 from foretile.simulator.lowering.rules import Roles
 from foretile.simulator.machine import Machine
 from foretile.simulator.workload import Access, Digit, Loop, Node, Op
@@ -40,6 +40,8 @@ def roles(program: TileProgram) -> Roles:
             for s in loop.body:
                 if isinstance(s, Copy) and is_load(s, program):
                     staged[s.dst.buffer] = loop.num_stages
+                elif (gather := gathered(s, program)) is not None:
+                    staged[gather.buffer] = loop.num_stages
     written = {s.buffer for s in stmts if isinstance(s, Store)}
     written |= {s.dst.buffer for s in stmts if isinstance(s, Reduce | CumSum)}
     for s in stmts:  # a converted copy of something element-wise is element-wise work too
@@ -60,6 +62,34 @@ def is_load(stmt: Copy, program: TileProgram) -> bool:
         program.buffer(stmt.src.buffer).scope == "global"
         and program.buffer(stmt.dst.buffer).scope == "shared"
     )
+
+
+def gathered(stmt: Stmt, program: TileProgram) -> Store | None:
+    """The store of a parallel nest that does nothing but bring rows from global to shared memory.
+
+    Which rows, indices on the chip may say; each row's elements lie side by side and keep their type, so
+    that copies of 16 bytes, or tensor copies that take a row each, bring them in without the values
+    passing through registers.
+    """
+    if not isinstance(stmt, For) or stmt.kind != "parallel" or len(stmt.body) != 1:
+        return None
+    store = stmt.body[0]
+    if not isinstance(store, Store) or store.atomic or not isinstance(store.value, Load):
+        return None
+    source, target = program.buffer(store.value.buffer), program.buffer(store.buffer)
+    moved = source.scope == "global" and target.scope == "shared" and source.dtype == target.dtype
+    last = stmt.vars[-1]
+    rows = last.name not in {v for load in loads(store.value.indices[-1]) for v in variables(load)}
+    beside = rows and _strides(store.value.indices[-1], last.name) == 1
+    return store if moved and beside else None
+
+
+def _strides(index: Expr, name: str) -> int:
+    """How far apart neighbours along the variable ``name`` lie (0: it does not occur)."""
+    if name not in variables(index) or loads(index):
+        return 0
+    at = dict.fromkeys(variables(index), 0)
+    return int(evaluate(index, at | {name: 1})) - int(evaluate(index, at))
 
 
 def lead(loads: list[Op], body: list[Node]) -> int:

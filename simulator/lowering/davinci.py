@@ -136,11 +136,7 @@ class DavinciRules:
         read = elements * DTYPES[source.dtype].bytes
         written = elements * DTYPES[target.dtype].bytes
         if source.scope == "global":
-            if target.name in self.roles.operands:
-                rate = d.gm_to_l1_bytes_per_cycle.value
-            else:
-                rate = d.gm_to_ub_bytes_per_cycle.value * d.vector_cores_per_cube.value
-            busy = read / rate * machine.cycle_s
+            busy = read / self._into(target) * machine.cycle_s
             return Cost({"feed": busy}, busy)
         if target.scope == "global":
             if source.name in self.roles.accumulators:  # the fix-pipe converts on the way out
@@ -151,6 +147,16 @@ class DavinciRules:
             return Cost({"drain": busy}, busy)
         passes = max(1.0, convert_count(source.dtype, target.dtype).total)
         return self._vector(elements, passes, DTYPES[source.dtype].bytes, source.name)
+
+    def gather(self, elements: int, source: Buffer, target: Buffer) -> Cost:
+        busy = elements * DTYPES[source.dtype].bytes / self._into(target) * self.machine.cycle_s
+        return Cost({"feed": busy}, busy)
+
+    def _into(self, target: Buffer) -> float:
+        """Bytes a cycle from global memory into the buffer that holds ``target``."""
+        if target.name in self.roles.operands:
+            return self.d.gm_to_l1_bytes_per_cycle.value
+        return self.d.gm_to_ub_bytes_per_cycle.value * self.d.vector_cores_per_cube.value
 
     def reduce(self, stmt: Reduce | CumSum, elements: int, rows: int) -> Cost:
         return self._vector(elements, 2.0, 4.0, stmt.src.buffer)

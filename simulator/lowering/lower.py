@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
-import numpy as np
-
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import Call, Expr, Var, binary, evaluate, loads, substitute, variables
+from foretile.kernels.expr import Call, Expr, Load, Var, binary, evaluate, loads, substitute, variables
 from foretile.kernels.ir import (
     AtomicAdd,
     Buffer,
@@ -28,6 +27,7 @@ from foretile.kernels.ir import (
 from foretile.simulator.lowering.analysis import (
     ceildiv,
     element_region,
+    gathered,
     is_load,
     lead,
     pair_var,
@@ -43,7 +43,7 @@ from foretile.simulator.lowering.elementwise import Count, count, store_count
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.workload import Access, Branch, Loop, Node, Op, Workload, shape_exprs
+from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
 _RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
@@ -64,7 +64,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     walker = _Walker(program, rules)
     # Barriers, descriptors and the scratchpad's layout are set up where tiles are staged in it.
     staged = machine.block_s and any(b.scope == "shared" for b in program.buffers)
-    started = (Op("block start", "barrier", serial_s=machine.block_s),) if staged else ()
+    started = (Op(BLOCK_START, "barrier", serial_s=machine.block_s),) if staged else ()
     nodes = settle((*started, *walker.block(program.body)), loaded, cyclic=False)
     agents, rate = rules.agents()
     digits, ranges, tiles = raster(program)
@@ -145,6 +145,9 @@ class _Walker:
         ahead: list[Op] = []
         body: list[Node] = []
         for inner in stmt.body:
+            if pipelined and (rows := gathered(inner, self.program)) is not None:
+                ahead.append(self.gather(inner, rows))
+                continue
             ops = self.statement(inner)
             if pipelined and isinstance(inner, Copy) and is_load(inner, self.program):
                 ahead.extend(op for op in ops if isinstance(op, Op))
@@ -173,6 +176,21 @@ class _Walker:
                 dealt=dealt,
             )
         ]
+
+    def gather(self, nest: Stmt, stmt: Store) -> Op:
+        """Rows that indices on the chip name, as one load that runs ahead of a pipelined loop.
+
+        The indices themselves are a few bytes a row, and fetched further ahead.
+        """
+        assert isinstance(nest, For)
+        assert isinstance(stmt.value, Load)
+        extents = {v.name: self._constant(e, nest) for v, e in zip(nest.vars, nest.extents, strict=True)}
+        points = prod(extents.values())
+        source, target = self.program.buffer(stmt.value.buffer), self.program.buffer(stmt.buffer)
+        region, scattered = self.region(stmt.value.indices, extents)
+        cost = self.rules.gather(points, source, target)
+        label = f"gather {source.name} → {target.name}"
+        return self._load_op(region, source, cost, label, target.name, points, scattered)
 
     def branch(self, stmt: If) -> Branch:
         self.guards.append(stmt.cond)
@@ -294,7 +312,7 @@ class _Walker:
 
     def store(self, stmt: Store, extents: dict[str, int], guard: Count) -> list[Op]:
         """``buffer[i, j] = value`` over the points of a parallel nest (one point outside of any)."""
-        points = int(np.prod(list(extents.values()))) if extents else 1
+        points = prod(extents.values())
         target = self.program.buffer(stmt.buffer)
         each = guard + store_count(stmt.value, target, self.program)
         ops: list[Op] = []

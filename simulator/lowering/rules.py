@@ -54,6 +54,9 @@ class Rules(Protocol):
     def move(self, stmt: Copy, elements: int, source: Buffer, target: Buffer) -> Cost:
         """The core's share of a copy (the path to the L2 and beyond is counted separately)."""
 
+    def gather(self, elements: int, source: Buffer, target: Buffer) -> Cost:
+        """The core's share of copying rows that indices name into a staged tile."""
+
     def reduce(self, stmt: Reduce | CumSum, elements: int, rows: int) -> Cost:
         """A reduction (or scan) of ``elements`` into ``rows`` results."""
 

@@ -21,6 +21,11 @@ _PRODUCER_REGISTERS = 24
 _CONSUMER_REGISTERS = 240
 _VECTOR_BYTES = 16  # widest load, store or asynchronous copy of one thread
 _TENSOR_MEMORY_LANES = 128
+# Rows of a tile that fill the lanes of the tensor memory: with half as many (or a quarter) the lanes hold
+# two (four) groups of columns, of 16 columns at least. So do two cores that share an instruction of 128 rows
+# (cta_group::2), and one by itself (tcgen05.mma.ws of 64 or 32 rows; PTX ISA, data path layouts B, E and G).
+_FOLDED_ROWS = (32, 64)
+_FOLDED_COLUMNS = 16
 _SYNC_ROWS = 16  # rows of a warp-synchronous matrix instruction (mma.m16n8k16)
 _ACCUMULATOR_BYTES = 4
 
@@ -33,11 +38,6 @@ def elements_of(buffer: Buffer) -> int:
     return total
 
 
-def _rows(stmt: Gemm) -> int:
-    """Rows of a product's result."""
-    return int(evaluate(stmt.c.extents[-2], {}))
-
-
 class SimtRules:
     """Costs of tile operations for one program on one SIMT machine."""
 
@@ -45,6 +45,10 @@ class SimtRules:
         self.program = program
         self.machine = machine
         self.roles = roles
+        # Block-scaled instructions have no variants of fewer rows.
+        self._scaled = frozenset(
+            g.c.buffer for g in walk_stmts(program.body) if isinstance(g, Gemm) and g.a_scale is not None
+        )
         self._in_tensor_memory = self._wide_accumulators()
         self._warps = ceil(program.threads / machine.warp_size)
         # Accumulators that element-wise code has fetched into registers, and those it has changed
@@ -60,9 +64,12 @@ class SimtRules:
         if self.machine.matrix_instruction != "tcgen05":
             return frozenset()
         products = [s for s in walk_stmts(self.program.body) if isinstance(s, Gemm)]
-        return frozenset(s.c.buffer for s in products if not self._narrow(s, _rows(s)))
+        sides = [tuple(int(evaluate(e, {})) for e in s.c.extents[-2:]) for s in products]
+        return frozenset(
+            s.c.buffer for s, (m, n) in zip(products, sides, strict=True) if not self._narrow(s, m, n)
+        )
 
-    def _narrow(self, stmt: Gemm, rows: int) -> bool:
+    def _narrow(self, stmt: Gemm, rows: int, columns: int) -> bool:
         """Whether a product of so few rows is faster on the older instruction of 16 rows.
 
         The alternative is the asynchronous one, padded to its rows. The older one takes no scales.
@@ -70,7 +77,8 @@ class SimtRules:
         m = self.machine
         if m.matrix_instruction not in ("wgmma", "tcgen05") or stmt.a_scale is not None:
             return False
-        return rows < m.matrix_m and ceil(rows / _SYNC_ROWS) * _SYNC_ROWS / m.sync_fraction < m.matrix_m
+        step = self._fold(stmt.c.buffer, rows, columns)
+        return rows < step and ceil(rows / _SYNC_ROWS) * _SYNC_ROWS / m.sync_fraction < step
 
     def agents(self) -> tuple[int, float]:
         return max(1, self._warps // SCHEDULERS), min(1.0, self._warps / SCHEDULERS)
@@ -158,16 +166,23 @@ class SimtRules:
             )
         return registers
 
+    def _fold(self, accumulator: str, rows: int, columns: int) -> int:
+        """Rows of the matrix instruction for a tile of these rows: folded into the lanes, where it may be."""
+        if self.machine.matrix_instruction == "tcgen05" and accumulator not in self._scaled:
+            for step in _FOLDED_ROWS:
+                if rows <= step and columns * step >= _FOLDED_COLUMNS * _TENSOR_MEMORY_LANES:
+                    return step
+        return self.machine.matrix_m
+
     def _tensor_memory_bytes(self) -> int:
-        # Accumulators occupy whole columns of 128 lanes, whatever their row count.
+        # Accumulators occupy whole columns of 128 lanes.
         total = 0
         for b in self.program.buffers:
             if b.name in self._in_tensor_memory:
                 rows = int(evaluate(b.shape[0], {}))
                 columns = elements_of(b) // rows
-                total += (
-                    ceil(rows / _TENSOR_MEMORY_LANES) * _TENSOR_MEMORY_LANES * columns * _ACCUMULATOR_BYTES
-                )
+                step = self._fold(b.name, rows, columns)
+                total += ceil(rows / step) * step * columns * _ACCUMULATOR_BYTES
         return total
 
     # -- operations --------------------------------------------------------------------------
@@ -184,9 +199,9 @@ class SimtRules:
         columns = ceil(n / 8) * 8
         depth_step = max(1, int(machine.matrix_k_bytes / element))
         depth = ceil(k / depth_step) * depth_step
-        step, rate = machine.matrix_m, machine.matrix_rate(dtype)
+        step, rate = self._fold(stmt.c.buffer, m, columns), machine.matrix_rate(dtype)
         asynchronous = machine.matrix_instruction in ("wgmma", "tcgen05")
-        if self._narrow(stmt, m):
+        if self._narrow(stmt, m, columns):
             step, rate, asynchronous = _SYNC_ROWS, rate * machine.sync_fraction, False
         rows = ceil(m / step) * step
         flops = 2.0 * rows * columns * depth
@@ -266,12 +281,21 @@ class SimtRules:
         latency = count.depth * m.vector_latency_s + (m.scratchpad_latency_s if pad_bytes else 0.0)
         return Cost(work, max(work.values()) + latency)
 
+    def gather(self, elements: int, source: Buffer, target: Buffer) -> Cost:
+        # Tensor copies take rows that registers name (tile::gather4) where the matrix engine has a memory
+        # of its own (PTX ISA 8.6, sm_100); before, each thread copies 16 bytes of a row.
+        bulk = self.machine.bulk_copy and self.machine.matrix_instruction == "tcgen05"
+        return self._moved(elements, source, target, bulk=bulk)
+
     def move(self, stmt: Copy, elements: int, source: Buffer, target: Buffer) -> Cost:
+        bulk = self.machine.bulk_copy and {source.scope, target.scope} == {"global", "shared"}
+        return self._moved(elements, source, target, bulk=bulk)
+
+    def _moved(self, elements: int, source: Buffer, target: Buffer, *, bulk: bool) -> Cost:
         m = self.machine
         read = elements * DTYPES[source.dtype].bytes
         written = elements * DTYPES[target.dtype].bytes
         convert = convert_count(source.dtype, target.dtype)
-        bulk = m.bulk_copy and {source.scope, target.scope} == {"global", "shared"}
         instructions = 0.0 if bulk else read / _VECTOR_BYTES
         if not bulk and source.scope == "global" and target.scope == "shared" and not m.async_copy:
             instructions *= 2  # through registers: a load and a store

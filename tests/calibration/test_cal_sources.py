@@ -266,9 +266,24 @@ def test_sparse_and_linear_attention(tmp_path: Path) -> None:
     assert parsed["indexer_logits"]["heads"] == 32
     assert parsed["indexer_logits"]["kv_len"] == 2048
     assert parsed["sparse_mla"]["topk"] == 2048
+    assert parsed["sparse_mla"]["heads"] == 64
+    assert parsed["sparse_mla"]["kv_len"] == 2048
     assert parsed["topk_select"] == {"rows": 2, "cols": 8192, "k": 2048}
     assert parsed["linear_attention"]["heads"] == 32
     assert aiconfigurator.refused("h200-sxm", tmp_path)["rows"].sum() == 3
+
+
+def test_padded_heads_of_sparse_attention(tmp_path: Path) -> None:
+    """From Blackwell on the collector pads the heads to 128; keys past the named ones are not touched."""
+    row = {"kernel_source": "k", "num_heads": 64, "batch_size": 2, "tp_size": 1, "isl": 4, "latency": 0.6}
+    rows = [row | {"step": s} for s in (60, 8188, 100000)]
+    for device, chip, heads in (("b200_sxm", "b200-sxm", 128), ("h200_sxm", "h200-sxm", 64)):
+        write(tmp_path, "sparse_attention/sglang/0.5.14", "glm5_dsa_attn_module", rows, device=device)
+        frame = aiconfigurator.load(chip, path=tmp_path)
+        shapes = [json.loads(text) for text in frame["shape"]]
+        assert {s["heads"] for s in shapes} == {heads}
+        assert [s["kv_len"] for s in shapes] == [64, 2048]
+        assert list(frame["runs"]) == [1, 2]
 
 
 def test_devices_and_paths(tmp_path: Path) -> None:

@@ -149,3 +149,19 @@ def test_lowering_reads_nothing_outside_of_the_cores() -> None:
         config = operator.config(shape)
         for program in _programs(operator, frozen(static_part(operator, shape)), frozen(config)):
             assert replace(lower(program, other), machine=m) == lower(program, m)
+
+
+def test_longer_set_up_is_paid_by_every_round_of_blocks() -> None:
+    """One round costs what the launch does; each further round pays the longer ramp again."""
+    chip = load_chip("h100-sxm5-80gb")
+    operator = load_operator("mla_decode")
+    config = {"block_h": 64, "block_n": 64, "block_v": 512, "num_stages": 2, "threads": 256, "num_split": 1}
+    quick, slow = (for_kernels(machine(chip), _profile(1.0, 1.0, f)) for f in (1.0, 5.0))
+    longer = []
+    for batch in (132, 132 * 8):
+        shape = operator.shape(batch=batch, kv_len=64, heads=64)
+        times = [float(evaluate_config(operator, shape, config, m).time_s[0]) for m in (quick, slow)]
+        longer.append(times[1] - times[0])
+    # Part of it hides behind what limits the kernel anyway.
+    assert longer[0] == pytest.approx(4.0 * (quick.launch_s + quick.ramp_s), rel=0.2)
+    assert 0.25 < (longer[1] - longer[0]) / (7 * 4.0 * quick.ramp_s) < 1.1

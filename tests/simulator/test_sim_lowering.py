@@ -83,13 +83,42 @@ def test_half_filled_instructions_are_padded_and_counted() -> None:
     p = predict("gemm", "a100-sxm4-80gb", m=8, n=4096, k=4096, config=TILE | {"block_m": 16, "threads": 128})
     assert p.overhead_flops["tile_padding_and_masking"] == pytest.approx(p.flops)
     assert p.overhead_flops["instruction_padding"] == 0
-    wide = predict("gemm", "b200-sxm", m=8192, n=8192, k=4096, config=TILE | {"block_m": 64, "threads": 128})
-    assert wide.overhead_flops["tile_padding_and_masking"] == 0
-    # 64 rows in an instruction of 128: the engine runs at half rate.
-    (product,) = labelled(gemm_workload("b200-sxm", block_m=64, threads=128), "gemm")
-    assert product.flops in (2 * product.tile_flops, product.tile_flops)
-    full = predict("gemm", "b200-sxm", m=8192, n=8192, k=4096, config=TILE)
-    assert wide.time_s > 1.5 * full.time_s
+    (product,) = labelled(gemm_workload("h100-sxm5-80gb", block_m=48, threads=128), "gemm")
+    assert product.flops == pytest.approx(product.tile_flops * 64 / 48)
+
+
+def test_few_rows_fold_into_the_lanes_of_the_tensor_memory() -> None:
+    """Half or a quarter of 128 rows fill the lanes with two or four groups of columns, at the full rate."""
+    for rows in (32, 64, 128):
+        workload = gemm_workload("b200-sxm", block_m=rows, block_n=128, threads=128)
+        (product,) = labelled(workload, "gemm")
+        assert product.flops == product.tile_flops
+    # 64 x 512 in float32 are half of the tensor memory, so that two tiles of 64 x 64 fit beside them.
+    sparse = load_operator("sparse_mla")
+    shape = sparse.shape(batch=1, seq=1)
+    config = next(c for c in sparse.configs(shape) if (c["block_h"], c["block_v"]) == (64, 512))
+    assert (
+        workloads(sparse, shape, config, machine_of(load_chip("b200-sxm")))[0].occupancy.blocks_per_core == 1
+    )
+
+
+@pytest.mark.parametrize("chip", ["a100-sxm4-80gb", "h100-sxm5-80gb", "b200-sxm"])
+def test_gathered_rows_run_ahead_of_a_pipelined_loop(chip: str) -> None:
+    """Rows that indices on the chip name are staged as tiles are, once for each stage."""
+    sparse = load_operator("sparse_mla")
+    shape = sparse.shape(batch=1, seq=1, heads=16)
+    for stages in (1, 2):
+        config = sparse.config(
+            shape, block_h=16, block_n=16, block_v=512, num_stages=stages, threads=128, num_split=1
+        )
+        workload = workloads(sparse, shape, config, machine_of(load_chip(chip)))[0]
+        (loop,) = (node for node in workload.nodes if isinstance(node, Loop))
+        staged = [op for op in loop.loads if workload.accesses[op.access].tensor == "KV"]
+        assert [op.writes for op in staged] == ["KV_shared", "K_rope_shared"]
+        # A tensor copy takes named rows by itself; where there is none, threads issue 16 bytes each.
+        assert bool(dict(staged[0].work)) is (chip != "b200-sxm")
+        tile = 2 * 16 * 576 + 4 * 16
+        assert workload.occupancy.scratchpad_bytes == 2 * 16 * 576 + 2 * 16 * 16 + stages * tile
 
 
 def test_few_rows_fall_back_to_the_narrow_instruction() -> None:
