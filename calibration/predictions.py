@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foretile.calibration.dispatch import launched, rule_for
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.conditions import Conditions
@@ -33,13 +34,15 @@ _IN_GRAPH = {"quantize": 5.0}
 class Batch:
     """Rows of one operator whose shapes differ in dynamic parameters only and whose kernels have one profile.
 
-    ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
+    ``source``: whose profile they have, empty for the family's; ``library``: whose rule of choice they
+    follow (:mod:`~foretile.calibration.dispatch`), empty for none. ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
     (0: launched eagerly); ``where``: the rows' places in the table.
     """
 
     operator: Operator
     family: str
     source: str
+    library: str
     shape: Shape
     conditions: Conditions
     graph: Array
@@ -68,14 +71,20 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         operator = load_operator(str(name))
         shapes = group["shape"].map(json.loads)
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
-        own = group["kernel_source"].map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
-        source = group["kernel_source"].where(own, "")
-        for (_, kernels), part in group.groupby([static, source], sort=False):
-            found.append(_batch(operator, str(family), str(kernels), frame, part))
+        sources = group["kernel_source"]
+        own = sources.map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
+        ruled = sources.map(
+            lambda k, o=operator: rule_for(o.name, str(k), chip.matrix.instruction) is not None
+        )
+        keys = [static, sources.where(own, ""), sources.where(ruled, "")]
+        for (_, kernels, library), part in group.groupby(keys, sort=False):
+            found.append(_batch(operator, str(family), str(kernels), str(library), frame, part))
     return found
 
 
-def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, part: pd.DataFrame) -> Batch:
+def _batch(
+    operator: Operator, family: str, source: str, library: str, frame: pd.DataFrame, part: pd.DataFrame
+) -> Batch:
     shapes = [json.loads(s) for s in part["shape"]]
     shape: Shape = {p.name: shapes[0][p.name] for p in operator.params}
     for p in operator.params:
@@ -89,6 +98,7 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
         operator=operator,
         family=family,
         source=source,
+        library=library,
         shape=shape,
         conditions=Conditions(
             copies,
@@ -133,7 +143,15 @@ def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     for i, config in enumerate(configs):
         launches = evaluate_config(batch.operator, batch.shape, config, machine, batch.conditions)
         found[i] = launches.time_s
-    return np.asarray(found + graph_s(chip, batch))
+    return np.asarray(np.where(launchable(chip, batch, configs), found + graph_s(chip, batch), np.inf))
+
+
+def launchable(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
+    """Which of the configurations the batch's library launches, by configuration and row."""
+    rule = rule_for(batch.operator.name, batch.library, chip.matrix.instruction)
+    if rule is None:
+        return np.ones((len(configs), len(batch)), dtype=bool)
+    return launched(rule, configs, batch.shape, len(batch))
 
 
 def predict_table(frame: pd.DataFrame, chip_of: Callable[[str], Chip] | None = None) -> pd.DataFrame:

@@ -46,8 +46,11 @@ class Problem:
         self.parts = []
         for batch in self.batches:
             configs = allowed(chip, batch)
-            order = np.argsort(times(chip, batch, configs), axis=0)[:_SHORTLIST]
-            rows = [np.flatnonzero((order == c).any(axis=0)) for c in range(len(configs))]
+            ranked = times(chip, batch, configs)
+            order = np.argsort(ranked, axis=0)[:_SHORTLIST]
+            rows = [
+                np.flatnonzero((order == c).any(axis=0) & np.isfinite(ranked[c])) for c in range(len(configs))
+            ]
             used = [c for c in range(len(configs)) if len(rows[c])]
             self.parts.append(_Part(batch, [configs[c] for c in used], [rows[c] for c in used]))
 

@@ -1,0 +1,101 @@
+"""Which kernel a library launches: where it chooses by shape and not by time, its rule.
+
+A search takes the fastest configuration for every shape. Libraries that are built from templates hold
+a few kernels and pick by the number of rows; what they launch is then slower than the best there is, by
+a multiple where the choice is poor. Rules name block shapes only; a row whose kernel is not in the space,
+or does not fit the chip, takes the best of those that are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels.operator import Config, Shape
+
+Array = np.ndarray
+_Choice = Callable[[Array, Array, Array], Any]  # m, n, k by row → rows of this choice
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``choices``: what the configuration must hold, for the rows where a condition holds first.
+
+    ``instruction``: of the chip's matrix engine; empty for any.
+    """
+
+    operator: str
+    kernels: str
+    instruction: str
+    choices: tuple[tuple[_Choice, dict[str, Any]], ...]
+
+
+def _always(m: Array, n: Array, k: Array) -> Any:
+    del n, k
+    return np.ones(len(m), dtype=bool)
+
+
+def _rows(most: int) -> _Choice:
+    return lambda m, n, k: m <= most
+
+
+# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh; tiles of few rows are those of
+# the transposed product.
+_HOPPER = (
+    (_rows(16), {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 256}),
+    (
+        lambda m, n, k: (m <= 64) & (n <= 1280),
+        {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 256},
+    ),
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 256}),
+    (_rows(128), {"variant": "persistent", "block_m": 64, "block_n": 128}),
+    (_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
+)
+# …scaled_mm_sm100_fp8_dispatch.cuh.
+_BLACKWELL = (
+    (_rows(16), {"variant": "tile", "block_m": 32, "block_n": 128, "block_k": 128}),
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 128, "block_k": 256}),
+    (_rows(256), {"variant": "persistent", "block_m": 128, "block_n": 128}),
+    (_always, {"variant": "persistent", "block_m": 256, "block_n": 128}),
+)
+_VLLM, _SGLANG = "CutlassFP8ScaledMMLinearKernel", "sglang_sgl_kernel_fp8_scaled_mm"
+
+
+def _by_rows(choices: Sequence[tuple[_Choice, dict[str, Any]]]) -> tuple[tuple[_Choice, dict[str, Any]], ...]:
+    """The same, with activations quantised row by row."""
+    return tuple((condition, {**held, "quantise": "rows"}) for condition, held in choices)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("gemm_fp8", _VLLM, "wgmma", _by_rows(_HOPPER)),
+    Rule("gemm_fp8", _VLLM, "", ((_always, {"quantise": "rows"}),)),
+    Rule("gemm_fp8", _SGLANG, "wgmma", _HOPPER),
+)
+
+
+def rule_for(operator: str, source: str, instruction: str) -> Rule | None:
+    """The rule of a kernel source on chips with this matrix instruction, None if it may take the best."""
+    for rule in RULES:
+        named = any(fnmatchcase(source, pattern) for pattern in rule.kernels.split())
+        if rule.operator == operator and named and rule.instruction in ("", instruction):
+            return rule
+    return None
+
+
+def launched(rule: Rule, configs: Sequence[Config], shape: Shape, rows: int) -> Array:
+    """By configuration and row, whether the library launches it: of shape (configs, rows)."""
+    m, n, k = (np.broadcast_to(np.asarray(shape[name]), (rows,)) for name in ("m", "n", "k"))
+    open_ = np.ones(rows, dtype=bool)
+    found = np.zeros((len(configs), rows), dtype=bool)
+    for condition, held in rule.choices:
+        mine = open_ & condition(m, n, k)
+        open_ &= ~mine
+        for i, config in enumerate(configs):
+            if all(config.get(name) == value for name, value in held.items()):
+                found[i] |= mine
+    found[:, ~found.any(axis=0)] = True
+    return found
