@@ -55,25 +55,26 @@ _HOPPER = (
     (_rows(128), {"variant": "persistent", "block_m": 64, "block_n": 128}),
     (_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
 )
-# …scaled_mm_sm100_fp8_dispatch.cuh.
+# …scaled_mm_sm100_fp8_dispatch.cuh; tiles of 128 rows and more are those of two cores, half for each.
 _BLACKWELL = (
     (_rows(16), {"variant": "tile", "block_m": 32, "block_n": 128, "block_k": 128}),
     (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 128, "block_k": 256}),
-    (_rows(256), {"variant": "persistent", "block_m": 128, "block_n": 128}),
-    (_always, {"variant": "persistent", "block_m": 256, "block_n": 128}),
+    (_rows(256), {"variant": "persistent", "block_m": 64, "block_n": 128}),
+    (_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
+)
+# sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu.
+_SGL_BLACKWELL = (
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (_rows(256), {"variant": "persistent", "block_m": 64, "block_n": 128}),
+    (_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
 )
 _VLLM, _SGLANG = "CutlassFP8ScaledMMLinearKernel", "sglang_sgl_kernel_fp8_scaled_mm"
 
 
-def _by_rows(choices: Sequence[tuple[_Choice, dict[str, Any]]]) -> tuple[tuple[_Choice, dict[str, Any]], ...]:
-    """The same, with activations quantised row by row."""
-    return tuple((condition, {**held, "quantise": "rows"}) for condition, held in choices)
-
-
 RULES: tuple[Rule, ...] = (
-    Rule("gemm_fp8", _VLLM, "wgmma", _by_rows(_HOPPER)),
-    Rule("gemm_fp8", _VLLM, "", ((_always, {"quantise": "rows"}),)),
-    Rule("gemm_fp8", _SGLANG, "wgmma", _HOPPER),
+    Rule("gemm_fp8", f"{_VLLM} {_SGLANG}", "wgmma", _HOPPER),
+    Rule("gemm_fp8", _VLLM, "tcgen05", _BLACKWELL),
+    Rule("gemm_fp8", _SGLANG, "tcgen05", _SGL_BLACKWELL),
 )
 
 

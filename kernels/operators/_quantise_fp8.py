@@ -11,14 +11,12 @@ from foretile.kernels.operators._quant import ABSMAX_FLOOR, FP8_MAX, saturated, 
 
 FP8 = "float8_e4m3"
 _ROWS, _COLS, _THREADS = 4, 2048, 256  # of a block that quantises
-# One block a row, of as many threads as a block has, that walks its columns without buffers.
-_ROW_THREADS = 1024
-# As TensorRT-LLM finds a tensor's maximum (cudaFp8Utils.cu): so many blocks, an element a thread and step.
-_MAX_BLOCKS, _MAX_ROWS, _MAX_COLS, _MAX_THREADS = 1024, 8, 128, 1024
+# As TensorRT-LLM finds a tensor's maximum (cudaFp8Utils.cu): so many blocks, few elements a thread and step.
+_MAX_BLOCKS, _MAX_ROWS, _MAX_COLS, _MAX_THREADS = 1024, 16, 128, 1024
 
 
 def by_tensor(M: Any, K: Any) -> TileProgram:
-    """By the tensor's scale, tiles side by side."""
+    """By the tensor's scale."""
 
     @T.prim_func
     def quantise_fp8_tensor(
@@ -33,30 +31,6 @@ def by_tensor(M: Any, K: Any) -> TileProgram:
             T.copy(A_local, A[by * _ROWS, bx * _COLS])
 
     traced: TileProgram = quantise_fp8_tensor
-    return traced
-
-
-def row_by_row(M: Any, K: Any) -> TileProgram:
-    """By the tensor's scale, a block a row that waits for every 2048 columns in turn.
-
-    The static quantisation within vLLM 0.24's linear layers takes this course on every chip: a step up
-    behind each 2048 columns and each row more than there are cores, where n is small.
-    """
-
-    @T.prim_func
-    def quantise_fp8_row_by_row(
-        X: T.Tensor((M, K), "bfloat16"), A_scale: T.Tensor((1,), "float32"), A: T.Tensor((M, K), FP8)
-    ) -> None:
-        with T.Kernel(M, threads=_ROW_THREADS) as row:
-            X_local = T.alloc_fragment((1, _COLS), "bfloat16")
-            A_local = T.alloc_fragment((1, _COLS), FP8)
-            for step in T.serial(T.ceildiv(K, _COLS)):
-                T.copy(X[row, step * _COLS], X_local)
-                for i, j in T.Parallel(1, _COLS):
-                    A_local[i, j] = saturated(T.cast(X_local[i, j], "float32"), A_scale[0])
-                T.copy(A_local, A[row, step * _COLS])
-
-    traced: TileProgram = quantise_fp8_row_by_row
     return traced
 
 

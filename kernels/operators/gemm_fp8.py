@@ -13,7 +13,7 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Arrays, Config, Operator, OperatorError, Param, Shape, Tolerance
 from foretile.kernels.operators._common import full, random_operand, size, whole
 from foretile.kernels.operators._quant import FP8_MAX, reference_scale, round_e4m3
-from foretile.kernels.operators._quantise_fp8 import FP8, by_rows, by_tensor, row_by_row, tensor_scale
+from foretile.kernels.operators._quantise_fp8 import FP8, by_rows, by_tensor, tensor_scale
 from foretile.kernels.operators._scaled_gemm import (
     check_config,
     depth_tile,
@@ -29,13 +29,12 @@ def _scales(shape: Shape, rows: Any) -> tuple[Any, ...]:
     return (rows,) if shape["per_row"] else (1,)
 
 
-def _quantise(shape: Shape, config: Config) -> tuple[TileProgram, ...]:
+def _quantise(shape: Shape) -> tuple[TileProgram, ...]:
     """The launches that make A of X, and with ``find_scale`` its scale before."""
     M, K = shape["m"], shape["k"]
     if shape["per_row"]:
         return (by_rows(M, K),)
-    made = row_by_row(M, K) if config["quantise"] == "rows" else by_tensor(M, K)
-    return (*tensor_scale(M, K), made) if shape["find_scale"] else (made,)
+    return (*tensor_scale(M, K), by_tensor(M, K)) if shape["find_scale"] else (by_tensor(M, K),)
 
 
 @T.macro
@@ -159,12 +158,13 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
         OperatorError: an unknown variant, or a tile that is no multiple of 16.
     """
     check_config("gemm_fp8", config, blocks=False)
-    for key, known in (("variant", ("tile", "persistent", "split_k")), ("quantise", ("tiles", "rows"))):
-        if config[key] not in known:
-            raise OperatorError(f"gemm_fp8: {key}={config[key]!r} is not one of {', '.join(known)}")
+    if config["variant"] not in ("tile", "persistent", "split_k"):
+        raise OperatorError(
+            f"gemm_fp8: variant={config['variant']!r} is not one of tile, persistent, split_k"
+        )
     split = config["variant"] == "split_k"
     product = _split_k(shape, config) if split else (_product(shape, config),)
-    launches = (*_quantise(shape, config), *product) if shape["quantize_a"] else product
+    launches = (*_quantise(shape), *product) if shape["quantize_a"] else product
     return launches if len(launches) > 1 else launches[0]
 
 
@@ -176,13 +176,13 @@ _TILES = (
     (128, 192, 256, 8, ((128, 4),)),
     (192, 128, 256, 8, ((128, 4),)),
     (128, 64, 128, 8, ((128, 4), (128, 6))),
-    (64, 128, 128, 8, ((128, 4), (128, 6))),
+    (64, 128, 128, 8, ((128, 4), (128, 8), (256, 4))),
     (64, 256, 256, 8, ((128, 4),)),
-    (64, 64, 128, 0, ((128, 5), (256, 3), (256, 5))),
-    (32, 128, 128, 0, ((128, 5), (256, 3))),
+    (64, 64, 128, 0, ((128, 5), (128, 12), (256, 3), (256, 6))),
+    (32, 128, 128, 0, ((128, 5), (128, 10), (256, 3))),
     (32, 64, 128, 0, ((128, 5), (128, 7))),
     (16, 128, 128, 0, ((256, 4),)),
-    (16, 64, 128, 0, ((256, 4), (256, 6), (128, 4), (128, 7))),
+    (16, 64, 128, 0, ((256, 4), (256, 10), (128, 4), (128, 7))),
     (128, 32, 128, 0, ((128, 4), (128, 6))),
     (256, 256, 512, 8, ((128, 2),)),
     (64, 32, 128, 0, ((128, 6),)),
@@ -197,9 +197,9 @@ _PERSISTENT = (
     (128, 256, 256, 4),
     (256, 128, 256, 4),
     (128, 128, 256, 4),
+    (128, 128, 256, 6),
     (128, 192, 256, 4),
-    (64, 128, 128, 6),
-    (64, 64, 128, 6),
+    (64, 128, 128, 8),
 )
 # (block_m, block_n, threads, bytes of a K row, stages, parts of the sum)
 _SPLIT = (
@@ -217,28 +217,15 @@ _WIDENED = (
     (16, 128, 128, 3, 128, 0),
     (16, 64, 64, 3, 128, 0),
 )
-# The kernels of vLLM's linear layers, whose activations are quantised row by row: (variant, block_m,
-# block_n, block_k, stages, threads), by rows of A (csrc/quantization/w8a8/cutlass).
-_ROW_BY_ROW = (
-    ("tile", 16, 64, 256, 6, 128),
-    ("tile", 64, 64, 256, 5, 128),
-    ("persistent", 64, 128, 128, 6, 128),
-    ("persistent", 128, 128, 128, 4, 256),
-    ("persistent", 256, 128, 128, 4, 256),
-)
 
 
 def configs(shape: Shape) -> list[Config]:
-    """The space: products of fp8, then of operands widened to bf16; ``cores`` is to be set to the chip's.
-
-    ``quantise`` says how the launch that makes A goes about its rows: in tiles, or one after the other
-    as in the kernels of one library, which are never the fastest.
-    """
+    """The space: products of fp8, then of operands widened to bf16; ``cores`` is to be set to the chip's."""
     keys = ("variant", "block_m", "block_n", "block_k", "num_stages", "threads", "swizzle", "product")
 
-    def config(*values: Any, split: int = 1, quantise: str = "tiles") -> Config:
+    def config(*values: Any, split: int = 1) -> Config:
         found = dict(zip(keys, values, strict=True))
-        return {**found, "split_k": split, "quantise": quantise, "cores": 132}
+        return {**found, "split_k": split, "cores": 132}
 
     space = [config("persistent", m, n, 128, s, threads, 8, "fp8") for m, n, threads, s in _PERSISTENT]
     space += [
@@ -252,8 +239,6 @@ def configs(shape: Shape) -> list[Config]:
         for split in splits
     ]
     space += [config("tile", *tile, "bf16") for tile in _WIDENED]
-    if shape["quantize_a"] and not shape["per_row"] and not shape["find_scale"]:
-        space += [config(*tile, 8, "fp8", quantise="rows") for tile in _ROW_BY_ROW]
     return space
 
 
