@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
+from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config, Shape
 
 Array = np.ndarray
@@ -25,12 +25,12 @@ _Choice = Callable[[Array, Array, Array], Any]  # m, n, k by row → rows of thi
 class Rule:
     """``choices``: what the configuration must hold, for the rows where a condition holds first.
 
-    ``instruction``: of the chip's matrix engine; empty for any.
+    ``engine``: of the chips that the kernels are made for, see :func:`engine_of`.
     """
 
     operator: str
     kernels: str
-    instruction: str
+    engine: str
     choices: tuple[tuple[_Choice, dict[str, Any]], ...]
 
 
@@ -55,18 +55,61 @@ _HOPPER = (
     (_rows(128), {"variant": "persistent", "block_m": 64, "block_n": 128}),
     (_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
 )
-# …scaled_mm_sm100_fp8_dispatch.cuh; tiles of 128 rows and more are those of two cores, half for each.
+# …scaled_mm_sm100_fp8_dispatch.cuh; tiles of 128 rows and more are those of two cores: half for each.
 _BLACKWELL = (
     (_rows(16), {"variant": "tile", "block_m": 32, "block_n": 128, "block_k": 128}),
     (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 128, "block_k": 256}),
-    (_rows(256), {"variant": "persistent", "block_m": 64, "block_n": 128}),
+    (_rows(256), {"variant": "tile", "block_m": 128, "block_n": 64}),
     (_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
 )
 # sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu.
 _SGL_BLACKWELL = (
     (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
-    (_rows(256), {"variant": "persistent", "block_m": 64, "block_n": 128}),
+    (_rows(256), {"variant": "tile", "block_m": 128, "block_n": 64}),
     (_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
+)
+# …, kernels of chips without and with bulk copies.
+_SGL_ADA = (
+    (
+        lambda m, n, k: (m <= 16) & (n <= 8192),
+        {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128},
+    ),
+    (
+        lambda m, n, k: (m == 1) | (m <= 64) & (n <= 16384),
+        {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128},
+    ),
+    (_rows(64), {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128}),
+    (
+        lambda m, n, k: (m <= 128) & (n <= 16384),
+        {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128},
+    ),
+    (_rows(128), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
+    (
+        lambda m, n, k: (m <= 256) & (n > 8192) & (n <= 16384),
+        {"variant": "tile", "block_m": 64, "block_n": 128},
+    ),
+    (_rows(256), {"variant": "tile", "block_m": 128, "block_n": 64}),
+    (_always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64}),
+)
+_SGL_BULK = ((_always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 128}),)
+# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm120_fp8_dispatch.cuh and scaled_mm_c2x_sm89_…, up to
+# 64 rows.
+_VLLM_BULK = tuple(
+    (_rows(most), {"variant": "tile", "block_m": most, "block_n": 64, "block_k": 128}) for most in (16, 32, 64)
+)
+_VLLM_ADA = (
+    (
+        lambda m, n, k: (m <= 16) & (n <= 8192),
+        {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128},
+    ),
+    (lambda m, n, k: (m <= 16) & (n <= 24576), {"variant": "tile", "block_m": 16, "block_n": 128}),
+    (
+        lambda m, n, k: (m <= 32) & (n > 8192) & (n <= 16384),
+        {"variant": "tile", "block_m": 32, "block_n": 128},
+    ),
+    (_rows(32), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
+    (lambda m, n, k: (n > 8192) & (n <= 16384), {"variant": "tile", "block_m": 64, "block_n": 128}),
+    (_always, {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
 )
 _VLLM, _SGLANG = "CutlassFP8ScaledMMLinearKernel", "sglang_sgl_kernel_fp8_scaled_mm"
 
@@ -75,14 +118,27 @@ RULES: tuple[Rule, ...] = (
     Rule("gemm_fp8", f"{_VLLM} {_SGLANG}", "wgmma", _HOPPER),
     Rule("gemm_fp8", _VLLM, "tcgen05", _BLACKWELL),
     Rule("gemm_fp8", _SGLANG, "tcgen05", _SGL_BLACKWELL),
+    Rule("gemm_fp8", _SGLANG, "mma_sync", _SGL_ADA),
+    Rule("gemm_fp8", _SGLANG, "mma_sync with bulk copies", _SGL_BULK),
+    Rule("gemm_fp8", _VLLM, "mma_sync", _VLLM_ADA),
+    Rule("gemm_fp8", _VLLM, "mma_sync with bulk copies", _VLLM_BULK),
 )
 
 
-def rule_for(operator: str, source: str, instruction: str) -> Rule | None:
-    """The rule of a kernel source on chips with this matrix instruction, None if it may take the best."""
+def engine_of(chip: Chip) -> str:
+    """What decides which kernels a chip can run: its matrix instruction, and bulk copies beside the older one."""
+    instruction = chip.matrix.instruction
+    return (
+        f"{instruction} with bulk copies"
+        if instruction == "mma_sync" and chip.features.bulk_copy
+        else instruction
+    )
+
+
+def rule_for(operator: str, source: str, engine: str) -> Rule | None:
+    """The rule of a kernel source on such chips, None if it may take the best."""
     for rule in RULES:
-        named = any(fnmatchcase(source, pattern) for pattern in rule.kernels.split())
-        if rule.operator == operator and named and rule.instruction in ("", instruction):
+        if rule.operator == operator and rule.engine == engine and source in rule.kernels.split():
             return rule
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foretile.calibration.dispatch import launched, rule_for
+from foretile.calibration.dispatch import engine_of, launched, rule_for
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.conditions import Conditions
@@ -73,9 +73,7 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
         sources = group["kernel_source"]
         own = sources.map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
-        ruled = sources.map(
-            lambda k, o=operator: rule_for(o.name, str(k), chip.matrix.instruction) is not None
-        )
+        ruled = sources.map(lambda k, o=operator: rule_for(o.name, str(k), engine_of(chip)) is not None)
         keys = [static, sources.where(own, ""), sources.where(ruled, "")]
         for (_, kernels, library), part in group.groupby(keys, sort=False):
             found.append(_batch(operator, str(family), str(kernels), str(library), frame, part))
@@ -148,7 +146,7 @@ def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
 
 def launchable(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     """Which of the configurations the batch's library launches, by configuration and row."""
-    rule = rule_for(batch.operator.name, batch.library, chip.matrix.instruction)
+    rule = rule_for(batch.operator.name, batch.library, engine_of(chip))
     if rule is None:
         return np.ones((len(configs), len(batch)), dtype=bool)
     return launched(rule, configs, batch.shape, len(batch))

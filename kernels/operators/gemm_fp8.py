@@ -116,9 +116,11 @@ def _split_k(shape: Shape, config: Config) -> tuple[TileProgram, TileProgram]:
     def gemm_fp8_split_k(
         A: T.Tensor((M, K), FP8), B: T.Tensor((N, K), FP8), W: T.Tensor((M, N), "float32")
     ) -> None:
-        with T.Kernel(
-            T.ceildiv(N, block_N), T.ceildiv(M, block_M), split, threads=config["threads"]
-        ) as (bx, by, part):
+        with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), split, threads=config["threads"]) as (
+            bx,
+            by,
+            part,
+        ):
             k_tiles = T.ceildiv(K, block_K)  # dealt out evenly: no two parts differ by more than one
             first, last = part * k_tiles // split, (part + 1) * k_tiles // split
             m0, n0 = by * block_M, bx * block_N
@@ -171,8 +173,8 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
 # (block_m, block_n, threads, swizzle, ((bytes of a K row of a tile, stages), …)), likeliest first.
 _TILES = (
     (128, 256, 256, 8, ((128, 3), (128, 4))),
-    (256, 128, 256, 8, ((128, 3), (128, 4))),
-    (128, 128, 256, 8, ((128, 4), (128, 6), (64, 3))),
+    (256, 128, 256, 8, ((128, 3), (128, 4), (64, 3), (64, 4))),
+    (128, 128, 256, 8, ((128, 4), (128, 6), (128, 3), (64, 3), (64, 5))),
     (128, 192, 256, 8, ((128, 4),)),
     (192, 128, 256, 8, ((128, 4),)),
     (128, 64, 128, 8, ((128, 4), (128, 6))),
@@ -181,7 +183,7 @@ _TILES = (
     (64, 64, 128, 0, ((128, 5), (128, 12), (256, 3), (256, 6))),
     (32, 128, 128, 0, ((128, 5), (128, 10), (256, 3))),
     (32, 64, 128, 0, ((128, 5), (128, 7))),
-    (16, 128, 128, 0, ((256, 4),)),
+    (16, 128, 128, 0, ((256, 4), (128, 5))),
     (16, 64, 128, 0, ((256, 4), (256, 10), (128, 4), (128, 7))),
     (128, 32, 128, 0, ((128, 4), (128, 6))),
     (256, 256, 512, 8, ((128, 2),)),
@@ -329,7 +331,9 @@ def _outliers(shape: Shape, rng: np.random.Generator) -> Arrays:
 def check(shape: Shape) -> None:
     """Refuse a scale to be found where there is nothing to quantise, or where rows have their own."""
     if shape["find_scale"] and (shape["per_row"] or not shape["quantize_a"]):
-        raise OperatorError("gemm_fp8: find_scale goes with quantize_a, and with one scale a tensor (not per_row)")
+        raise OperatorError(
+            "gemm_fp8: find_scale goes with quantize_a, and with one scale a tensor (not per_row)"
+        )
 
 
 OPERATOR = Operator(
