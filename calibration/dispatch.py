@@ -95,7 +95,8 @@ _SGL_BULK = ((_always, {"variant": "tile", "block_m": 128, "block_n": 128, "bloc
 # vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm120_fp8_dispatch.cuh and scaled_mm_c2x_sm89_…, up to
 # 64 rows.
 _VLLM_BULK = tuple(
-    (_rows(most), {"variant": "tile", "block_m": most, "block_n": 64, "block_k": 128}) for most in (16, 32, 64)
+    (_rows(most), {"variant": "tile", "block_m": most, "block_n": 64, "block_k": 128})
+    for most in (16, 32, 64)
 )
 _VLLM_ADA = (
     (
@@ -111,6 +112,11 @@ _VLLM_ADA = (
     (lambda m, n, k: (n > 8192) & (n <= 16384), {"variant": "tile", "block_m": 64, "block_n": 128}),
     (_always, {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
 )
+# One tile whatever the shape: time a step of k is that of the whole tile even for one row or 128 columns
+# (nvfp4 on Blackwell: 65536 of k take as long for 128 columns as for 2048, in the tables themselves).
+_TILE_128 = ((_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),)
+_TILE_256 = ((_always, {"variant": "persistent", "block_m": 128, "block_n": 256}),)
+_CUTE_DSL = "FlashInferCuteDslNvFp4LinearKernel sglang_flashinfer_cutedsl_nvfp4"
 _VLLM, _SGLANG = "CutlassFP8ScaledMMLinearKernel", "sglang_sgl_kernel_fp8_scaled_mm"
 
 
@@ -119,6 +125,8 @@ RULES: tuple[Rule, ...] = (
     Rule("gemm_fp8", _VLLM, "tcgen05", _BLACKWELL),
     Rule("gemm_fp8", _SGLANG, "tcgen05", _SGL_BLACKWELL),
     Rule("gemm_fp8", _SGLANG, "mma_sync", _SGL_ADA),
+    Rule("gemm_nvfp4", _CUTE_DSL, "tcgen05", _TILE_128),
+    Rule("gemm_nvfp4", "torch_flow", "tcgen05", _TILE_256),
     Rule("gemm_fp8", _SGLANG, "mma_sync with bulk copies", _SGL_BULK),
     Rule("gemm_fp8", _VLLM, "mma_sync", _VLLM_ADA),
     Rule("gemm_fp8", _VLLM, "mma_sync with bulk copies", _VLLM_BULK),
