@@ -134,13 +134,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def engine_of(chip: Chip) -> str:
-    """What decides which kernels a chip can run: its matrix instruction, and bulk copies beside the older one."""
+    """What decides which kernels a chip runs: its matrix instruction, and bulk copies beside the older one."""
     instruction = chip.matrix.instruction
-    return (
-        f"{instruction} with bulk copies"
-        if instruction == "mma_sync" and chip.features.bulk_copy
-        else instruction
-    )
+    bulk = instruction == "mma_sync" and chip.features.bulk_copy
+    return f"{instruction} with bulk copies" if bulk else instruction
 
 
 def rule_for(operator: str, source: str, engine: str) -> Rule | None:

@@ -35,8 +35,9 @@ class Batch:
     """Rows of one operator whose shapes differ in dynamic parameters only and whose kernels have one profile.
 
     ``source``: whose profile they have, empty for the family's; ``library``: whose rule of choice they
-    follow (:mod:`~foretile.calibration.dispatch`), empty for none. ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
-    (0: launched eagerly); ``where``: the rows' places in the table.
+    follow (:mod:`~foretile.calibration.dispatch`), empty for none. ``shape`` holds columns (arrays of one
+    value a row); ``graph``: kernels in one replayed graph (0: launched eagerly); ``where``: the rows'
+    places in the table.
     """
 
     operator: Operator
