@@ -18,7 +18,7 @@ from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config, Shape
 
 Array = np.ndarray
-_Choice = Callable[[Array, Array, Array], Any]  # m, n, k by row → rows of this choice
+_Choice = Callable[[Array, Array, Array], Any]  # m, n, k by row (zero where there is none) → its rows
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,9 @@ _VLLM_ADA = (
 # (nvfp4 on Blackwell: 65536 of k take as long for 128 columns as for 2048, in the tables themselves).
 _TILE_128 = ((_always, {"variant": "persistent", "block_m": 128, "block_n": 128}),)
 _TILE_256 = ((_always, {"variant": "persistent", "block_m": 128, "block_n": 256}),)
+# vLLM, csrc/quantization/w8a8/fp8/common.cu: a block of 256 threads a row.
+_BLOCK_A_ROW = ((_always, {"variant": "walk"}),)
+_ENGINES = ("wgmma", "tcgen05", "mma_sync", "mma_sync with bulk copies")
 _CUTE_DSL = "FlashInferCuteDslNvFp4LinearKernel sglang_flashinfer_cutedsl_nvfp4"
 _VLLM, _SGLANG = "CutlassFP8ScaledMMLinearKernel", "sglang_sgl_kernel_fp8_scaled_mm"
 
@@ -125,6 +128,7 @@ RULES: tuple[Rule, ...] = (
     Rule("gemm_fp8", _VLLM, "tcgen05", _BLACKWELL),
     Rule("gemm_fp8", _SGLANG, "tcgen05", _SGL_BLACKWELL),
     Rule("gemm_fp8", _SGLANG, "mma_sync", _SGL_ADA),
+    *(Rule("quantize", "static_scaled_fp8_quant", engine, _BLOCK_A_ROW) for engine in _ENGINES),
     Rule("gemm_nvfp4", _CUTE_DSL, "tcgen05", _TILE_128),
     Rule("gemm_nvfp4", "torch_flow", "tcgen05", _TILE_256),
     Rule("gemm_fp8", _SGLANG, "mma_sync with bulk copies", _SGL_BULK),
@@ -150,7 +154,7 @@ def rule_for(operator: str, source: str, engine: str) -> Rule | None:
 
 def launched(rule: Rule, configs: Sequence[Config], shape: Shape, rows: int) -> Array:
     """By configuration and row, whether the library launches it: of shape (configs, rows)."""
-    m, n, k = (np.broadcast_to(np.asarray(shape[name]), (rows,)) for name in ("m", "n", "k"))
+    m, n, k = (np.broadcast_to(np.asarray(shape.get(name, 0)), (rows,)) for name in ("m", "n", "k"))
     open_ = np.ones(rows, dtype=bool)
     found = np.zeros((len(configs), rows), dtype=bool)
     for condition, held in rule.choices:
