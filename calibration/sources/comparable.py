@@ -103,13 +103,6 @@ RULES: tuple[Rule, ...] = (
     Rule("topk_select", "*/flat", _every, "all scores equal: ties only"),
     # Products.
     Rule(
-        "gemm",
-        "sglang_sgl_kernel_bmm_fp8",
-        _every,
-        "sglang fp8 in batches: the scale of the activations is found and they are quantised in the time, by "
-        "launches of a block a row and head",
-    ),
-    Rule(
         "gemm_fp8",
         "CutlassFP8ScaledMMLinearKernel",
         lambda r: r["m"] > 64,
