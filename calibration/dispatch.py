@@ -138,7 +138,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def engine_of(chip: Chip) -> str:
-    """What decides which kernels a chip runs: its matrix instruction, and bulk copies beside the older one."""
+    """What decides which kernels a chip runs: its matrix instruction, and bulk copies beside the oldest."""
     instruction = chip.matrix.instruction
     bulk = instruction == "mma_sync" and chip.features.bulk_copy
     return f"{instruction} with bulk copies" if bulk else instruction

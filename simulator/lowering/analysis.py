@@ -71,17 +71,6 @@ def lead(loads: list[Op], body: list[Node]) -> int:
     return len(loads)
 
 
-def signals(loads: list[Op], body: list[Node]) -> int:
-    """Barriers that tell of a stage's loads: what one operation waits for first arrives at one barrier."""
-    open_ = {op.writes for op in loads}
-    found = 0
-    for node in body:
-        if isinstance(node, Op) and open_.intersection(node.reads):
-            open_.difference_update(node.reads)
-            found += 1
-    return found + len(open_)
-
-
 def settle(nodes: tuple[Node, ...], machine: Machine, *, cyclic: bool) -> tuple[Node, ...]:
     """Drop the result latency of products that another product follows: the engine keeps going.
 

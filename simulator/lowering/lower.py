@@ -36,7 +36,6 @@ from foretile.simulator.lowering.analysis import (
     raster,
     roles,
     settle,
-    signals,
 )
 from foretile.simulator.lowering.davinci import DavinciRules
 from foretile.simulator.lowering.decisions import refuse_decisions
@@ -156,7 +155,7 @@ class _Walker:
         if dealt is not None and self.rules.machine.block_s:
             # The next tile of a persistent block starts as a block does: pointers, phases, an empty pipeline.
             body.insert(0, Op("tile start", "barrier", serial_s=self.rules.machine.block_s))
-        serial, lag = self.rules.stage_barrier(signals(ahead, body)) if pipelined else (0.0, 0.0)
+        serial, lag = self.rules.stage_barrier(len(ahead)) if pipelined else (0.0, 0.0)
         if serial:
             body.append(Op("stage barrier", "barrier", serial_s=serial))
         ahead = [replace(op, latency_s=op.latency_s + lag) for op in ahead]

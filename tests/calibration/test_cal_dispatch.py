@@ -1,4 +1,4 @@
-"""Rules of the kernels that libraries launch by shape: which configurations rows may take, and their effect."""
+"""Rules of the kernels that libraries launch by shape: what rows may take, and its effect."""
 
 import json
 
