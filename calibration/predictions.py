@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foretile.calibration.sources.variants import variant_of
+from foretile.calibration.libraries import Library, engine_of, library_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
-from foretile.simulator.conditions import Conditions
+from foretile.simulator.conditions import REPEATED, Conditions
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import Evaluated, evaluate_config, space, static_part
+from foretile.simulator.search import Evaluated, evaluate_config, space, static_part, workloads
 
 Array = np.ndarray
 # Warm-ups and replays before and while the clock is read: three plain, three replayed, six timed; the
@@ -30,13 +30,22 @@ _IDLE_SWITCHING = 0.4
 _IN_GRAPH = {"quantize": 5.0}
 
 
+def _named(shape: Shape) -> Array:
+    """Share of a query's indices that name a key; the others' products are of zeros, which switch nothing."""
+    return np.asarray(np.minimum(1.0, shape["kv_len"] / shape["topk"]))
+
+
+# Share of an operator's products whose operands are random numbers, where it is not all of them.
+_RANDOM: dict[str, Callable[[Shape], Array]] = {"sparse_mla": _named}
+
+
 @dataclass
 class Batch:
     """Rows of one operator whose shapes differ in dynamic parameters only and whose kernels have one profile.
 
     ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
-    (0: launched eagerly); ``where``: the rows' places in the table; ``variant``: what the kernels'
-    configurations have, as far as their algorithm is known.
+    (0: launched eagerly); ``where``: the rows' places in the table; ``library``: what is known
+    of the kernels that ran.
     """
 
     operator: Operator
@@ -47,7 +56,7 @@ class Batch:
     graph: Array
     latency_s: Array
     where: Array
-    variant: Mapping[str, Any]
+    library: Library | None = None
 
     def __len__(self) -> int:
         return len(self.where)
@@ -73,9 +82,16 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
         own = group["kernel_source"].map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
         source = group["kernel_source"].where(own, "")
-        variant = group["kernel_source"].map(lambda k, o=str(name): json.dumps(dict(variant_of(o, k))))
-        for (_, kernels, _), part in group.groupby([static, source, variant], sort=False):
-            found.append(_batch(operator, str(family), str(kernels), frame, part))
+        libraries = [
+            library_of(operator.name, str(kernel), engine_of(chip), shape)
+            for kernel, shape in zip(group["kernel_source"], shapes, strict=True)
+        ]
+        number = pd.Series(pd.factorize(np.array([id(x) for x in libraries]))[0], index=group.index)
+        by_number = dict(zip(number, libraries, strict=True))
+        for (_, kernels, n), part in group.groupby([static, source, number], sort=False):
+            batch = _batch(operator, str(family), str(kernels), frame, part)
+            batch.library = by_number[n]
+            found.append(batch)
     return found
 
 
@@ -89,6 +105,8 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
     tensors = sorted({name for row in held for name in row})
     copies = {name: np.array([float(row.get(name, 1)) for row in held]) for name in tensors}
     most = np.max(np.stack([np.ones(len(part)), *copies.values()]), axis=0)
+    idle = np.where(part["framework"] == "vllm", _IDLE_SWITCHING, 1.0)
+    random = _RANDOM[operator.name](shape) if operator.name in _RANDOM else 1.0
     return Batch(
         operator=operator,
         family=family,
@@ -97,12 +115,11 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
         conditions=Conditions(
             copies,
             runs=_RUNS * most,
-            switching=np.where(part["framework"] == "vllm", _IDLE_SWITCHING, 1.0),
+            switching=idle * random,
         ),
         graph=np.where(part["launch"] == "graph", np.maximum(most, _IN_GRAPH.get(operator.name, 1.0)), 0.0),
         latency_s=part["latency_s"].to_numpy(dtype=np.float64),
         where=frame.index.get_indexer(part.index),
-        variant=variant_of(operator.name, str(part["kernel_source"].iloc[0])),
     )
 
 
@@ -122,36 +139,67 @@ def batch_machine(chip: Chip, batch: Batch) -> Machine:
 def allowed(chip: Chip, batch: Batch) -> list[Config]:
     """The configurations of the batch's operator that fit the chip and that its library has.
 
+    The whole space where nothing is known of the library, or none of its own tiles fits.
+
     Raises:
-        SimulationError: none of the kernels' variant fits.
+        SimulationError: nothing fits.
     """
     key = profile_key(chip, batch.family, batch.source)
-    fitting = space(batch.operator, batch.shape, machine_of(chip, key), chip.kernels.get(key))
-    found = [c for c in fitting if all(c.get(k) == v for k, v in batch.variant.items())]
-    if not found:
-        raise SimulationError(
-            f"no configuration of {batch.operator.name} with {dict(batch.variant)} fits {chip.id}"
-        )
-    return found
+    machine = machine_of(chip, key)
+    fitting: list[Config] = []
+    if batch.library is not None and batch.library.tiles is not None:
+        for config in batch.library.tiles(batch.shape):
+            try:
+                workloads(batch.operator, batch.shape, config, machine)
+            except SimulationError:
+                continue
+            fitting.append(config)
+    return fitting or space(batch.operator, batch.shape, machine, chip.kernels.get(key))
 
 
-def graph_s(chip: Chip, batch: Batch) -> Array:
-    """What the gap between replays adds to each row's time."""
+def around_s(chip: Chip, batch: Batch) -> Array:
+    """Seconds that each row's measurement holds beside the operator's own kernels.
+
+    The gap between replays of a graph, and the kernels that the same call launches.
+    """
     gap = chip.launch.graph_s.value if chip.launch.graph_s else 0.0
-    return np.asarray(np.where(batch.graph > 0, gap / np.maximum(1.0, batch.graph), 0.0))
+    total = np.where(batch.graph > 0, gap / np.maximum(1.0, batch.graph), 0.0)
+    if batch.library is not None:
+        copy, machine = load_operator("copy"), batch_machine(chip, batch)
+        for moved in batch.library.bytes_beside(batch.shape):
+            config = copy.configs({"bytes": moved})[0]
+            launches = evaluate_config(copy, {"bytes": moved}, config, machine, REPEATED)
+            total = total + launches.time_s
+    return np.asarray(total)
+
+
+def config_s(
+    chip: Chip, batch: Batch, config: Config, rows: Array | None = None, shared: Evaluated | None = None
+) -> Array:
+    """Seconds of the operator's own kernels in one configuration, infinite where no library runs it.
+
+    ``shared``: launches of other configurations of the same rows, see :func:`evaluate_config`.
+    """
+    shape, conditions = (batch.shape, batch.conditions) if rows is None else batch.rows(rows)
+    library, count = batch.library, len(batch) if rows is None else len(rows)
+    if library is not None and library.packs:  # a shape of its own for every tile
+        shape, shared = library.like(shape, config), None
+    machine = batch_machine(chip, batch)
+    launches = evaluate_config(batch.operator, shape, config, machine, conditions, shared=shared)
+    seconds = launches.time_s
+    if library is not None and library.fills and config.get("num_split", 1) > 1:
+        plan = launches.plans[0]
+        seconds = np.where(plan.blocks.reshape(-1) <= plan.slots, seconds, np.inf)
+    return np.asarray(np.broadcast_to(seconds, (count,)))
 
 
 def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     """Seconds by configuration (rows) and row of the batch (columns)."""
-    machine = batch_machine(chip, batch)
-    found = np.empty((len(configs), len(batch)))
     shared: Evaluated = {}
-    for i, config in enumerate(configs):
-        launches = evaluate_config(
-            batch.operator, batch.shape, config, machine, batch.conditions, shared=shared
-        )
-        found[i] = launches.time_s
-    return np.asarray(found + graph_s(chip, batch))
+    found = np.stack([config_s(chip, batch, config, shared=shared) for config in configs])
+    if batch.library is not None:
+        found = np.where(batch.library.launched(configs, batch.shape, len(batch)), found, np.inf)
+    return np.asarray(found + around_s(chip, batch))
 
 
 def predict_table(frame: pd.DataFrame, chip_of: Callable[[str], Chip] | None = None) -> pd.DataFrame:

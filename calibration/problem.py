@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foretile.calibration.predictions import Batch, allowed, batch_machine, graph_s, times
+from foretile.calibration.predictions import Batch, allowed, around_s, config_s, times
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
-from foretile.simulator.search import Evaluated, Frozen, evaluate_config, frozen, static_part
+from foretile.simulator.search import Evaluated, Frozen, frozen, static_part
 
 Array = np.ndarray
-Pool = dict[tuple[str, Frozen], list[Config]]
+Pool = dict[tuple[str, int, Frozen], list[Config]]  # by operator, library and static shape
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
 _REGRET = 0.002  # mean logarithm by which a few configurations may fall behind the whole space
 _HOPELESS = 1.6  # times the fastest for every row: no change of parameters makes such a configuration win
@@ -54,14 +54,17 @@ class Problem:
         chip = self.chip_at(x)
         self.parts = []
         for batch in self.batches:
-            key = batch.operator.name, frozen(static_part(batch.operator, batch.shape))
+            library = id(batch.library) if batch.library is not None else 0
+            key = batch.operator.name, library, frozen(static_part(batch.operator, batch.shape))
             configs = self.pool.get(key) or allowed(chip, batch)
             seconds = times(chip, batch, configs)
             near = (seconds <= _HOPELESS * seconds.min(axis=0)).any(axis=1)
             self.pool.setdefault(key, [c for c, kept in zip(configs, near, strict=True) if kept])
             used = portfolio(seconds)
             order = np.argsort(seconds[used], axis=0)[:_SHORTLIST]
-            rows = [np.flatnonzero((order == c).any(axis=0)) for c in range(len(used))]
+            rows = [
+                np.flatnonzero((order == i).any(axis=0) & np.isfinite(seconds[c])) for i, c in enumerate(used)
+            ]
             self.parts.append(_Part(batch, [configs[c] for c in used], rows))
 
     def residuals(self, x: Array) -> Array:
@@ -78,7 +81,7 @@ class Problem:
                 faster = seconds < best[rows]
                 best[rows[faster]] = seconds[faster]
                 choice[rows[faster]] = c
-            found.append(best)
+            found.append(best + around_s(chip, part.batch))
             self._choices.append(choice)
         return np.asarray(np.log(np.concatenate(found) / self.latency))
 
@@ -124,18 +127,9 @@ def _times_of(chip: Chip, part: _Part, c: int, rows: Array, shared: Evaluated) -
     launches have in common (``shared``).
     """
     batch = part.batch
-    few = len(batch) <= _FEW_ROWS
-    shape, conditions = (batch.shape, batch.conditions) if few else batch.rows(rows)
-    launches = evaluate_config(
-        batch.operator,
-        shape,
-        part.configs[c],
-        batch_machine(chip, batch),
-        conditions,
-        shared=shared if few else None,
-    )
-    seconds = launches.time_s[rows] if few else launches.time_s
-    return np.asarray(seconds + graph_s(chip, batch)[rows])
+    if len(batch) <= _FEW_ROWS:
+        return np.asarray(config_s(chip, batch, part.configs[c], shared=shared)[rows])
+    return config_s(chip, batch, part.configs[c], rows)
 
 
 def _chosen(chip: Chip, part: _Part, choice: Array) -> Array:
@@ -144,4 +138,4 @@ def _chosen(chip: Chip, part: _Part, choice: Array) -> Array:
     for c in np.unique(choice):
         rows = np.flatnonzero(choice == c)
         found[rows] = _times_of(chip, part, int(c), rows, shared)
-    return found
+    return np.asarray(found + around_s(chip, part.batch))

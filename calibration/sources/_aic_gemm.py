@@ -6,7 +6,7 @@
 * fp8, fp8_block, nvfp4: the activation comes in bf16 and is quantised by a launch of its own within the
   measured time (``quantize_a``): per token (sglang fp8, with a scale a column of W), static per tensor
   (vllm fp8), per token and 128 columns (fp8_block), per 16 columns (nvfp4). trtllm's fp8 finds the scale
-  of the tensor at run time: more launches than the operator's one, a floor of about 12 µs.
+  of the tensor at run time (``find_scale``): launches of its own, a floor of about 12 µs.
 * Copies. trtllm: weights, ``max(1, min(5, ceil(L2 / weight bytes)))`` (1.0.0: five). vllm: six layers
   share one x; one layer for fp8_block and nvfp4. sglang: up to six closures with an x and a W each (and an
   output for fp8_block and nvfp4), fewer where they would not fit 45 % of the memory.
@@ -61,6 +61,7 @@ def _operator(kind: str, sizes: Values, rows: pd.DataFrame, place: Place) -> tup
     params = {**sizes, "out_dtype": "bf16", "quantize_a": True}
     if kind == "fp8":
         params["per_row"] = place.framework == "sglang"
+        params["find_scale"] = place.framework == "trtllm"
     if kind == "fp8_block":
         params["scale_dtype"] = _scales(rows, place)
     return f"gemm_{kind}", params

@@ -66,7 +66,7 @@ def _fullest_first(weight: np.ndarray, tokens: int, total: int) -> np.ndarray:
         if not over:
             break
         capped += over
-    loads = np.minimum(np.round(share), tokens).astype(np.int64)
+    loads: np.ndarray = np.minimum(np.round(share), tokens).astype(np.int64)
     missing = total - int(loads.sum())
     while missing:
         able = (

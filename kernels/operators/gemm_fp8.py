@@ -12,7 +12,8 @@ from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Arrays, Config, Operator, OperatorError, Param, Shape, Tolerance
 from foretile.kernels.operators._common import full, random_operand, size, whole
-from foretile.kernels.operators._quant import FP8_MAX, reference_scale, round_e4m3, saturated, scale_of
+from foretile.kernels.operators._quant import FP8_MAX, reference_scale, round_e4m3
+from foretile.kernels.operators._quantise_fp8 import FP8, by_rows, by_tensor, tensor_scale
 from foretile.kernels.operators._scaled_gemm import (
     check_config,
     depth_tile,
@@ -20,8 +21,7 @@ from foretile.kernels.operators._scaled_gemm import (
     product_tolerance,
 )
 
-_FP8 = "float8_e4m3"
-_ROWS, _COLS, _THREADS = 4, 2048, 256  # of a block that quantises
+_FINISH_ROWS, _FINISH_COLS, _FINISH_THREADS = 8, 256, 256
 
 
 def _scales(shape: Shape, rows: Any) -> tuple[Any, ...]:
@@ -29,57 +29,28 @@ def _scales(shape: Shape, rows: Any) -> tuple[Any, ...]:
     return (rows,) if shape["per_row"] else (1,)
 
 
-def _quantise(shape: Shape) -> TileProgram:
-    """A of X: by the tensor's scale, which is given, or by the rows' own, of two passes over each."""
+def _quantise(shape: Shape) -> tuple[TileProgram, ...]:
+    """The launches that make A of X, and with ``find_scale`` its scale before."""
     M, K = shape["m"], shape["k"]
+    if shape["per_row"]:
+        return (by_rows(M, K),)
+    return (*tensor_scale(M, K), by_tensor(M, K)) if shape["find_scale"] else (by_tensor(M, K),)
 
-    if not shape["per_row"]:
 
-        @T.prim_func
-        def quantise_fp8_tensor(
-            X: T.Tensor((M, K), "bfloat16"),
-            A_scale: T.Tensor((1,), "float32"),
-            A: T.Tensor((M, K), _FP8),
-        ) -> None:
-            with T.Kernel(T.ceildiv(K, _COLS), T.ceildiv(M, _ROWS), threads=_THREADS) as (bx, by):
-                X_local = T.alloc_fragment((_ROWS, _COLS), "bfloat16")
-                A_local = T.alloc_fragment((_ROWS, _COLS), _FP8)
-                T.copy(X[by * _ROWS, bx * _COLS], X_local)
-                for i, j in T.Parallel(_ROWS, _COLS):
-                    A_local[i, j] = saturated(T.cast(X_local[i, j], "float32"), A_scale[0])
-                T.copy(A_local, A[by * _ROWS, bx * _COLS])
-
-        static: TileProgram = quantise_fp8_tensor
-        return static
-
-    @T.prim_func
-    def quantise_fp8_rows(
-        X: T.Tensor((M, K), "bfloat16"),
-        A_scale: T.Tensor((M,), "float32"),
-        A: T.Tensor((M, K), _FP8),
-    ) -> None:
-        with T.Kernel(M, threads=_THREADS) as row:
-            X_shared = T.alloc_shared((1, _COLS), "bfloat16")
-            X_local = T.alloc_fragment((1, _COLS), "float32")
-            A_local = T.alloc_fragment((1, _COLS), _FP8)
-            absmax = T.alloc_fragment((1,), "float32")
-            scale = T.alloc_fragment((1,), "float32")
-            T.clear(absmax)
-            for step in T.Pipelined(T.ceildiv(K, _COLS), num_stages=2):
-                T.copy(X[row, step * _COLS], X_shared)
-                T.copy(X_shared, X_local)
-                T.reduce_absmax(X_local, absmax, dim=1, clear=False)
-            scale[0] = scale_of(absmax[0], False)
-            T.copy(scale, A_scale[row])
-            for step in T.Pipelined(T.ceildiv(K, _COLS), num_stages=2):
-                T.copy(X[row, step * _COLS], X_shared)
-                T.copy(X_shared, X_local)
-                for i, j in T.Parallel(1, _COLS):
-                    A_local[i, j] = saturated(X_local[i, j], scale[0])
-                T.copy(A_local, A[row, step * _COLS])
-
-    dynamic: TileProgram = quantise_fp8_rows
-    return dynamic
+@T.macro
+def _scaled(per_row: bool, A_scale: Any, B_scale: Any, C_local: Any, m0: Any, n0: Any) -> None:
+    """A tile of products times its scales."""
+    rows, columns = C_local.shape
+    if not per_row:
+        for i, j in T.Parallel(rows, columns):
+            C_local[i, j] = C_local[i, j] * (A_scale[0] * B_scale[0])
+    else:
+        row_scale = T.alloc_fragment((rows,), "float32")
+        column_scale = T.alloc_fragment((columns,), "float32")
+        T.copy(A_scale[m0], row_scale)
+        T.copy(B_scale[n0], column_scale)
+        for i, j in T.Parallel(rows, columns):
+            C_local[i, j] = C_local[i, j] * row_scale[i] * column_scale[j]
 
 
 @T.macro
@@ -94,18 +65,9 @@ def _tile(
         depth_tile(A, slice(m0, m0 + block_M), depth=block_K),
         [depth_tile(B, slice(n0, n0 + block_N), depth=block_K)],
         steps,
-        _FP8,
+        FP8,
     )
-    if not per_row:
-        for i, j in T.Parallel(block_M, block_N):
-            C_local[i, j] = C_local[i, j] * (A_scale[0] * B_scale[0])
-    else:
-        row_scale = T.alloc_fragment((block_M,), "float32")
-        column_scale = T.alloc_fragment((block_N,), "float32")
-        T.copy(A_scale[m0], row_scale)
-        T.copy(B_scale[n0], column_scale)
-        for i, j in T.Parallel(block_M, block_N):
-            C_local[i, j] = C_local[i, j] * row_scale[i] * column_scale[j]
+    _scaled(per_row, A_scale, B_scale, C_local, m0, n0)
     T.copy(C_local, C[m0, n0])
 
 
@@ -120,9 +82,9 @@ def _product(shape: Shape, config: Config) -> TileProgram:
 
     @T.prim_func
     def gemm_fp8(
-        A: T.Tensor((M, K), _FP8),
+        A: T.Tensor((M, K), FP8),
         A_scale: T.Tensor(_scales(shape, M), "float32"),
-        B: T.Tensor((N, K), _FP8),
+        B: T.Tensor((N, K), FP8),
         B_scale: T.Tensor(_scales(shape, N), "float32"),
         C: T.Tensor((M, N), out_dtype),
     ) -> None:
@@ -140,59 +102,156 @@ def _product(shape: Shape, config: Config) -> TileProgram:
     return traced
 
 
+def _split_k(shape: Shape, config: Config) -> tuple[TileProgram, TileProgram]:
+    """``split_k`` blocks an output tile, each with its share of K; then the named epilogue.
+
+    The first launch adds its partial tiles atomically to the float32 workspace ``W``; the second,
+    ``gemm_fp8_finish``, scales ``W`` into ``C`` and leaves it zero for the next call.
+    """
+    M, N, K, out_dtype = shape["m"], shape["n"], shape["k"], full(shape["out_dtype"])
+    block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
+    split = config["split_k"]
+
+    @T.prim_func
+    def gemm_fp8_split_k(
+        A: T.Tensor((M, K), FP8), B: T.Tensor((N, K), FP8), W: T.Tensor((M, N), "float32")
+    ) -> None:
+        with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), split, threads=config["threads"]) as (
+            bx,
+            by,
+            part,
+        ):
+            k_tiles = T.ceildiv(K, block_K)  # dealt out evenly: no two parts differ by more than one
+            first, last = part * k_tiles // split, (part + 1) * k_tiles // split
+            m0, n0 = by * block_M, bx * block_N
+            (C_local,) = plain_products(
+                config,
+                lambda k: A[m0 : m0 + block_M, (first + k) * block_K : (first + k + 1) * block_K],
+                [lambda k: B[n0 : n0 + block_N, (first + k) * block_K : (first + k + 1) * block_K]],
+                last - first,
+                FP8,
+            )
+            T.atomic_add(W[m0, n0], C_local)
+
+    rows, cols = _FINISH_ROWS, _FINISH_COLS
+
+    @T.prim_func
+    def gemm_fp8_finish(
+        A_scale: T.Tensor(_scales(shape, M), "float32"),
+        B_scale: T.Tensor(_scales(shape, N), "float32"),
+        W: T.Tensor((M, N), "float32"),
+        C: T.Tensor((M, N), out_dtype),
+    ) -> None:
+        with T.Kernel(T.ceildiv(N, cols), T.ceildiv(M, rows), threads=_FINISH_THREADS) as (bx, by):
+            W_local = T.alloc_fragment((rows, cols), "float32")
+            T.copy(W[by * rows, bx * cols], W_local)
+            _scaled(shape["per_row"], A_scale, B_scale, W_local, by * rows, bx * cols)
+            T.copy(W_local, C[by * rows, bx * cols])
+            T.clear(W_local)
+            T.copy(W_local, W[by * rows, bx * cols])
+
+    return gemm_fp8_split_k, gemm_fp8_finish
+
+
 def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ...]:
-    """The product; with ``quantize_a`` behind the launch that makes A.
+    """The product; with ``quantize_a`` behind the launches that make A.
 
     Raises:
         OperatorError: an unknown variant, or a tile that is no multiple of 16.
     """
     check_config("gemm_fp8", config, blocks=False)
-    if config["variant"] not in ("tile", "persistent"):
-        raise OperatorError(f"gemm_fp8: variant={config['variant']!r} is not one of tile, persistent")
-    product = _product(shape, config)
-    return (_quantise(shape), product) if shape["quantize_a"] else product
+    if config["variant"] not in ("tile", "persistent", "split_k"):
+        raise OperatorError(
+            f"gemm_fp8: variant={config['variant']!r} is not one of tile, persistent, split_k"
+        )
+    split = config["variant"] == "split_k"
+    product = _split_k(shape, config) if split else (_product(shape, config),)
+    launches = (*_quantise(shape), *product) if shape["quantize_a"] else product
+    return launches if len(launches) > 1 else launches[0]
 
 
-# (variant, block_m, block_n, block_k, num_stages, threads, swizzle, product), likeliest first.
+# (block_m, block_n, threads, swizzle, ((bytes of a K row of a tile, stages), …)), likeliest first.
 _TILES = (
-    ("persistent", 128, 256, 128, 4, 256, 8, "fp8"),
-    ("persistent", 256, 128, 128, 4, 256, 8, "fp8"),
-    ("persistent", 128, 128, 128, 4, 256, 8, "fp8"),
-    ("tile", 128, 256, 128, 3, 256, 8, "fp8"),
-    ("tile", 128, 256, 128, 4, 256, 8, "fp8"),
-    ("tile", 256, 128, 128, 3, 256, 8, "fp8"),
-    ("tile", 128, 128, 128, 4, 256, 8, "fp8"),
-    ("tile", 128, 128, 64, 3, 256, 8, "fp8"),
-    ("tile", 128, 64, 128, 4, 128, 8, "fp8"),
-    ("tile", 64, 128, 128, 4, 128, 8, "fp8"),
-    ("tile", 64, 64, 128, 5, 128, 0, "fp8"),
-    ("tile", 64, 64, 256, 3, 128, 0, "fp8"),
-    ("tile", 32, 128, 128, 5, 128, 0, "fp8"),
-    ("tile", 32, 64, 128, 5, 128, 0, "fp8"),
-    ("tile", 16, 128, 256, 4, 128, 0, "fp8"),
-    ("tile", 16, 64, 256, 4, 128, 0, "fp8"),
-    ("tile", 128, 32, 128, 4, 128, 0, "fp8"),
-    ("tile", 128, 128, 128, 3, 256, 8, "bf16"),
-    ("tile", 128, 128, 64, 2, 256, 8, "bf16"),
-    ("tile", 64, 64, 64, 3, 128, 8, "bf16"),
-    ("tile", 16, 128, 128, 3, 128, 0, "bf16"),
-    ("tile", 16, 64, 64, 3, 128, 0, "bf16"),
+    (128, 256, 256, 8, ((128, 3), (128, 4))),
+    (256, 128, 256, 8, ((128, 3), (128, 4), (64, 3), (64, 4))),
+    (128, 128, 256, 8, ((128, 4), (128, 6), (128, 3), (64, 3), (64, 5))),
+    (128, 192, 256, 8, ((128, 4),)),
+    (192, 128, 256, 8, ((128, 4),)),
+    (128, 64, 128, 8, ((128, 4), (128, 6))),
+    (64, 128, 128, 8, ((128, 4), (128, 8), (256, 4))),
+    (64, 256, 256, 8, ((128, 4),)),
+    (64, 64, 128, 0, ((128, 5), (128, 12), (256, 3), (256, 6))),
+    (32, 128, 128, 0, ((128, 5), (128, 10), (256, 3))),
+    (32, 64, 128, 0, ((128, 5), (128, 7))),
+    (16, 128, 128, 0, ((256, 4), (128, 5))),
+    (16, 64, 128, 0, ((256, 4), (256, 10), (128, 4), (128, 7))),
+    (128, 32, 128, 0, ((128, 4), (128, 6))),
+    (256, 256, 512, 8, ((128, 2),)),
+    (64, 32, 128, 0, ((128, 6),)),
+    (64, 16, 128, 0, ((128, 8),)),
+    (128, 96, 256, 8, ((128, 4),)),
+    (128, 160, 256, 8, ((128, 4),)),
+    (64, 192, 128, 8, ((128, 4),)),
+    (256, 192, 256, 8, ((128, 3),)),
+)
+# (block_m, block_n, threads, stages) of one block a core.
+_PERSISTENT = (
+    (128, 256, 256, 4),
+    (256, 128, 256, 4),
+    (128, 128, 256, 4),
+    (128, 128, 256, 6),
+    (128, 192, 256, 4),
+    (64, 128, 128, 8),
+)
+# (block_m, block_n, threads, bytes of a K row, stages, parts of the sum)
+_SPLIT = (
+    (128, 128, 256, 128, 4, (2, 4, 8)),
+    (64, 128, 128, 128, 4, (2, 4, 8, 16)),
+    (64, 64, 128, 128, 5, (4, 8, 16, 32, 64)),
+    (16, 64, 128, 256, 4, (2, 4, 8, 16, 32, 64)),
+    (128, 256, 256, 128, 3, (2, 4)),
+)
+# Of operands widened to bf16: (block_m, block_n, block_k, stages, threads, swizzle).
+_WIDENED = (
+    (128, 128, 128, 3, 256, 8),
+    (128, 128, 64, 2, 256, 8),
+    (64, 64, 64, 3, 128, 8),
+    (16, 128, 128, 3, 128, 0),
+    (16, 64, 64, 3, 128, 0),
 )
 
 
 def configs(shape: Shape) -> list[Config]:
     """The space: products of fp8, then of operands widened to bf16; ``cores`` is to be set to the chip's."""
     keys = ("variant", "block_m", "block_n", "block_k", "num_stages", "threads", "swizzle", "product")
-    return [{**dict(zip(keys, tile, strict=True)), "cores": 132} for tile in _TILES]
+
+    def config(*values: Any, split: int = 1) -> Config:
+        found = dict(zip(keys, values, strict=True))
+        return {**found, "split_k": split, "cores": 132}
+
+    space = [config("persistent", m, n, 128, s, threads, 8, "fp8") for m, n, threads, s in _PERSISTENT]
+    space += [
+        config("tile", m, n, depth, s, threads, swizzle, "fp8")
+        for m, n, threads, swizzle, depths in _TILES
+        for depth, s in depths
+    ]
+    space += [
+        config("split_k", m, n, depth, s, threads, 0, "fp8", split=split)
+        for m, n, threads, depth, s, splits in _SPLIT
+        for split in splits
+    ]
+    space += [config("tile", *tile, "bf16") for tile in _WIDENED]
+    return space
 
 
 def flops(shape: Shape) -> Any:
     """2·m·n·k: one multiplication and one addition a term; scales and padding are not counted.
 
-    Quantising A is a division an element, with the rows' own scales a maximum more and a division a row.
+    Quantising A is a division an element, with the rows' own scales a maximum more and a division a row;
+    with the tensor's own a maximum more and one division.
     """
     m, n, k = (whole(shape[name]) for name in ("m", "n", "k"))
-    quantising = m * (2 * k + 1) if shape["per_row"] else m * k
+    quantising = m * (2 * k + 1) if shape["per_row"] else 2 * m * k + 1 if shape["find_scale"] else m * k
     return 2 * m * n * k + (quantising if shape["quantize_a"] else 0)
 
 
@@ -200,7 +259,7 @@ def min_bytes(shape: Shape) -> Any:
     """A (with ``quantize_a`` X, two bytes an element), B and the scales given read once, C written once."""
     m, n, k = (whole(shape[name]) for name in ("m", "n", "k"))
     a_scales, b_scales = (m, n) if shape["per_row"] else (1, 1)
-    if shape["quantize_a"] and shape["per_row"]:
+    if shape["quantize_a"] and (shape["per_row"] or shape["find_scale"]):
         a_scales = 0
     a_bytes = m * k * (2 if shape["quantize_a"] else 1)
     return a_bytes + n * k + 4 * (a_scales + b_scales) + m * n * size(shape["out_dtype"])
@@ -221,13 +280,14 @@ def _operand(shape: Shape, rng: np.random.Generator, name: str, rows: int) -> Ar
 def inputs(shape: Shape, rng: np.random.Generator) -> Arrays:
     """A of (m, k) and B of (n, k); scales (m,) and (n,), or (1,) each.
 
-    With ``quantize_a`` X of (m, k) in bf16 takes A's place, and the rows' scales are made of it.
+    With ``quantize_a`` X of (m, k) in bf16 takes A's place, and the rows' scales are made of it, or with
+    ``find_scale`` the tensor's.
     """
     found = _operand(shape, rng, "A", shape["m"]) | _operand(shape, rng, "B", shape["n"])
     if shape["quantize_a"]:
         del found["A"], found["A_scale"]
         found["X"] = random_operand(rng, (shape["m"], shape["k"]), "bf16")
-        if not shape["per_row"]:
+        if not shape["per_row"] and not shape["find_scale"]:
             absmax = np.abs(found["X"].astype(np.float32)).max()
             found["A_scale"] = np.full(1, absmax / FP8_MAX, np.float32)
     return found
@@ -237,8 +297,11 @@ def reference(shape: Shape, B: np.ndarray, B_scale: np.ndarray, **a_operand: np.
     """C of (m, n) in float64, not rounded to ``out_dtype``; quotients of X are those of float32."""
     if shape["quantize_a"]:
         x = a_operand["X"].astype(np.float32)
-        own = reference_scale(np.abs(x).max(axis=1), False).astype(np.float32)
-        scale = own if shape["per_row"] else a_operand["A_scale"]
+        if shape["per_row"] or shape["find_scale"]:
+            absmax = np.abs(x).max(axis=1) if shape["per_row"] else np.abs(x).max(keepdims=True)[0]
+            scale = reference_scale(absmax, False).astype(np.float32)
+        else:
+            scale = a_operand["A_scale"]
         wide = scale[:, None] if shape["per_row"] else scale
         a = round_e4m3((x / wide).astype(np.float64))
     else:
@@ -260,9 +323,17 @@ def _outliers(shape: Shape, rng: np.random.Generator) -> Arrays:
     large = rng.random(x.shape) < 0.01
     x = np.where(large, x * 1000.0, x) if name == "X" else np.where(large, x, x / 256.0)
     found: Arrays = {**given, name: x.astype(given[name].dtype)}
-    if name == "X" and not shape["per_row"]:
+    if name == "X" and not shape["per_row"] and not shape["find_scale"]:
         found["A_scale"] = np.full(1, np.abs(x).max() / FP8_MAX, np.float32)
     return found
+
+
+def check(shape: Shape) -> None:
+    """Refuse a scale to be found where there is nothing to quantise, or where rows have their own."""
+    if shape["find_scale"] and (shape["per_row"] or not shape["quantize_a"]):
+        raise OperatorError(
+            "gemm_fp8: find_scale goes with quantize_a, and with one scale a tensor (not per_row)"
+        )
 
 
 OPERATOR = Operator(
@@ -271,7 +342,8 @@ OPERATOR = Operator(
         "Matrix product C = (A Bᵀ) · a_scale ⊗ b_scale of fp8 e4m3 operands with float32 scales, one a "
         "tensor or (per_row) one a row of each: A is (m, k), B (n, k), A_scale (m,) and B_scale (n,) or (1,) "
         "each, C (m, n). With quantize_a, A is made of X (m, k) in bf16 by a launch of its own, by the given "
-        "A_scale or, per_row, by max(max |X|, 1e-4) / 448 of each row."
+        "A_scale or, per_row, by max(max |X|, 1e-4) / 448 of each row, or with find_scale of the tensor, "
+        "which takes launches of its own."
     ),
     params=(
         Param("m", "rows of A and C (tokens)", dynamic=True),
@@ -279,8 +351,15 @@ OPERATOR = Operator(
         Param("k", "depth of the product", dynamic=True),
         Param("per_row", "a scale a row of A and of B, not a tensor", kind="bool", default=False),
         Param("quantize_a", "A is quantised from bf16 by a launch of its own", kind="bool", default=False),
+        Param(
+            "find_scale",
+            "with quantize_a: the tensor's scale is not given but found in X",
+            kind="bool",
+            default=False,
+        ),
         Param("out_dtype", "type of C", kind="dtype", default="bf16", choices=("bf16", "fp16", "fp32")),
     ),
+    check=check,
     program=program,
     configs=configs,
     flops=flops,

@@ -90,9 +90,47 @@ def _tiled(shape: Shape, config: Config) -> TileProgram:
     return traced
 
 
+def _walk(shape: Shape, config: Config) -> TileProgram:
+    """One block a row, which takes ``block_cols`` columns, whole groups, at a time."""
+    rows, cols, width, dtype = shape["rows"], shape["cols"], _width(shape), full(shape["dtype"])
+    groups = max(1, config["block_cols"] // width)
+    block_cols, round_scale = groups * width, shape["round_scale"]
+
+    @T.prim_func
+    def quantize_walk(
+        X: T.Tensor((rows, cols), dtype),
+        Y: T.Tensor((rows, cols), "float8_e4m3"),
+        S: T.Tensor((rows, groups_of(cols, width)), "float32"),
+    ) -> None:
+        with T.Kernel(rows, threads=config["threads"]) as row:
+            X_local = T.alloc_fragment((1, block_cols), dtype)
+            grouped = T.alloc_fragment((groups, width), "float32")
+            Y_local = T.alloc_fragment((1, block_cols), "float8_e4m3")
+            absmax = T.alloc_fragment((groups,), "float32")
+            scale = T.alloc_fragment((1, groups), "float32")
+            for step in T.serial(-(-cols // block_cols)):
+                T.copy(X[row, step * block_cols], X_local)
+                for g, j in T.Parallel(groups, width):
+                    grouped[g, j] = X_local[0, g * width + j]
+                T.reduce_absmax(grouped, absmax, dim=1)
+                for g in T.Parallel(groups):
+                    scale[0, g] = scale_of(absmax[g], round_scale)
+                for g, j in T.Parallel(groups, width):
+                    Y_local[0, g * width + j] = saturated(grouped[g, j], scale[0, g])
+                T.copy(scale, S[row, step * groups])
+                T.copy(Y_local, Y[row, step * block_cols])
+
+    traced: TileProgram = quantize_walk
+    return traced
+
+
+_VARIANTS = {"group": _group, "tiled": _tiled, "walk": _walk}
+
+
 def program(shape: Shape, config: Config) -> TileProgram:
-    """Whole groups on chip (``variant`` "group"), or two passes over column tiles of a group ("tiled")."""
-    traced: TileProgram = row_variant("quantize", {"group": _group, "tiled": _tiled}, config)(shape, config)
+    """Whole groups on chip (``variant`` "group"), two passes over tiles of a group ("tiled"), or a block a
+    row ("walk")."""
+    traced: TileProgram = row_variant("quantize", _VARIANTS, config)(shape, config)
     return traced
 
 
@@ -100,6 +138,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
 _HELD = ((128, 32), (256, 32), (128, 16), (128, 64), (256, 16), (512, 32), (1024, 16), (1024, 32), (1024, 64))
 # (block_rows, block_cols, num_stages, threads)
 _TILES = ((1, 4096, 2, 256), (1, 2048, 2, 256), (2, 2048, 3, 256), (4, 1024, 2, 256), (8, 512, 2, 256))
+_WALK_COLS, _WALK_THREADS = 4096, 256  # most columns a step: vectors of 16 a thread
 _LONG_GROUP = 16384  # elements from which column tiles are the likelier choice
 
 
@@ -121,7 +160,17 @@ def configs(shape: Shape) -> list[Config]:
         {"variant": "tiled", "block_rows": rows, "block_cols": cols, "num_stages": stages, "threads": threads}
         for rows, cols, stages, threads in _TILES
     ]
-    return tiled + group if width > _LONG_GROUP else group + tiled
+    wide = min(_WALK_COLS, groups_of(int(shape["cols"]), width) * width)
+    walk: list[Config] = [
+        {
+            "variant": "walk",
+            "block_rows": 1,
+            "block_cols": wide,
+            "num_stages": 1,
+            "threads": _WALK_THREADS,
+        }
+    ]
+    return tiled + group if width > _LONG_GROUP else group + tiled + (walk if width <= _WALK_COLS else [])
 
 
 def flops(shape: Shape) -> Any:

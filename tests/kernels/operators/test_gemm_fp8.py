@@ -14,7 +14,10 @@ from foretile.kernels.operator import OperatorError, load_operator
 from foretile.kernels.rewrite import map_exprs
 
 SMALL = {"m": 70, "n": 90, "k": 300}
-FORMS = [{"per_row": r, "quantize_a": q} for r in (False, True) for q in (False, True)]
+FORMS = [
+    *({"per_row": r, "quantize_a": q, "find_scale": False} for r in (False, True) for q in (False, True)),
+    {"per_row": False, "quantize_a": True, "find_scale": True},
+]
 
 
 def test_parameters() -> None:
@@ -24,6 +27,7 @@ def test_parameters() -> None:
         "k": (None, True),
         "per_row": (False, False),
         "quantize_a": (False, False),
+        "find_scale": (False, False),
         "out_dtype": ("bf16", False),
     }
 
@@ -31,7 +35,7 @@ def test_parameters() -> None:
 def test_configurations_are_distinct_and_uniform() -> None:
     operator = load_operator("gemm_fp8")
     space = operator.configs(operator.shape(**SMALL))
-    assert 8 <= len(space) <= 40
+    assert 8 <= len(space) <= 80
     assert len({tuple(c.items()) for c in space}) == len(space)
     assert all(c.keys() == space[0].keys() for c in space)
 
@@ -41,6 +45,8 @@ def test_counts(form: dict[str, bool]) -> None:
     operator = load_operator("gemm_fp8")
     shape = operator.shape(**SMALL, **form)
     maxima_and_scales = 70 * (299 + 2) if form["per_row"] else 0  # 299 and the floor's; the division
+    if form["find_scale"]:
+        maxima_and_scales = 70 * 300 + 1
     quantising = 70 * 300 + maxima_and_scales if form["quantize_a"] else 0
     assert operator.flops(shape) == 2 * 70 * 90 * 300 + quantising
     inputs = operator.inputs(shape, np.random.default_rng(0))
@@ -65,7 +71,9 @@ def test_reference_of_one_element_at_a_time(form: dict[str, bool]) -> None:
             else:
                 row = x["X"][i].astype(np.float32)
                 own = np.float32(max(np.abs(row).max(), np.float32(1e-4))) / np.float32(448)
-                scale = own if form["per_row"] else x["A_scale"][0]
+                whole = np.float32(np.abs(x["X"].astype(np.float32)).max()) / np.float32(448)
+                given = whole if form["find_scale"] else x.get("A_scale", [0])[0]
+                scale = own if form["per_row"] else given
                 a = np.clip(row / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(float)
             terms = [a[k] * float(x["B"][j, k]) for k in range(50)]
             want = sum(terms) * float(scale) * float(x["B_scale"][j if form["per_row"] else 0])
@@ -106,18 +114,20 @@ def test_every_configuration_traces_alike_with_numbers_and_with_symbols(form: di
             operator.program({**shape, **{n: T.dynamic(n) for n in sizes}}, config),
         )
         concrete, symbolic = (x if isinstance(x, tuple) else (x,) for x in traced)
-        assert len(concrete) == 1 + form["quantize_a"]
+        split = config["variant"] == "split_k"
+        assert len(concrete) == 1 + split + form["quantize_a"] + 2 * form["find_scale"]
         for a, b in zip(concrete, symbolic, strict=True):
             bound = b.bind(**{v.name: sizes[v.name] for v in b.dims})
             assert map_exprs(bound, _mirrored) == map_exprs(a, _mirrored), config
-        if config["variant"] == "tile":
+        whole = sizes["m"] % config["block_m"] == 0 and sizes["n"] % config["block_n"] == 0
+        if config["variant"] == "tile" and whole:
             assert gemm_flops(concrete[-1]) == 2 * 512 * 1024 * 1024, config
 
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"variant": "split_k"}, "variant='split_k' is not one of tile, persistent"),
+        ({"variant": "stream_k"}, "variant='stream_k' is not one of tile, persistent, split_k"),
         ({"product": "fp16"}, "product='fp16' is not one of fp8, bf16"),
         ({"block_n": 40}, "block_n=40 is not a multiple of 16"),
     ],
@@ -127,3 +137,10 @@ def test_refuses_configurations(chosen: dict[str, Any], message: str) -> None:
     shape = operator.shape(**SMALL)
     with pytest.raises(OperatorError, match=message):
         operator.program(shape, {**operator.configs(shape)[0], **chosen})
+
+
+def test_refuses_a_scale_to_be_found_where_there_is_none() -> None:
+    operator = load_operator("gemm_fp8")
+    for form in ({"find_scale": True}, {"find_scale": True, "quantize_a": True, "per_row": True}):
+        with pytest.raises(OperatorError, match="find_scale goes with quantize_a"):
+            operator.shape(**SMALL, **form)

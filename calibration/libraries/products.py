@@ -1,0 +1,106 @@
+"""Libraries of low-precision products: which of a few kernels they launch, by the shape.
+
+Libraries that are built from templates hold a few kernels and pick by the number of rows; what they launch
+is then slower than the best there is, by a multiple where the choice is poor.
+"""
+
+from __future__ import annotations
+
+from foretile.calibration.libraries.library import Library, Where, always
+
+
+def _rows(most: int) -> Where:
+    return lambda s: s["m"] <= most
+
+
+# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh; tiles of few rows are those of
+# the transposed product.
+_HOPPER = (
+    (_rows(16), {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 256}),
+    (
+        lambda s: (s["m"] <= 64) & (s["n"] <= 1280),
+        {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 256},
+    ),
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 256}),
+    (_rows(128), {"variant": "persistent", "block_m": 64, "block_n": 128}),
+    (always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
+)
+# …scaled_mm_sm100_fp8_dispatch.cuh; tiles of 128 rows and more are those of two cores: half for each.
+_BLACKWELL = (
+    (_rows(16), {"variant": "tile", "block_m": 32, "block_n": 128, "block_k": 128}),
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 128, "block_k": 256}),
+    (_rows(256), {"variant": "tile", "block_m": 128, "block_n": 64}),
+    (always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
+)
+# sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu.
+_SGL_BLACKWELL = (
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (_rows(256), {"variant": "tile", "block_m": 128, "block_n": 64}),
+    (always, {"variant": "persistent", "block_m": 128, "block_n": 128}),
+)
+# …, kernels of chips without and with bulk copies.
+_SGL_ADA = (
+    (
+        lambda s: (s["m"] <= 16) & (s["n"] <= 8192),
+        {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128},
+    ),
+    (
+        lambda s: (s["m"] == 1) | (s["m"] <= 64) & (s["n"] <= 16384),
+        {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128},
+    ),
+    (_rows(64), {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128}),
+    (
+        lambda s: (s["m"] <= 128) & (s["n"] <= 16384),
+        {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128},
+    ),
+    (_rows(128), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
+    (
+        lambda s: (s["m"] <= 256) & (s["n"] > 8192) & (s["n"] <= 16384),
+        {"variant": "tile", "block_m": 64, "block_n": 128},
+    ),
+    (_rows(256), {"variant": "tile", "block_m": 128, "block_n": 64}),
+    (always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64}),
+)
+_SGL_BULK = ((always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 128}),)
+# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm120_fp8_dispatch.cuh and scaled_mm_c2x_sm89_…, up to
+# 64 rows.
+_VLLM_BULK = tuple(
+    (_rows(most), {"variant": "tile", "block_m": most, "block_n": 64, "block_k": 128})
+    for most in (16, 32, 64)
+)
+_VLLM_ADA = (
+    (
+        lambda s: (s["m"] <= 16) & (s["n"] <= 8192),
+        {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128},
+    ),
+    (lambda s: (s["m"] <= 16) & (s["n"] <= 24576), {"variant": "tile", "block_m": 16, "block_n": 128}),
+    (
+        lambda s: (s["m"] <= 32) & (s["n"] > 8192) & (s["n"] <= 16384),
+        {"variant": "tile", "block_m": 32, "block_n": 128},
+    ),
+    (_rows(32), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
+    (lambda s: (s["n"] > 8192) & (s["n"] <= 16384), {"variant": "tile", "block_m": 64, "block_n": 128}),
+    (always, {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+)
+# One tile whatever the shape: time a step of k is that of the whole tile even for one row or 128 columns
+# (nvfp4 on Blackwell: 65536 of k take as long for 128 columns as for 2048, in the tables themselves).
+_TILE_128 = ((always, {"variant": "persistent", "block_m": 128, "block_n": 128}),)
+_TILE_256 = ((always, {"variant": "persistent", "block_m": 128, "block_n": 256}),)
+# vLLM, csrc/quantization/w8a8/fp8/common.cu: a block of 256 threads a row.
+_BLOCK_A_ROW = ((always, {"variant": "walk"}),)
+_CUTE_DSL = "FlashInferCuteDslNvFp4LinearKernel sglang_flashinfer_cutedsl_nvfp4"
+_VLLM, _SGLANG = "CutlassFP8ScaledMMLinearKernel", "sglang_sgl_kernel_fp8_scaled_mm"
+
+
+PRODUCTS: tuple[Library, ...] = (
+    Library("gemm_fp8", f"{_VLLM} {_SGLANG}", "wgmma", choices=_HOPPER),
+    Library("gemm_fp8", _VLLM, "tcgen05", choices=_BLACKWELL),
+    Library("gemm_fp8", _SGLANG, "tcgen05", choices=_SGL_BLACKWELL),
+    Library("gemm_fp8", _SGLANG, "mma_sync", choices=_SGL_ADA),
+    Library("quantize", "static_scaled_fp8_quant", choices=_BLOCK_A_ROW),
+    Library("gemm_nvfp4", _CUTE_DSL, "tcgen05", choices=_TILE_128),
+    Library("gemm_nvfp4", "torch_flow", "tcgen05", choices=_TILE_256),
+    Library("gemm_fp8", _SGLANG, "mma_sync, bulk copies", choices=_SGL_BULK),
+    Library("gemm_fp8", _VLLM, "mma_sync", choices=_VLLM_ADA),
+    Library("gemm_fp8", _VLLM, "mma_sync, bulk copies", choices=_VLLM_BULK),
+)
