@@ -18,7 +18,7 @@ def delta_sizes(shape: Shape) -> tuple[Any, Any, Any, int, int]:
 
 @T.macro
 def _growth(decay: Any, since: Any, until: Any) -> None:
-    """What is left of a state before the chunk at each step (``since``), and of each step's update at its end.
+    """What is left at each step of the state before the chunk, and of each step's update at the chunk's end.
 
     Each is one exponential a step, not one an element of what it scales.
     """
