@@ -29,7 +29,6 @@ _LEAST_ROWS = 20  # of a kernel source, for a profile of its own
 _MOST_ROWS = 48  # for a profile: three numbers need no more
 _MOST_TRACES = 2  # different sets of static parameters for a profile, each traced and lowered on its own
 _MOST_SOURCES = 2  # of a family, those with most rows
-_MOST_BOUND = 12  # rows whose trip counts depend on tensors: evaluated one by one
 _NORMAL_90 = 1.6449
 _LEAST_DECADE = 15  # rows of a decade of times, for an error of its own
 
@@ -114,8 +113,6 @@ def fit_family(result: Calibrated, rows: pd.DataFrame) -> None:
     family = str(rows["family"].iloc[0])
     sources = rows["kernel_source"].value_counts()
     own = [str(s) for s, n in sources.items() if n >= _LEAST_ROWS][:_MOST_SOURCES] if len(sources) > 1 else []
-    if load_operator(str(rows["operator"].iloc[0])).tensors is not None:
-        own = []
     for key, some in [(family, rows), *((f"{family}/{s}", rows[rows["kernel_source"] == s]) for s in own)]:
         few = _few(some)
         parts = batches(few, result.chip)
@@ -131,8 +128,7 @@ def _few(rows: pd.DataFrame) -> pd.DataFrame:
     static = rows["shape"].map(lambda s: frozen(static_part(operator, json.loads(s))))
     common = static.value_counts().index[:_MOST_TRACES]
     kept = rows[static.isin(common)]
-    most = _MOST_ROWS if operator.tensors is None else _MOST_BOUND
-    return kept.iloc[:: max(1, -(-len(kept) // most))]
+    return kept.iloc[:: max(1, -(-len(kept) // _MOST_ROWS))]
 
 
 def _fit_profile(chip: Chip, key: str, parts: Sequence[Batch]) -> tuple[Chip, Fitted]:
