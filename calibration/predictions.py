@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,16 +81,17 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         operator = load_operator(str(name))
         shapes = group["shape"].map(json.loads)
         static = shapes.map(lambda s, o=operator: json.dumps(static_part(o, s), sort_keys=True))
-        own = group["kernel_source"].map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
-        source = group["kernel_source"].where(own, "")
+        kernels = group["kernel_source"].map(kernels_of)
+        own = kernels.map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
+        source = kernels.where(own, "")
         libraries = [
             library_of(operator.name, str(kernel), engine_of(chip), shape)
             for kernel, shape in zip(group["kernel_source"], shapes, strict=True)
         ]
         number = pd.Series(pd.factorize(np.array([id(x) for x in libraries]))[0], index=group.index)
         by_number = dict(zip(number, libraries, strict=True))
-        for (_, kernels, n), part in group.groupby([static, source, number], sort=False):
-            batch = _batch(operator, str(family), str(kernels), frame, part)
+        for (_, name_of_source, n), part in group.groupby([static, source, number], sort=False):
+            batch = _batch(operator, str(family), str(name_of_source), frame, part)
             batch.library = by_number[n]
             found.append(batch)
     return found
@@ -121,6 +123,11 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
         latency_s=part["latency_s"].to_numpy(dtype=np.float64),
         where=frame.index.get_indexer(part.index),
     )
+
+
+def kernels_of(kernel_source: str) -> str:
+    """The kernels of a source whatever shapes its name tells (``…/v_heads_per_k=4``)."""
+    return re.sub(r"/\w+=[^/]*", "", kernel_source)
 
 
 def profile_key(chip: Chip, family: str, source: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from foretile.calibration.fit import FitError, solve
 from foretile.calibration.parameters import FAMILY_PARAMETERS, with_profile
-from foretile.calibration.predictions import batches, summary
+from foretile.calibration.predictions import batches, kernels_of, summary
 from foretile.calibration.problem import Pool
 from foretile.hwmodels import Chip
 from foretile.hwmodels.schema import KernelProfile, Quantity
@@ -24,7 +24,7 @@ Array = np.ndarray
 _LEAST_ROWS = 20  # of a kernel source, for a profile of its own
 _MOST_SOURCES = 4  # of a family, those with most rows
 _MOST_TRACES = 12  # different sets of static parameters for a profile, each traced and lowered on its own
-_MOST_BOUND = 12  # rows whose trip counts depend on tensors: evaluated one by one
+_MOST_BOUND = 60  # rows whose trip counts depend on tensors: each brings tensors of its own
 _NORMAL_90 = 1.6449
 _LEAST_DECADE = 15  # rows of a decade of times, for an error of its own
 
@@ -67,17 +67,18 @@ def fit_family(chip: Chip, rows: pd.DataFrame) -> FamilyResult:
 
 def _fit_sources(chip: Chip, rows: pd.DataFrame, result: FamilyResult) -> None:
     family = result.family
-    sources = rows["kernel_source"].value_counts()
+    kernels = rows["kernel_source"].map(kernels_of)
+    sources = kernels.value_counts()
     own = [str(s) for s, n in sources.items() if n >= _LEAST_ROWS][:_MOST_SOURCES] if len(sources) > 1 else []
     pool: Pool = {}
     left: list[pd.DataFrame] = []
-    for key, some in [(family, rows), *((f"{family}/{s}", rows[rows["kernel_source"] == s]) for s in own)]:
+    for key, some in [(family, rows), *((f"{family}/{s}", rows[kernels == s]) for s in own)]:
         profile, errors = _fit_profile(chip, key, representative(some), pool)
         error = summary(np.ones(len(errors)), np.exp(errors["error"].to_numpy()))
         result.fits.append(FamilyFit(key, len(errors), profile, error))
         left.append(errors)
     # Each row counts with the profile it is predicted with: its source's, or the family's for the rest.
-    rest = left[0][~rows.loc[left[0].index, "kernel_source"].isin(own)]
+    rest = left[0][~kernels[left[0].index].isin(own)]
     result.residual = spread(pd.concat([rest, *left[1:]]))
 
 

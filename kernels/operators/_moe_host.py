@@ -39,7 +39,7 @@ def expert_loads(tokens: int, experts: int, topk: int, distribution: int) -> np.
     """
     total = tokens * topk
     if not distribution:
-        loads = np.full(experts, total // experts, dtype=np.int64)
+        loads: np.ndarray = np.full(experts, total // experts, dtype=np.int64)
         loads[np.random.default_rng(experts).permutation(experts)[: total % experts]] += 1
         return loads
     low, high = (1.0, _FULL_SHARE * tokens) if total > experts else (_EMPTIEST, _FULLEST)

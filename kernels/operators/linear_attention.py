@@ -60,8 +60,8 @@ _TILES = (
 )
 
 
-# (num_stages, threads, solve_rows) of the one launch; a block has all of the state.
-_FUSED_TILES = ((2, 256, 16), (1, 256, 16), (1, 512, 16), (2, 256, 32), (1, 128, 16))
+# (chunk, num_stages, threads) of the one launch; a block has all of the state.
+_FUSED_TILES = ((64, 2, 256), (64, 1, 256), (64, 1, 128), (32, 1, 128))
 
 
 def configs(shape: Shape) -> list[Config]:
@@ -85,12 +85,11 @@ def configs(shape: Shape) -> list[Config]:
             "chunk": chunk,
             "block_v": shape["value_dim"],
             "block_d": shape["head_dim"],
-            "solve_rows": rows,
+            "solve_rows": 16,
             "num_stages": stages,
             "threads": threads,
         }
-        for chunk in (64, 32)
-        for stages, threads, rows in _FUSED_TILES
+        for chunk, stages, threads in _FUSED_TILES
     ]
     return chunked + single
 

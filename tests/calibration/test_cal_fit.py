@@ -22,7 +22,7 @@ from foretile.calibration.parameters import (
     with_factors,
 )
 from foretile.calibration.plan import choose
-from foretile.calibration.predictions import batches, predict_table, summary
+from foretile.calibration.predictions import allowed, batches, predict_table, summary
 from foretile.calibration.problem import Problem, portfolio
 from foretile.calibration.sample import load_sample
 from foretile.hwmodels import Chip, load_chip
@@ -226,3 +226,13 @@ def test_a_summary_of_a_known_error() -> None:
     assert said["mape"] == pytest.approx(10.0)
     assert said["median"] == pytest.approx(10.0)
     assert said["bias"] == pytest.approx(10.0)
+
+
+def test_kernels_of_a_known_algorithm_are_predicted_by_its_configurations_only() -> None:
+    rows = load_sample("h200-sxm", "linear_attention")
+    one = rows.groupby(rows["kernel_source"].str.contains("flashinfer")).head(1)
+    chip = load_chip("h200-sxm")
+    for batch in batches(one, chip):
+        fused = "flashinfer" in str(one["kernel_source"].iloc[int(batch.where[0])])
+        variants = {config["variant"] for config in allowed(chip, batch)}
+        assert variants == {"fused" if fused else "chunked"}

@@ -208,9 +208,16 @@ def test_a_rank_of_experts(tmp_path: Path) -> None:
     write(tmp_path, "moe/vllm/0.24.0", "moe", rows)
     frame = load(tmp_path)
     names = ("tokens", "topk", "experts", "inter")
-    found = [tuple(shape(frame, i)[name] for name in names) for i in range(len(frame))]
-    assert found == [(4096, 8, 256, 512), (4096, 2, 64, 2048), (1024, 1, 8, 2048), (4096, 8, 256, 2048)]
-    assert [shape(frame, i)["distribution"] > 0 for i in range(4)] == [False, False, False, True]
+    found = {
+        tuple(shape(frame, i)[name] for name in names): (shape(frame, i)["distribution"], row)
+        for i, row in enumerate(frame["kernel_source"])
+    }
+    whole, part = "triton", "triton/ranks"  # Triton's kernels pass over what falls on other ranks
+    assert found[4096, 8, 256, 512] == (0, whole)
+    assert found[4096, 2, 64, 2048] == found[1024, 1, 8, 2048] == (0, part)
+    assert found[4096, 8, 256, 2048] == (120, whole)
+    assert set(frame["comparable"].astype(str)[frame["kernel_source"] == whole]) == {""}
+    assert "" not in set(frame["comparable"].astype(str)[frame["kernel_source"] == part])
     assert aiconfigurator.refused("h200-sxm", tmp_path)["rows"].sum() == 3
 
 
@@ -237,12 +244,6 @@ def test_the_ranks_of_an_even_routing_share_its_rows(
         assert max(per_token) > 1
     else:
         assert share[0] * share[1] == here
-
-
-def test_the_power_law_is_steeper_with_more_tokens_and_never_even() -> None:
-    exponents = [_aic_moe._zipf(tokens, 256, 8, 1.2) for tokens in (64, 1024, 16384)]
-    assert exponents == sorted(exponents)
-    assert exponents[0] > 0
 
 
 def test_sparse_and_linear_attention(tmp_path: Path) -> None:

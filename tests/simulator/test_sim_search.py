@@ -11,7 +11,7 @@ from foretile.hwmodels import load_chip
 from foretile.kernels.operator import OperatorError, load_operator
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import best, chosen, play, rank, space
+from foretile.simulator.search import best, chosen, play, rank, space, workloads
 
 
 def test_the_search_finds_the_best_of_the_whole_space_or_nearly() -> None:
@@ -50,6 +50,53 @@ def test_the_ranking_of_many_shapes_is_that_of_each() -> None:
         alone = rank(operator, operator.shape(m=size, n=2048, k=2048), m)
         assert alone.configs == table.configs
         assert table.time_s[:, column] == pytest.approx(alone.time_s[:, 0], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "static", "columns"),
+    [
+        (
+            "moe",
+            {"topk": 4, "experts": 16},
+            {"tokens": [1, 33, 700], "hidden": [512, 2048, 1024], "inter": [256, 512, 96]}
+            | {"distribution": [0, 120, 101]},
+        ),
+        (
+            "grouped_gemm",
+            {"masked": True},
+            {"m": [7, 900, 300], "n": [512, 256, 1024], "k": [256, 512, 128], "groups": [4, 9, 2]},
+        ),
+    ],
+)
+def test_shapes_with_tensors_of_their_own_are_ranked_as_each_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str, static: dict[str, int], columns: dict[str, list[int]]
+) -> None:
+    """However many fit into memory together."""
+    operator = load_operator(name)
+    m = machine_of(load_chip("h100"))
+    shapes = [
+        operator.shape(**static, **dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    ]
+    together = {**shapes[0], **{key: np.asarray(values) for key, values in columns.items()}}
+    for held in (1 << 22, 1):
+        monkeypatch.setattr("foretile.simulator.search._STACKED", held)
+        table = rank(operator, together, m)
+        for column, shape in enumerate(shapes):
+            alone = rank(operator, shape, m)
+            assert alone.configs == table.configs
+            assert table.time_s[:, column] == pytest.approx(alone.time_s[:, 0], rel=1e-12)
+
+
+def test_launches_that_configurations_have_in_common_are_lowered_once() -> None:
+    operator = load_operator("moe")
+    shape = operator.shape(tokens=64, hidden=1024, inter=512, topk=4, experts=16)
+    m = machine_of(load_chip("h100"))
+    configs = space(operator, shape, m)
+    launches = [workloads(operator, shape, config, m) for config in configs]
+    assert len({id(found[2]) for found in launches}) == 1  # the permutation is the same for all
+    tiles = [{k: v for k, v in config.items() if k != "block_t"} for config in configs]
+    assert len({id(found[3]) for found in launches}) == len({str(tile) for tile in tiles}) < len(configs)
 
 
 def test_persistent_configurations_use_the_cores_of_the_chip() -> None:

@@ -35,9 +35,29 @@ def test_loads_are_those_of_distinct_choices(tokens: int, experts: int, topk: in
 
 
 def test_loads_follow_the_exponent() -> None:
-    loads = np.sort(expert_loads(100_000, 64, 1, 100))[::-1]
-    np.testing.assert_allclose(loads, loads[0] / np.arange(1, 65), atol=1)
+    # With a density of 1/x the quantiles of evenly spaced shares are a geometric series.
+    loads = np.sort(expert_loads(100_000, 64, 4, 100))
+    np.testing.assert_allclose(np.diff(np.log(loads[16:])), np.log(0.8e5) / 64, rtol=0.12)
     assert np.ptp(expert_loads(1000, 64, 4, 50)) < np.ptp(expert_loads(1000, 64, 4, 150))
+
+
+@pytest.mark.parametrize(("tokens", "experts", "topk"), [(16, 256, 8), (512, 256, 8), (4096, 128, 8)])
+def test_loads_are_what_draws_from_the_density_give_on_average(tokens: int, experts: int, topk: int) -> None:
+    low, high = (1.0, 0.8 * tokens) if tokens * topk > experts else (0.01, 2.0)
+    rng = np.random.default_rng(0)
+    used, tiles = [], []
+    for _ in range(40):
+        x = ((high**-0.2 - low**-0.2) * rng.random(experts) + low**-0.2) ** -5.0  # density x^-1.2
+        drawn = np.round(x / x.sum() * tokens * topk).clip(max=tokens)
+        missing = int(tokens * topk - drawn.sum())
+        order = np.argsort(-drawn)
+        drawn[order[:missing] if missing > 0 else order[missing:]] += np.sign(missing)
+        drawn = drawn.clip(min=0)
+        used.append(np.count_nonzero(drawn))
+        tiles.append(np.ceil(drawn / 16).sum())
+    loads = expert_loads(tokens, experts, topk, 120)
+    assert abs(np.count_nonzero(loads) / np.mean(used) - 1) < 0.1
+    assert abs(np.ceil(loads / 16).sum() / np.mean(tiles) - 1) < 0.1
 
 
 def test_rows_are_dealt_expert_by_expert() -> None:

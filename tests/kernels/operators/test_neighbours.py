@@ -52,6 +52,8 @@ NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("linear_attention", {**LINEAR, "seq": 64}, {"solve_rows": 64, "block_v": 16}),
     ("linear_attention", {**LINEAR, "seq": 70, "head_dim": 96, "value_dim": 16}, {"chunk": 32}),
     ("linear_attention", {**LINEAR, "seq": 1, "heads": 3}, {}),
+    ("linear_attention", LINEAR, {"variant": "fused"}),
+    ("linear_attention", {**LINEAR, "seq": 70, "value_dim": 16}, {"variant": "fused", "chunk": 32}),
     ("conv2d", {**CONV, "padding": 1}, {**TILE, "block_k": 32}),
     ("conv2d", {**CONV, "padding": 2, "stride": 3, "dtype": "fp16"}, {"block_m": 32, "block_n": 64}),
     ("conv2d", {**CONV, "in_channels": 32}, {**TILE, "block_k": 32}),
@@ -66,6 +68,7 @@ NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 # Operators with inputs of their own that provoke special cases, beside those above.
 PROVOKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("linear_attention", {**LINEAR, "batch": 1, "heads": 1, "value_dim": 16}, {}),
+    ("linear_attention", {**LINEAR, "batch": 1, "heads": 1, "value_dim": 16}, {"variant": "fused"}),
     ("linear_attention", {**LINEAR, "batch": 1, "heads": 1, "value_dim": 16, "dtype": "fp16"}, {"chunk": 32}),
     *(("gemm", {**GEMM, "dtype": dtype}, TILE) for dtype in ("bf16", "fp16", "fp8", "int8")),
     (
@@ -100,7 +103,7 @@ def test_configurations_are_distinct_plain_and_uniform(name: str) -> None:
     assert 8 <= len(space) <= 40
     assert len({tuple(sorted(c.items())) for c in space}) == len(space)
     assert all(c.keys() == space[0].keys() for c in space)
-    assert all(type(v) is int for c in space for v in c.values())
+    assert all(type(v) is int for c in space for k, v in c.items() if k != "variant")
     assert all(c["threads"] % 32 == 0 and c["threads"] <= 1024 for c in space)
 
 
@@ -156,8 +159,9 @@ def test_linear_attention_moves_its_operands_once(dtype: str) -> None:
     operator = load_operator("linear_attention")
     shape = operator.shape(**LINEAR, dtype=dtype)
     inputs = operator.inputs(shape, np.random.default_rng(0))
-    out = operator.reference(shape, **inputs)["O"]
-    assert operator.min_bytes(shape) == sum(x.nbytes for x in inputs.values()) + 2 * out.size
+    out = operator.reference(shape, **inputs)
+    written = 2 * out["O"].size + 4 * out["Final"].size
+    assert operator.min_bytes(shape) == sum(x.nbytes for x in inputs.values()) + written
 
 
 CONVOLUTIONS: list[dict[str, int]] = [
@@ -208,16 +212,33 @@ def _operands(name: str, seed: int = 1, **given: Any) -> tuple[dict[str, Any], A
 
 def test_linear_attention_follows_the_recurrence_in_matrix_form() -> None:
     shape, x = _operands("linear_attention", **{**LINEAR, "seq": 9})
-    out = load_operator("linear_attention").reference(shape, **x)["O"]
+    out = load_operator("linear_attention").reference(shape, **x)
     v = {name: a.astype(np.float64) for name, a in x.items()}
     for b, h in itertools.product(range(2), range(2)):
-        state = np.zeros((32, 48))
+        state = v["State"][b, h]
         for t in range(9):
             k, beta = v["K"][b, t, h][:, None], v["Beta"][b, t, h]
             erase = math.exp(v["Gate"][b, t, h]) * (np.eye(32) - beta * k @ k.T)
             state = erase @ state + beta * k @ v["V"][b, t, h][None, :]
             want = v["Q"][b, t, h] @ state / math.sqrt(32)
-            np.testing.assert_allclose(out[b, t, h], want, rtol=1e-10, atol=1e-13)
+            np.testing.assert_allclose(out["O"][b, t, h], want, rtol=1e-10, atol=1e-13)
+        np.testing.assert_allclose(out["Final"][b, h], state, rtol=1e-10, atol=1e-13)
+
+
+def test_linear_attention_goes_on_from_the_state_it_left() -> None:
+    operator = load_operator("linear_attention")
+    shape, x = _operands("linear_attention", **{**LINEAR, "seq": 12})
+    whole = operator.reference(shape, **x)
+
+    def part(state: np.ndarray, steps: slice) -> dict[str, np.ndarray]:
+        some = {name: a if name == "State" else a[:, steps] for name, a in x.items()} | {"State": state}
+        return operator.reference({**shape, "seq": len(range(*steps.indices(12)))}, **some)
+
+    first = part(x["State"], slice(0, 5))
+    second = part(first["Final"], slice(5, 12))
+    both = np.concatenate([first["O"], second["O"]], axis=1)
+    np.testing.assert_allclose(both, whole["O"], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(second["Final"], whole["Final"], rtol=1e-12, atol=1e-14)
 
 
 def test_linear_attention_recalls_what_the_last_equal_key_wrote() -> None:
