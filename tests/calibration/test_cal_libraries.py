@@ -1,17 +1,22 @@
-"""Libraries of kernel sources: their tiles run, packing adds no blocks, a call's other kernels cost time."""
+"""Libraries of kernel sources: their tiles run, their choices exist, what they launch beside costs time."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foretile.calibration.libraries import LIBRARIES, Library, engine_of, library_of
+from foretile.calibration.measurements import canonical
 from foretile.calibration.predictions import allowed, around_s, batches, times
+from foretile.calibration.problem import Problem
 from foretile.calibration.sample import load_sample
-from foretile.calibration.sources.libraries import LIBRARIES, Library, bytes_beside, library_of
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import SimulationError
@@ -19,25 +24,57 @@ from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import workloads
 
 CHIPS = {"wgmma": "h200-sxm", "tcgen05": "b200-sxm", "mma_sync": "a100-sxm4-80gb"}
-FA3 = library_of("attention_decode", "fa3", "wgmma", True)
-PACKED = library_of("attention_prefill", "fa3", "wgmma", True)
+GROUPED = {"heads": 32, "kv_heads": 8}
+FA3 = library_of("attention_decode", "fa3", "wgmma", GROUPED)
+PACKED = library_of("attention_prefill", "fa3", "wgmma", GROUPED)
+SGLANG = "sglang_sgl_kernel_fp8_scaled_mm"
+SIZES: dict[str, dict[str, Any]] = {
+    "attention_decode": {"batch": 4, "heads": 8, "kv_heads": 8, "kv_len": 4096},
+    "attention_prefill": {"batch": 4, "heads": 8, "kv_heads": 8, "seq": 1024},
+    "quantize": {"rows": 64, "cols": 256},
+    "gemm_fp8": {"m": 64, "n": 256, "k": 512},
+    "gemm_nvfp4": {"m": 64, "n": 256, "k": 512},
+}
 
 
-def _shape(library: Library, head_dim: int, **more: Any) -> dict[str, Any]:
-    name = library.operators
-    sizes = {"kv_len": 4096} if name == "attention_decode" else {"seq": 1024}
-    return load_operator(name).shape(
-        **{"batch": 4, "heads": 8, "kv_heads": 8, "head_dim": head_dim, **sizes, **more}
-    )
+def named(library: Library) -> str:
+    return f"{library.operator} {library.kernels} {library.engines}"
+
+
+def sizes(library: Library, **more: Any) -> dict[str, Any]:
+    operator = load_operator(library.operator)
+    own = SIZES.get(operator.name) or {**operator.example, "kv_len": 8192}
+    known = {p.name for p in operator.params}
+    return operator.shape(**{n: v for n, v in {**own, **more}.items() if n in known})
+
+
+def of_source(source: str, device: str = "h200-sxm", count: int = 24) -> pd.DataFrame:
+    table = load_sample(device, "gemm.fp8")
+    return table[table["kernel_source"] == source].head(count)
+
+
+def table(operator: str, kernels: list[str], **columns: list[int]) -> pd.DataFrame:
+    made = load_operator(operator)
+    shapes = [
+        canonical(made.shape(**dict(zip(columns, row, strict=True))))
+        for row in zip(*columns.values(), strict=True)
+    ]
+    common = {"operator": operator, "family": operator, "framework": "trtllm", "launch": "graph"}
+    rows = [
+        common | {"shape": s, "kernel_source": k, "copies": json.dumps({}), "latency_s": 1e-5}
+        for s, k in zip(shapes, kernels, strict=True)
+    ]
+    return pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("library", LIBRARIES, ids=lambda x: f"{x.operators} {x.kernels} {x.instructions}")
+@pytest.mark.parametrize("library", [x for x in LIBRARIES if x.tiles is not None], ids=named)
 def test_a_tile_of_every_library_fits_a_chip_it_is_for(library: Library, head_dim: int) -> None:
-    shape = _shape(library, head_dim)
-    operator = load_operator(library.operators)
-    chips = [CHIPS[library.instructions]] if library.instructions in CHIPS else list(CHIPS.values())
-    configs = library.configs(operator.name, shape)
+    assert library.tiles is not None
+    shape = sizes(library, head_dim=head_dim)
+    operator = load_operator(library.operator)
+    chips = [CHIPS[library.engines]] if library.engines in CHIPS else list(CHIPS.values())
+    configs = library.tiles(shape)
     fitting = 0
     for config in configs:
         assert operator.config(shape, **config) == config, "a configuration of the operator"
@@ -50,6 +87,87 @@ def test_a_tile_of_every_library_fits_a_chip_it_is_for(library: Library, head_di
     assert fitting or not configs
 
 
+@pytest.mark.parametrize("library", [x for x in LIBRARIES if x.choices], ids=named)
+def test_every_choice_is_some_of_the_space_and_not_all_of_it(library: Library) -> None:
+    space = load_operator(library.operator).configs(sizes(library))
+    for _, held in library.choices:
+        kept = [c for c in space if all(c.get(name) == value for name, value in held.items())]
+        assert 0 < len(kept) < len(space), held
+
+
+def test_kernels_are_told_apart_by_source_and_engine() -> None:
+    decode = {**GROUPED, "heads": 64}
+    one, other = (library_of("mla_decode", "default", e, decode) for e in ("mma_sync", "wgmma"))
+    assert one is not None
+    assert one is not other
+    assert library_of("mla_decode", "triton", "wgmma", decode) is None
+    assert library_of("gemm", "default", "wgmma", {}) is None
+    names = ("h200-sxm", "b200-sxm", "l40s", "rtx-pro-6000")
+    assert len({engine_of(load_chip(name)) for name in names}) == 4
+
+
+def test_rows_take_the_first_choice_whose_condition_holds() -> None:
+    library = library_of("gemm_fp8", SGLANG, "wgmma", {})
+    assert library is not None
+    operator = load_operator("gemm_fp8")
+    shape = operator.shape(m=1, n=4096, k=4096)
+    space = operator.configs(shape)
+    m = np.array([1.0, 16.0, 64.0, 100.0, 5000.0])
+    found = library.launched(space, {**shape, "m": m}, len(m))
+    sides = [
+        {(c["block_m"], c["block_n"]) for c, w in zip(space, column, strict=True) if w} for column in found.T
+    ]
+    assert sides == [{(16, 64)}, {(16, 64)}, {(64, 64)}, {(64, 128)}, {(128, 128)}]
+    # What the space does not have leaves the best of the rest.
+    assert library.launched(space[:1], {**shape, "m": m}, len(m)).all()
+
+
+def test_a_choice_never_makes_a_row_faster() -> None:
+    chip = load_chip("h200-sxm")
+    for batch in batches(of_source(SGLANG), chip):
+        assert batch.library is not None
+        configs = allowed(chip, batch)
+        bound = times(chip, batch, configs).min(axis=0)
+        batch.library = replace(batch.library, choices=())
+        assert np.all(np.isfinite(bound))
+        assert np.all(bound >= times(chip, batch, configs).min(axis=0))
+
+
+def test_fits_see_the_times_of_what_is_launched() -> None:
+    chip = load_chip("h200-sxm")
+    parts = batches(of_source(SGLANG), chip)
+    problem = Problem(parts, lambda _: chip)
+    problem.refresh(np.zeros(0))
+    want = np.concatenate([times(chip, p, allowed(chip, p)).min(axis=0) for p in parts])
+    np.testing.assert_allclose(np.exp(problem.residuals(np.zeros(0))) * problem.latency, want, rtol=0.02)
+
+
+def test_rows_whose_scale_is_found_say_so() -> None:
+    rows = load_sample("h200-sxm", "gemm.fp8")
+    found = rows["shape"].map(lambda text: json.loads(text)["find_scale"])
+    assert set(rows.loc[found, "kernel_source"]) == {"torch_flow"}
+
+
+@pytest.mark.parametrize("chip", ["a100-sxm4-80gb", "l40s", "rtx-pro-6000"])
+def test_decode_by_a_context_kernel_does_not_split_keys(chip: str) -> None:
+    """One sequence takes as long as eight, and one head as long as sixty-four."""
+    rows = table("mla_decode", ["default"] * 3, batch=[1, 8, 1], kv_len=[8192] * 3, heads=[64, 64, 1])
+    made = load_chip(chip)
+    (batch,) = batches(rows, made)
+    best = times(made, batch, allowed(made, batch)).min(axis=0)
+    assert best == pytest.approx([best[0]] * 3, rel=0.15)
+    free = batches(rows.assign(kernel_source="another"), made)[0]
+    assert times(made, free, allowed(made, free)).min(axis=0)[0] < best[0] / 3
+
+
+def test_rows_of_different_kernels_keep_their_places() -> None:
+    rows = table(
+        "mla_decode", ["default", "triton", "default"], batch=[1, 2, 4], kv_len=[512] * 3, heads=[8] * 3
+    )
+    found = batches(rows, load_chip("a100"))
+    assert sorted(tuple(b.where) for b in found) == [(0, 2), (1,)]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 4096), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 5, 8, 16]))
 def test_packing_never_adds_blocks_and_leaves_long_and_ungrouped_queries_alone(
@@ -57,7 +175,7 @@ def test_packing_never_adds_blocks_and_leaves_long_and_ungrouped_queries_alone(
 ) -> None:
     assert PACKED is not None
     shape = {"batch": 2.0, "seq": float(seq), "heads": float(kv_heads * group), "kv_heads": float(kv_heads)}
-    seen = PACKED.launched(shape, {"block_m": 128, "block_n": 128})
+    seen = PACKED.like(shape, {"block_m": 128, "block_n": 128})
     blocks = [np.ceil(s["seq"] / 128) * s["heads"] for s in (shape, seen)]
     assert blocks[1] <= blocks[0]
     assert seen["heads"] % kv_heads == 0
@@ -84,9 +202,9 @@ def test_decode_without_a_full_tile_of_keys_takes_as_long_as_with_one() -> None:
 def test_kernels_beside_an_operator_cost_time_that_grows_with_what_they_move() -> None:
     assert FA3 is not None
     shape = {"batch": np.array([1.0, 64.0, 4096.0]), "kv_heads": 8.0, "heads": 8.0, "head_dim": 128}
-    moved = bytes_beside(FA3, {**shape, "kv_dtype": "bf16"})
+    moved = FA3.bytes_beside({**shape, "kv_dtype": "bf16"})
     assert [list(m) for m in moved] == [[4096.0, 262144.0, 16777216.0]]
-    (half,) = bytes_beside(FA3, {**shape, "kv_dtype": "fp8"})
+    (half,) = FA3.bytes_beside({**shape, "kv_dtype": "fp8"})
     assert (half < moved[0]).all()
     rows = load_sample("h200-sxm")
     rows = rows[rows["operator"] == "attention_decode"]
@@ -94,14 +212,5 @@ def test_kernels_beside_an_operator_cost_time_that_grows_with_what_they_move() -
     launch = chip.launch.kernel_s.value
     for batch in batches(rows, chip):
         assert batch.library is not None
-        assert (
-            around_s(chip, batch)
-            > len(batch.library.beside) * 0.9 * launch * ("cast" not in batch.library.beside)
-        ).all()
-
-
-def test_sources_that_nothing_is_known_of_have_the_whole_space() -> None:
-    assert library_of("gemm", "anything", "wgmma", False) is None
-    triton = library_of("attention_decode", "triton", "tcgen05", True)
-    assert triton is not None
-    assert triton.configs("attention_decode", _shape(triton, 128)) == []
+        beside = len(batch.library.bytes_beside(batch.shape))
+        assert (around_s(chip, batch) > beside * 0.9 * launch).all()
