@@ -26,6 +26,8 @@ import pandas as pd
 
 from foretile.calibration.sources._aic_common import Mapped, Place, Refused, refuse
 
+# Triton kernels of sglang and vllm, which pass over all choices.
+_PASSES_OVER_ALL = "^triton|sglang_fused_moe_triton|tritonexperts|vllm_fused_moe"
 _DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 # (hidden, inter, experts, topk) of models whose experts are two products without a gate (relu²).
 _NO_GATE = {
@@ -79,8 +81,8 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
         "dtype": _DTYPES[dtype],
         "distribution": routing[:, 2],
     }
-    # Triton's kernels pass over all choices, also those of other ranks' experts; the others skip these.
-    shared = (kept["moe_ep_size"] > 1) & kept["kernel_source"].str.contains("triton|vllm_fused_moe")
+    # Also those of other ranks' experts, which the others skip.
+    shared = (kept["moe_ep_size"] > 1) & kept["kernel_source"].str.contains(_PASSES_OVER_ALL)
     for variant, chosen in (("", ~shared.to_numpy()), ("ranks", shared.to_numpy())):
         if chosen.any():
             some = {n: v[chosen] if isinstance(v, np.ndarray) else v for n, v in params.items()}

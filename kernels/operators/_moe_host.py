@@ -40,7 +40,7 @@ def expert_loads(tokens: int, experts: int, topk: int, distribution: int) -> np.
     total = tokens * topk
     if not distribution:
         loads: np.ndarray = np.full(experts, total // experts, dtype=np.int64)
-        loads[np.random.default_rng(experts).permutation(experts)[: total % experts]] += 1
+        loads[: total % experts] += 1
         return loads
     low, high = (1.0, _FULL_SHARE * tokens) if total > experts else (_EMPTIEST, _FULLEST)
     weight = _power_law(distribution / 100, low, high, (np.arange(experts)[::-1] + 0.5) / experts)
@@ -74,7 +74,7 @@ def _fullest_first(weight: np.ndarray, tokens: int, total: int) -> np.ndarray:
         )
         loads[able] += np.sign(missing)
         missing = total - int(loads.sum())
-    return loads
+    return np.asarray(loads)
 
 
 def assignment(rng: np.random.Generator, loads: np.ndarray, tokens: int, topk: int) -> np.ndarray:
