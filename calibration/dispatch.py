@@ -92,11 +92,12 @@ _SGL_ADA = (
     (_always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64}),
 )
 _SGL_BULK = ((_always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 128}),)
-# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm120_fp8_dispatch.cuh and scaled_mm_c2x_sm89_…, up to
-# 64 rows.
-_VLLM_BULK = tuple(
-    (_rows(most), {"variant": "tile", "block_m": most, "block_n": 64, "block_k": 128})
-    for most in (16, 32, 64)
+# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm120_fp8_dispatch.cuh and scaled_mm_c2x_sm89_….
+_VLLM_BULK = (
+    (_rows(16), {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128}),
+    (_rows(32), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
+    (_rows(256), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (_always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 128}),
 )
 _VLLM_ADA = (
     (
@@ -109,8 +110,21 @@ _VLLM_ADA = (
         {"variant": "tile", "block_m": 32, "block_n": 128},
     ),
     (_rows(32), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
-    (lambda m, n, k: (n > 8192) & (n <= 16384), {"variant": "tile", "block_m": 64, "block_n": 128}),
-    (_always, {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (
+        lambda m, n, k: (m <= 64) & (n > 8192) & (n <= 16384),
+        {"variant": "tile", "block_m": 64, "block_n": 128},
+    ),
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (
+        lambda m, n, k: (m <= 128) & (n <= 8192) | (m <= 256) & (n <= 4096),
+        {"variant": "tile", "block_m": 64, "block_n": 128},
+    ),
+    (lambda m, n, k: (m <= 128) & (n > 16384), {"variant": "tile", "block_m": 128, "block_n": 64}),
+    (
+        lambda m, n, k: (m > 256) & (n > 4096) & (n <= 8192),
+        {"variant": "tile", "block_m": 256, "block_n": 128, "block_k": 64},
+    ),
+    (_always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64}),
 )
 # One tile whatever the shape: time a step of k is that of the whole tile even for one row or 128 columns
 # (nvfp4 on Blackwell: 65536 of k take as long for 128 columns as for 2048, in the tables themselves).

@@ -101,14 +101,6 @@ RULES: tuple[Rule, ...] = (
     # Sparse attention.
     Rule("indexer_logits", "*paged*", _every, "paged kernel: every query is a request of its own"),
     Rule("topk_select", "*/flat", _every, "all scores equal: ties only"),
-    # Products.
-    Rule(
-        "gemm_fp8",
-        "CutlassFP8ScaledMMLinearKernel",
-        lambda r: r["m"] > 64,
-        "vllm fp8 of more than 64 rows: the scale of the activations is left at the least float32, and "
-        "quantising a row by it takes ten times what it does by itself",
-    ),
     # Others.
     Rule("quantize", "sglang", _every, "four element-wise kernels one after the other"),
     Rule("moe", "*_min_latency", _every, "without the combination of the experts' results"),
