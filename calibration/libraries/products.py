@@ -1,7 +1,9 @@
 """Libraries of low-precision products: which of a few kernels they launch, by the shape.
 
 Libraries that are built from templates hold a few kernels and pick by the number of rows; what they launch
-is then slower than the best there is, by a multiple where the choice is poor.
+is then slower than the best there is, by a multiple where the choice is poor. Rules of vllm and of sglang on
+Ada and Blackwell are those of the published sources; sglang's on Hopper and on RTX PRO 6000 follow the public
+tables, which contradict the older thresholds of the source at hand. nvfp4 tiles are read off the tables.
 """
 
 from __future__ import annotations
@@ -62,11 +64,12 @@ _SGL_ADA = (
     (always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64}),
 )
 _SGL_BULK = ((always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 128}),)
-# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm120_fp8_dispatch.cuh and scaled_mm_c2x_sm89_…, up to
-# 64 rows.
-_VLLM_BULK = tuple(
-    (_rows(most), {"variant": "tile", "block_m": most, "block_n": 64, "block_k": 128})
-    for most in (16, 32, 64)
+# vLLM, csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm120_fp8_dispatch.cuh and scaled_mm_c2x_sm89_….
+_VLLM_BULK = (
+    (_rows(16), {"variant": "tile", "block_m": 16, "block_n": 64, "block_k": 128}),
+    (_rows(32), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
+    (_rows(256), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 128}),
 )
 _VLLM_ADA = (
     (
@@ -79,8 +82,24 @@ _VLLM_ADA = (
         {"variant": "tile", "block_m": 32, "block_n": 128},
     ),
     (_rows(32), {"variant": "tile", "block_m": 32, "block_n": 64, "block_k": 128}),
-    (lambda s: (s["n"] > 8192) & (s["n"] <= 16384), {"variant": "tile", "block_m": 64, "block_n": 128}),
-    (always, {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (
+        lambda s: (s["m"] <= 64) & (s["n"] > 8192) & (s["n"] <= 16384),
+        {"variant": "tile", "block_m": 64, "block_n": 128},
+    ),
+    (_rows(64), {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 128}),
+    (
+        lambda s: (s["m"] <= 128) & (s["n"] <= 8192) | (s["m"] <= 256) & (s["n"] <= 4096),
+        {"variant": "tile", "block_m": 64, "block_n": 128},
+    ),
+    (
+        lambda s: (s["m"] <= 128) & (s["n"] > 16384),
+        {"variant": "tile", "block_m": 128, "block_n": 64},
+    ),
+    (
+        lambda s: (s["m"] > 256) & (s["n"] > 4096) & (s["n"] <= 8192),
+        {"variant": "tile", "block_m": 256, "block_n": 128, "block_k": 64},
+    ),
+    (always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64}),
 )
 # One tile whatever the shape: time a step of k is that of the whole tile even for one row or 128 columns
 # (nvfp4 on Blackwell: 65536 of k take as long for 128 columns as for 2048, in the tables themselves).

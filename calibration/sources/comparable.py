@@ -107,14 +107,6 @@ RULES: tuple[Rule, ...] = (
         "DeepGEMM's blocks of 128 / heads queries reach into the next sequence and do the keys of both",
     ),
     Rule("topk_select", "*/flat", _every, "all scores equal: ties only"),
-    # Products.
-    Rule(
-        "gemm_fp8",
-        "CutlassFP8ScaledMMLinearKernel",
-        lambda r: r["m"] > 64,
-        "vllm fp8 of more than 64 rows: the scale of the activations is left at the least float32, and "
-        "quantising a row by it takes ten times what it does by itself",
-    ),
     # Others.
     Rule("quantize", "sglang", _every, "four element-wise kernels one after the other"),
     Rule("moe", "*_min_latency", _every, "without the combination of the experts' results"),
