@@ -15,6 +15,7 @@ from foretile.simulator.search import Evaluated, Frozen, frozen, static_part
 Array = np.ndarray
 Pool = dict[tuple[str, int, Frozen], list[Config]]  # by operator, library and static shape
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
+_LOST = 10.0  # logarithm that stands for a configuration that a library does not run (infinite time)
 _REGRET = 0.002  # mean logarithm by which a few configurations may fall behind the whole space
 _HOPELESS = 1.6  # times the fastest for every row: no change of parameters makes such a configuration win
 _FEW_ROWS = 64
@@ -111,10 +112,10 @@ def portfolio(seconds: Array) -> list[int]:
 
     Chosen one after the other, each for what it adds; ``seconds``: by configuration and row.
     """
-    behind = np.log(seconds / seconds.min(axis=0))
-    left = np.full(seconds.shape[1], np.inf)
+    behind = np.minimum(_LOST, np.log(seconds / seconds.min(axis=0)))
+    left = np.full(seconds.shape[1], _LOST)
     found: list[int] = []
-    while not found or left.mean() > _REGRET:
+    while len(found) < len(seconds) and (not found or left.mean() > _REGRET):
         found.append(int(np.argmin(np.minimum(left, behind).mean(axis=1))))
         left = np.minimum(left, behind[found[-1]])
     return found

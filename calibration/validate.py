@@ -33,7 +33,7 @@ BASELINES = ("roofline", "scaled_roofline", "nearest", "nearest_fit")
 ROWS_FILE, SUMMARY_FILE, PARTS_FOLDER = "results.parquet", "summary.json", "parts"
 _PREDICTED = ("time_s", "low_s", "high_s", "refused")
 _MADE_OF = "made_of"
-_BOUND_SHARE = 10  # rows predicted one by one cost some ten times as much
+_BOUND_SHARE = 3  # rows that bring tensors of their own cost some three times as much
 _ROOMS = ("hwmodels", "kernels", "simulator", "calibration")
 
 Predict = Callable[[pd.DataFrame, Callable[[str], Chip] | None], pd.DataFrame]
@@ -140,7 +140,7 @@ def validate(
     With ``out``, each chip's part is written there as soon as it is done; a later call takes up
     those made by the same model from the same rows. At the end come ``results.parquet`` and
     ``summary.json``. ``most``: test rows of each chip and family at most, those with the smallest
-    keys; a tenth of it where trip counts depend on tensors, whose rows are predicted one by one.
+    keys; a third of it where trip counts depend on tensors, of which every row brings its own.
 
     Raises:
         ValidationError: the table has no test rows, or a part that there is not.

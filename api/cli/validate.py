@@ -57,7 +57,7 @@ _ROWS = typer.Option(
     "--rows",
     metavar="N",
     min=0,
-    help="Test rows of each chip and operator family at most, by hash; a tenth of it for kernels whose "
+    help="Test rows of each chip and operator family at most, by hash; a third of it for kernels whose "
     "loops depend on data. 0: all, which takes hours.",
 )
 _MARKDOWN = typer.Option(
