@@ -25,6 +25,25 @@ CHIPS = list_chips()
 def test_the_catalogue_holds_the_promised_chips() -> None:
     assert {
         "a100-sxm4-80gb",
+        "a100-sxm4-40gb",
+        "a100-pcie-80gb",
+        "a100-pcie-40gb",
+        "a800-sxm4-80gb",
+        "a10",
+        "a30",
+        "rtx-3090",
+        "l2",
+        "l4",
+        "l20",
+        "rtx-4090",
+        "rtx-4090d",
+        "h100-pcie",
+        "gh200",
+        "b100",
+        "rtx-5090",
+        "rtx-5090d",
+        "v100-sxm2-32gb",
+        "t4",
         "h100-sxm5-80gb",
         "h800-sxm",
         "h200-sxm",
@@ -132,6 +151,22 @@ def test_variants_state_only_what_differs() -> None:
     assert [c.cores.value for c in (b200, b300, gb200, gb300)] == [148, 148, 152, 152]
 
 
+def test_cards_of_gamers_have_half_the_rate_of_professional_parts() -> None:
+    for card, part in (("rtx-3090", "a10"), ("rtx-4090", "l40s"), ("rtx-5090", "rtx-pro-6000")):
+        half, full = load_chip(card).matrix.flop_per_cycle, load_chip(part).matrix.flop_per_cycle
+        assert all(2 * half[d].value == full[d].value for d in ("fp16", "bf16", "tf32"))
+        assert half["int8"].value == full["int8"].value
+
+
+@pytest.mark.parametrize("name", ["v100", "t4"])
+def test_chips_before_ampere_have_neither_bf16_nor_asynchronous_copies(name: str) -> None:
+    chip = load_chip(name)
+    assert not {"bf16", "tf32", "fp8"} & set(chip.matrix.flop_per_cycle)
+    assert not chip.features.async_copy
+    assert chip.scratchpad is not None
+    assert chip.scratchpad.reserved_block_bytes is None
+
+
 def test_known_peaks() -> None:
     assert peak_flop_per_s(load_chip("a100"), "bf16") == pytest.approx(311.9e12, rel=1e-3)
     assert peak_flop_per_s(load_chip("910b3"), "fp16") == pytest.approx(294.9e12, rel=1e-3)
@@ -150,6 +185,7 @@ def test_matrix_clocks_reproduce_the_measured_rates() -> None:
         ("rtx-pro-6000", 425e12, 398e12),
         ("l40s", 249e12, 197e12),
         ("a100", 273e12, 271.2e12),
+        ("rtx-5090", 201e12, 177.6e12),
     ]:
         chip = load_chip(name)
         per_hz = (

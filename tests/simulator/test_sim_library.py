@@ -8,15 +8,23 @@ import pytest
 
 from foretile.hwmodels import list_chips, load_chip
 from foretile.kernels.operator import load_operator, operator_names
+from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import predict
 
 
 @pytest.mark.parametrize("name", operator_names())
 def test_an_operator_is_predicted_on_every_chip(name: str) -> None:
+    """But for the formats that chips without bf16 lack: they are refused by name."""
     operator = load_operator(name)
     shape = operator.shape(**operator.example)
     for chip in list_chips():
-        found = predict(operator, shape, load_chip(chip), model="cost_model")
+        described = load_chip(chip)
+        try:
+            found = predict(operator, shape, described, model="cost_model")
+        except SimulationError as error:
+            assert "bf16" not in described.matrix.flop_per_cycle, chip
+            assert "flop_per_cycle" in str(error) or "block-scaled" in str(error), chip
+            continue
         assert math.isfinite(found.time_s), chip
         assert found.time_s > 0, chip
         assert sum(found.breakdown_s.values()) == pytest.approx(found.time_s, rel=1e-9), chip
