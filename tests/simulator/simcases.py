@@ -31,9 +31,21 @@ from foretile.simulator.workload import Workload
 
 # A chip of every kind of machine: one more in the catalogue must not change what is drawn.
 CHIPS = (
-    "a100-sxm4-80gb", "ascend-910b3", "b200-sxm", "b300-sxm", "gb200", "gb300", "h100-sxm5-80gb", "h20", "h200-sxm",
-    "h800-sxm", "hygon-bw1000", "l40s", "metax-c550", "rtx-pro-6000",
-)  # fmt: skip
+    "a100-sxm4-80gb",
+    "ascend-910b3",
+    "b200-sxm",
+    "b300-sxm",
+    "gb200",
+    "gb300",
+    "h100-sxm5-80gb",
+    "h20",
+    "h200-sxm",
+    "h800-sxm",
+    "hygon-bw1000",
+    "l40s",
+    "metax-c550",
+    "rtx-pro-6000",
+)
 # Sizes above this are drawn for parameters that nothing is known of (new operators).
 _UNKNOWN = (1, 4096)
 # (smallest, largest) by parameter, log-uniform; "heads" style parameters come as choices below.

@@ -19,11 +19,14 @@ def test_an_operator_is_predicted_on_every_chip(name: str) -> None:
     shape = operator.shape(**operator.example)
     for chip in list_chips():
         described = load_chip(chip)
+        refused = ""
         try:
             found = predict(operator, shape, described, model="cost_model")
         except SimulationError as error:
+            refused = str(error)
+        if refused:
             assert "bf16" not in described.matrix.flop_per_cycle, chip
-            assert "flop_per_cycle" in str(error) or "block-scaled" in str(error), chip
+            assert "flop_per_cycle" in refused or "block-scaled" in refused, chip
             continue
         assert math.isfinite(found.time_s), chip
         assert found.time_s > 0, chip
