@@ -17,9 +17,7 @@ DIES: tuple[frozenset[str], ...] = (
     frozenset({"h100-sxm5-80gb", "h100-pcie", "h200-sxm", "h800-sxm", "h20", "gh200"}),
     frozenset({"b200-sxm", "gb200", "b100"}),
     frozenset({"b300-sxm", "gb300"}),
-    frozenset(
-        {"a100-sxm4-80gb", "a100-sxm4-40gb", "a100-pcie-80gb", "a100-pcie-40gb", "a800-sxm4-80gb", "a30"}
-    ),
+    frozenset({"a100-sxm4-80gb", "a100-sxm4-40gb", "a100-pcie-80gb", "a100-pcie-40gb", "a800-sxm4-80gb"}),
     frozenset({"l40s", "l20", "rtx-4090", "rtx-4090d"}),
     frozenset({"rtx-pro-6000", "rtx-5090", "rtx-5090d"}),
 )
