@@ -171,7 +171,7 @@ PLANTED: list[tuple[str, dict[str, Any], dict[str, Any], Any, Any]] = [
     ("gemm_fp8_block", {"m": 100, "n": 140, "k": 300}, {}, stores("C_accum_0"), dropped),
     ("quantize", SHORT, {}, stores("scale"), one),
     ("layernorm", SHORT, {"variant": "row"}, lambda s: isinstance(s, Reduce), dropped),
-    ("mla_decode", {"batch": 2, "kv_len": 200, "heads": 8}, {}, rescale, dropped),
+    ("mla_decode", {"batch": 2, "kv_len": 200, "heads": 8}, {"num_split": 1}, rescale, dropped),
     ("mla_decode", {"batch": 2, "kv_len": 200, "heads": 8}, {}, pipelined, one_trip_less),
     ("rope", SHORT, {}, stores("Y_shared"), negated),
     ("cross_entropy", SHORT, {"variant": "row"}, lambda s: isinstance(s, Reduce) and s.kind == "sum", to_max),

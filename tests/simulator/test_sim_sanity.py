@@ -48,13 +48,13 @@ def test_a_large_copy_runs_at_the_copy_fraction_of_dram(chip: str) -> None:
 
 
 def test_a_tiny_gemm_takes_the_few_microseconds_that_silicon_takes() -> None:
-    """Floors measured in a graph: A100 2.5 to 3.0, H100 2.4 to 2.7, B200 1.8 to 2.1 µs."""
+    """Floors measured in a graph, operands in L2: A100 2.5 to 3.0, H100 2.4 to 2.7, B200 1.8 to 2.1 µs."""
     for chip, low, high in (
         ("a100-sxm4-80gb", 1.5, 4.0),
         ("h100-sxm5-80gb", 1.5, 3.6),
         ("b200-sxm", 1.1, 2.8),
     ):
-        microseconds = predict("gemm", chip, m=64, n=64, k=64).time_s * 1e6
+        microseconds = predict("gemm", chip, m=64, n=64, k=64, cache="warm").time_s * 1e6
         assert low <= microseconds <= high, chip
 
 
