@@ -1,6 +1,6 @@
-# make report   predict the DeepSeek-V3 suite on every chip, from a bare Python to report/report.html
+# make report   predict the DeepSeek-V3 suite on the chips it is served on, from a bare Python to report/report.html
 # make test     install for development and run the tests
-# Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=….
+# Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=…, the chips with CHIPS=a,b,….
 
 .POSIX:
 
@@ -8,6 +8,7 @@ PYTHON = python3
 VENV = .venv
 REPORT = report
 SUITE = deepseek-v3
+CHIPS = h20,h100-sxm5-80gb,h200-sxm,h800-sxm,b200-sxm,b300-sxm,gb200,gb300,a100-sxm4-80gb,l40s,rtx-4090,rtx-pro-6000,amd-mi300x,amd-mi355x,ascend-910b3,metax-c550,hygon-bw1000
 PYTEST_ARGS =
 ROOMS = api calibration hwmodels kernels simulator
 
@@ -37,7 +38,7 @@ $(VENV)/.development: $(VENV)/.made pyproject.toml constraints.txt
 report: $(VENV)/.installed
 	@if [ ! -e $(VENV)/.development ] && [ -n "$$(find $(ROOMS) -type f ! -name '*.pyc' -newer $(VENV)/.installed)" ]; then \
 	  rm -rf build && $(PIP) install --no-deps --force-reinstall . && touch $(VENV)/.installed; fi
-	$(BIN)/foretile compare --suite $(SUITE) --out $(REPORT)
+	$(BIN)/foretile compare --suite $(SUITE) --chips $(CHIPS) --out $(REPORT)
 	@echo "Open $(REPORT)/report.html"
 
 test: $(VENV)/.development
