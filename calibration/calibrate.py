@@ -15,7 +15,7 @@ import pandas as pd
 from foretile.calibration.checkpoint import Checkpoint
 from foretile.calibration.fit import FitError, Fitted, fit_chip
 from foretile.calibration.measurements import fit_rows
-from foretile.calibration.parameters import with_factors
+from foretile.calibration.parameters import prepared, with_factors
 from foretile.calibration.profiles import RESULTS, FamilyFit, FamilyResult, fit_family, spread
 from foretile.hwmodels import Chip
 from foretile.hwmodels.schema import Calibration
@@ -78,8 +78,6 @@ def calibrate(
 
 def with_fit(chip: Chip, fitted: Fitted, source: str) -> Chip:
     """``chip`` with the fitted factors on its starting point."""
-    from foretile.calibration.parameters import prepared
-
     return with_factors(prepared(chip), fitted.factors(), source)
 
 

@@ -91,13 +91,18 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         number = pd.Series(pd.factorize(np.array([id(x) for x in libraries]))[0], index=group.index)
         by_number = dict(zip(number, libraries, strict=True))
         for (_, name_of_source, n), part in group.groupby([static, source, number], sort=False):
-            batch = _batch(operator, str(family), str(name_of_source), frame, part)
-            batch.library = by_number[n]
-            found.append(batch)
+            found.append(_batch(operator, str(family), str(name_of_source), by_number[n], frame, part))
     return found
 
 
-def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, part: pd.DataFrame) -> Batch:
+def _batch(
+    operator: Operator,
+    family: str,
+    source: str,
+    library: Library | None,
+    frame: pd.DataFrame,
+    part: pd.DataFrame,
+) -> Batch:
     shapes = [json.loads(s) for s in part["shape"]]
     shape: Shape = {p.name: shapes[0][p.name] for p in operator.params}
     for p in operator.params:
@@ -122,6 +127,7 @@ def _batch(operator: Operator, family: str, source: str, frame: pd.DataFrame, pa
         graph=np.where(part["launch"] == "graph", np.maximum(most, _IN_GRAPH.get(operator.name, 1.0)), 0.0),
         latency_s=part["latency_s"].to_numpy(dtype=np.float64),
         where=frame.index.get_indexer(part.index),
+        library=library,
     )
 
 

@@ -17,8 +17,10 @@ Pool = dict[tuple[str, int, Frozen], list[Config]]  # by operator, library and s
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
 _LOST = 10.0  # logarithm that stands for a configuration that a library does not run (infinite time)
 _REGRET = 0.002  # mean logarithm by which a few configurations may fall behind the whole space
-_HOPELESS = 1.6  # times the fastest for every row: no change of parameters makes such a configuration win
-_FEW_ROWS = 64
+_HOPELESS = (
+    1.6  # times the fastest, for every row: such a configuration is not looked at again (set, not fitted)
+)
+_FEW_ROWS = 64  # of a batch: a call's overhead exceeds the arithmetic of so many
 _STEP = 0.02  # of a logarithm, for the derivative by one-sided difference
 
 

@@ -12,7 +12,7 @@ from foretile.calibration.parameters import CHIP_PARAMETERS, FAMILY_PARAMETERS, 
 from foretile.hwmodels import Chip, list_chips, load_chip
 from foretile.hwmodels.schema import Calibration, KernelProfile, Quantity
 
-# Products of one die (cores, caches and clocks alike) are never each other's evidence.
+# Products of one die, whatever part of it they have switched on, are never each other's evidence.
 DIES: tuple[frozenset[str], ...] = (
     frozenset({"h100-sxm5-80gb", "h100-pcie", "h200-sxm", "h800-sxm", "h20", "gh200"}),
     frozenset({"b200-sxm", "gb200", "b100"}),
