@@ -133,4 +133,4 @@ def engine_of(chip: Chip) -> str:
     """What decides which kernels a chip runs: its matrix instruction, and bulk copies beside the oldest."""
     instruction = chip.matrix.instruction
     bulk = instruction == "mma_sync" and chip.features.bulk_copy
-    return f"{instruction}, bulk copies" if bulk else instruction
+    return f"{instruction}+bulk" if bulk else instruction
