@@ -16,14 +16,19 @@ from foretile.calibration.libraries import LIBRARIES, Library, engine_of, librar
 from foretile.calibration.measurements import canonical
 from foretile.calibration.predictions import allowed, around_s, batches, times
 from foretile.calibration.problem import Problem
-from foretile.calibration.sample import load_sample
+from foretile.calibration.sample import load_sample, sample_devices
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import workloads
 
-CHIPS = {"wgmma": "h200-sxm", "tcgen05": "b200-sxm", "mma_sync": "a100-sxm4-80gb"}
+CHIPS = {
+    "wgmma": "h200-sxm",
+    "tcgen05": "b200-sxm",
+    "mma_sync": "a100-sxm4-80gb",
+    "mma_sync+bulk": "rtx-pro-6000",
+}
 GROUPED = {"heads": 32, "kv_heads": 8}
 FA3 = library_of("attention_decode", "fa3", "wgmma", GROUPED)
 PACKED = library_of("attention_prefill", "fa3", "wgmma", GROUPED)
@@ -85,6 +90,15 @@ def test_a_tile_of_every_library_fits_a_chip_it_is_for(library: Library, head_di
             except SimulationError:
                 continue
     assert fitting or not configs
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=named)
+def test_every_library_is_of_some_measured_chip(library: Library) -> None:
+    source = library.kernels.split()[0].replace("*", "")
+    engines = {engine_of(load_chip(name)) for name in sample_devices()}
+    assert any(library.describes(library.operator, source, e, sizes(library)) for e in engines) or any(
+        library.describes(library.operator, source, e, sizes(library, heads=128, batch=1)) for e in engines
+    )
 
 
 @pytest.mark.parametrize("library", [x for x in LIBRARIES if x.choices], ids=named)
