@@ -106,6 +106,9 @@ class _Printer:
                 yield f'{b.name} = T.{_ALLOCATE[b.scope]}({self.shape(b.shape)}, "{b.dtype}")'
         for key, value in self.program.annotations:
             kind, _, name = key.partition(":")
+            if not name:
+                yield f"T.annotate_{kind}({value})"
+                continue
             if kind == "layout":
                 shown = f"T.make_swizzled_layout({name})"
             else:

@@ -255,6 +255,15 @@ def use_swizzle(panel_size: int, order: str = "row", enable: bool = True) -> Non
     tracer.swizzle = Swizzle(panel_size, "row" if order == "row" else "col")
 
 
+def annotate_min_blocks_per_sm(blocks: int) -> None:
+    """So many blocks are to run on a core at once: the compiler keeps to the registers that leaves a thread."""
+    tracer = current("T.annotate_min_blocks_per_sm")
+    tracer.need_kernel("T.annotate_min_blocks_per_sm")
+    if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
+        fail(f"T.annotate_min_blocks_per_sm({blocks!r}): a whole number of at least 1 is needed")
+    tracer.annotations.append(("min_blocks_per_sm", str(blocks)))
+
+
 class SwizzledLayout:
     """Marker of a bank-conflict-free layout."""
 

@@ -19,6 +19,7 @@ from foretile.kernels.operators._mla import traced
 
 _BINS = 256
 _STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # of the sums over the bins
+_THREADS = 2048  # of a core: kernels with little in registers are built to fill it
 _DIGITS = 4  # of eight bits, in a float32
 
 
@@ -72,6 +73,7 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
     @T.prim_func
     def topk_select(X: T.Tensor((rows, cols), "float32"), Index: T.Tensor((rows, k), "int32")) -> None:
         with T.Kernel(rows, threads=threads) as row:
+            T.annotate_min_blocks_per_sm(max(1, _THREADS // threads))
             x = T.alloc_fragment((tile,), "float32")
             half = T.alloc_fragment((tile,), "uint16")
             key = T.alloc_fragment((tile,), "int32")
