@@ -7,31 +7,32 @@ from foretile.kernels.operator import Config, Shape
 from foretile.kernels.operators._radix import radix_config
 
 _UNROLLED = 4  # elements that a thread has under way: nvcc unrolls loops of unknown length by four …
-_ROLLED = 1  # … but not over an unsigned index, which may wrap around
+_ROLLED = 1  # … but not what is left of them, nor loops over an unsigned index, which may wrap around
 
 
-def _selection(threads: int, under_way: int, listed: int) -> list[Config]:
+def _selection(threads: int, under_way: int, last: int, listed: int) -> list[Config]:
     """One kernel; where a row fits on chip, the second pass finds it there (in the L1 cache)."""
     return [
-        radix_config(variant, under_way * threads, threads, listed) for variant in ("radix", "radix_kept")
+        radix_config(variant, under_way * threads, last * threads, threads, listed)
+        for variant in ("radix", "radix_kept")
     ]
 
 
 def _one_thread_a_place(shape: Shape) -> list[Config]:
     """Blocks of k threads, 64 KB for candidates, unsigned (jit_kernel/csrc/deepseek_v4/topk_v1.cuh)."""
-    return _selection(int(shape["k"]), _ROLLED, 16384)
+    return _selection(int(shape["k"]), _ROLLED, _ROLLED, 16384)
 
 
 def _wide(shape: Shape) -> list[Config]:
     """Blocks of 1024 threads, 32 KB for candidates (sgl-kernel/csrc/elementwise/topk.cu)."""
     del shape
-    return _selection(1024, _UNROLLED, 8192)
+    return _selection(1024, _UNROLLED, _ROLLED, 8192)
 
 
 def _in_registers(shape: Shape) -> list[Config]:
-    """Blocks of 1024 threads that hold up to 16 numbers each (jit_kernel/csrc/deepseek_v4/topk_v2.cuh)."""
+    """Blocks of 1024 threads that read four numbers at once (jit_kernel/csrc/deepseek_v4/topk_v2.cuh)."""
     del shape
-    return _selection(1024, 16, 4096)
+    return _selection(1024, _UNROLLED, _UNROLLED, 4096)
 
 
 SELECTION: tuple[Library, ...] = (

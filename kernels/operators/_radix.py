@@ -20,6 +20,7 @@ from foretile.kernels.operators._mla import traced
 _BINS = 256
 _STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # of the sums over the bins
 _THREADS = 2048  # of a core: kernels with little in registers are built to fill it
+_WARP = 32
 _DIGITS = 4  # of eight bits, in a float32
 
 
@@ -63,12 +64,15 @@ def _divide(reach: Any, wanted: Any, split: Any) -> None:
 def radix_program(shape: Shape, config: Config) -> TileProgram:
     """One block a row. ``kept``: the second pass finds the row on chip, else it reads it again.
 
-    Timed as for rows whose k largest fill whole bins of the first histogram (clear winners); ties and close
-    numbers at the boundary take the further digits.
+    Tiles of ``block_cols`` come first (a loop unrolled so far), what is left in tiles of ``last_cols``. Timed as for rows whose k largest fill whole bins of the first histogram (clear winners); ties
+    and close numbers at the boundary take the further digits.
     """
     rows, cols, k = shape["rows"], shape["cols"], shape["k"]
-    tile, threads, kept = config["block_cols"], config["threads"], config["variant"] == "radix_kept"
-    tiles, room = -(-cols // tile), config["listed"]
+    tile, last, threads = config["block_cols"], config["last_cols"], config["threads"]
+    kept, room = config["variant"] == "radix_kept", config["listed"]
+    whole = cols // tile * tile
+    left, steps = -(-(cols - whole) // last), -(-cols // last)
+    rare = k * _WARP <= cols  # most warps find none of the k and skip what it takes to write them down
 
     @T.prim_func
     def topk_select(X: T.Tensor((rows, cols), "float32"), Index: T.Tensor((rows, k), "int32")) -> None:
@@ -77,99 +81,120 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
             x = T.alloc_fragment((tile,), "float32")
             half = T.alloc_fragment((tile,), "uint16")
             key = T.alloc_fragment((tile,), "int32")
-            bits = T.alloc_fragment((tile,), "uint32")
-            at = T.alloc_fragment((tile,), "int32")
-            X_shared = T.alloc_shared((tiles * tile if kept else 1,), "float32")
+            x1 = T.alloc_fragment((last,), "float32")
+            half1 = T.alloc_fragment((last,), "uint16")
+            key1 = T.alloc_fragment((last,), "int32")
+            bits = T.alloc_fragment((last,), "uint32")
+            at = T.alloc_fragment((last,), "int32")
+            X_shared = T.alloc_shared((whole + left * last if kept else 1,), "float32")
             reach = T.alloc_shared((2, _BINS + 1), "int32")
             split = T.alloc_shared((3,), "int32")
             counter = T.alloc_shared((3,), "int32")
             listed = T.alloc_shared((room,), "int32")
             found = T.alloc_shared((k,), "int32")
-            place = T.alloc_var("int32")
+            place = T.alloc_local((1,), "int32")
+
+            @T.macro
+            def first_pass(first: Any, x: Any, half: Any, key: Any) -> None:
+                """Count the bins of the elements from ``first`` on."""
+                count = x.shape[0]
+                T.copy(X[row, first : first + count], x)
+                _coarse(x, half, key)
+                for i in T.Parallel(count):
+                    if first + i < cols:
+                        T.atomic_add(reach[0, key[i]], 1)
+                if kept:
+                    T.copy(x, X_shared[first : first + count])
+
+            @T.macro
+            def again(first: Any, x: Any, half: Any, key: Any) -> None:
+                """The bins of the elements from ``first`` on once more."""
+                count = x.shape[0]
+                if kept:
+                    T.copy(X_shared[first : first + count], x)
+                else:
+                    T.copy(X[row, first : first + count], x)
+                _coarse(x, half, key)
+
+            @T.macro
+            def winners(first: Any, x: Any, half: Any, key: Any) -> None:
+                """Write down the elements from ``first`` on whose bins are among the k largest."""
+                again(first, x, half, key)
+                for i in T.Parallel(x.shape[0]):
+                    if rare and T.likely(first + i >= cols or key[i] < split[0]):
+                        pass
+                    elif first + i < cols and key[i] >= split[0]:
+                        place[0] = T.atomic_add(counter[0], 1, return_prev=True)
+                        found[place[0]] = first + i
+
+            @T.macro
+            def candidates(first: Any, number: Any) -> None:
+                """Candidates from ``first`` on: where they are in the row, their bins and bits."""
+                for i in T.Parallel(last):
+                    if number > room:
+                        at[i] = T.min(first + i, cols - 1)
+                    else:
+                        at[i] = listed[T.min(first + i, number - 1)]
+                for i in T.Parallel(last):
+                    x1[i] = X[row, at[i]]
+                _coarse(x1, half1, key1)
+                _fine(x1, bits)
 
             T.clear(reach)
             T.clear(counter)
             T.sync_threads()
-            for c in T.serial(tiles):
-                T.copy(X[row, c * tile : (c + 1) * tile], x)
-                _coarse(x, half, key)
-                for i in T.Parallel(tile):
-                    if c * tile + i < cols:
-                        T.atomic_add(reach[0, key[i]], 1)
-                if kept:
-                    T.copy(x, X_shared[c * tile : (c + 1) * tile])
+            for c in T.serial(cols // tile):
+                first_pass(c * tile, x, half, key)
+            for c in T.serial(left):
+                first_pass(whole + c * last, x1, half1, key1)
             T.sync_threads()
             _divide(reach, k, split)
 
-            @T.macro
-            def again(c: Any) -> None:
-                """Tile ``c`` of the row and its bins once more."""
-                if kept:
-                    T.copy(X_shared[c * tile : (c + 1) * tile], x)
-                else:
-                    T.copy(X[row, c * tile : (c + 1) * tile], x)
-                _coarse(x, half, key)
-
-            @T.macro
-            def candidates(c: Any, number: Any) -> None:
-                """Candidates from ``c * tile`` on: where they are in the row, their bins and bits."""
-                for i in T.Parallel(tile):
-                    if number > room:
-                        at[i] = T.min(c * tile + i, cols - 1)
-                    else:
-                        at[i] = listed[T.min(c * tile + i, number - 1)]
-                for i in T.Parallel(tile):
-                    x[i] = X[row, at[i]]
-                _coarse(x, half, key)
-                _fine(x, bits)
-
             if T.likely(split[1] == 0):
-                for c in T.serial(tiles):
-                    again(c)
-                    for i in T.Parallel(tile):
-                        if c * tile + i < cols and key[i] >= split[0]:
-                            place = T.atomic_add(counter[0], 1, return_prev=True)
-                            found[place] = c * tile + i
+                for c in T.serial(cols // tile):
+                    winners(c * tile, x, half, key)
+                for c in T.serial(left):
+                    winners(whole + c * last, x1, half1, key1)
             else:
-                bin0 = T.alloc_var("int32", init=split[0])
+                edge = T.alloc_var("int32", init=split[0])
                 wanted = T.alloc_var("int32", init=split[2])
-                for c in T.serial(tiles):
-                    again(c)
-                    for i in T.Parallel(tile):
-                        if c * tile + i < cols and key[i] > bin0:
-                            place = T.atomic_add(counter[0], 1, return_prev=True)
-                            found[place] = c * tile + i
-                        if c * tile + i < cols and key[i] == bin0:
-                            place = T.atomic_add(counter[1], 1, return_prev=True)
-                            if place < room:
-                                listed[place] = c * tile + i
+                for c in T.serial(steps):
+                    again(c * last, x1, half1, key1)
+                    for i in T.Parallel(last):
+                        if c * last + i < cols and key1[i] > edge:
+                            place[0] = T.atomic_add(counter[0], 1, return_prev=True)
+                            found[place[0]] = c * last + i
+                        if c * last + i < cols and key1[i] == edge:
+                            place[0] = T.atomic_add(counter[1], 1, return_prev=True)
+                            if place[0] < room:
+                                listed[place[0]] = c * last + i
                 T.sync_threads()
                 number = T.alloc_var("int32", init=T.if_then_else(counter[1] > room, cols, counter[1]))
                 prefix = T.alloc_var("uint32", init=0)
                 for digit in T.serial(_DIGITS):
                     T.fill(reach[0, 0:_BINS], 0)
                     T.sync_threads()
-                    for c in T.serial(T.ceildiv(number, tile)):
-                        candidates(c, number)
-                        for i in T.Parallel(tile):
+                    for c in T.serial(T.ceildiv(number, last)):
+                        candidates(c * last, number)
+                        for i in T.Parallel(last):
                             upper = bits[i] >> (24 - 8 * digit)
-                            if c * tile + i < number and key[i] == bin0 and upper // _BINS == prefix:
+                            if c * last + i < number and key1[i] == edge and upper // _BINS == prefix:
                                 T.atomic_add(reach[0, T.cast(upper % _BINS, "int32")], 1)
                     T.sync_threads()
                     _divide(reach, wanted, split)
                     prefix = prefix * _BINS + T.cast(split[0], "uint32")
                     wanted = split[2]
-                for c in T.serial(T.ceildiv(number, tile)):
-                    candidates(c, number)
-                    for i in T.Parallel(tile):
-                        if c * tile + i < number and key[i] == bin0:
+                for c in T.serial(T.ceildiv(number, last)):
+                    candidates(c * last, number)
+                    for i in T.Parallel(last):
+                        if c * last + i < number and key1[i] == edge:
                             if bits[i] > prefix:
-                                place = T.atomic_add(counter[0], 1, return_prev=True)
-                                found[place] = at[i]
+                                place[0] = T.atomic_add(counter[0], 1, return_prev=True)
+                                found[place[0]] = at[i]
                             if bits[i] == prefix:
-                                place = T.atomic_add(counter[2], 1, return_prev=True)
-                                if place < wanted:  # as many equal ones as are missing, behind the larger
-                                    found[k - wanted + place] = at[i]
+                                place[0] = T.atomic_add(counter[2], 1, return_prev=True)
+                                if place[0] < wanted:  # as many equal ones as are missing, behind the larger
+                                    found[k - wanted + place[0]] = at[i]
             T.sync_threads()
             T.copy(found, Index[row, 0:k])
 
@@ -181,11 +206,15 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
 _SIZES = ((4096, 1024, 8192), (2048, 512, 4096), (2048, 1024, 4096), (1024, 256, 2048))
 
 
-def radix_config(variant: str, cols: int, threads: int, listed: int) -> Config:
-    """One configuration: elements of a trip, threads, candidates that a block keeps."""
-    return {"variant": variant, "block_cols": cols, "threads": threads, "listed": listed}
+def radix_config(variant: str, cols: int, last: int, threads: int, listed: int) -> Config:
+    """One configuration: elements of a trip and of the last ones, threads, candidates that a block keeps."""
+    return {"variant": variant, "block_cols": cols, "last_cols": last, "threads": threads, "listed": listed}
 
 
 def radix_configs() -> list[Config]:
     """The radix selections of the space."""
-    return [radix_config(variant, *sizes) for sizes in _SIZES for variant in ("radix", "radix_kept")]
+    return [
+        radix_config(variant, cols, cols, threads, listed)
+        for cols, threads, listed in _SIZES
+        for variant in ("radix", "radix_kept")
+    ]

@@ -46,6 +46,8 @@ from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
 _RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
+_MEETING = 1.0
+_REGISTER = Buffer("", (), "bool", "fragment")
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
 
 
@@ -217,6 +219,11 @@ class _Walker:
                 nodes.extend(self.store(inner, extents, guard))
             elif isinstance(inner, If):  # lanes diverge: both sides are issued
                 below = guard + count(inner.cond, self.program)
+                if expected(inner.cond):
+                    cost = self.rules.elementwise(prod(extents.values()), below, _REGISTER)
+                    nodes.append(_op("vector", "test", cost))
+                    self._elementwise(inner.then, extents, Count(), nodes)
+                    continue
                 self._elementwise(inner.then, extents, below, nodes)
                 self._elementwise(inner.orelse, extents, below, nodes)
             elif isinstance(inner, For) and inner.kind != "pipelined":
@@ -355,16 +362,18 @@ class _Walker:
     ) -> tuple[Count, Buffer]:
         """What an atomic update of shared memory costs an element, and the buffer that it writes.
 
-        An element of its own a lane (as far as one knows) is read and written. One element for all lanes
-        takes one update a warp: compilers let each warp count its lanes first.
+        An element of its own a lane is read and written; where values say which, lanes meet in banks. One
+        element for all lanes takes one update a warp: compilers let each warp count its lanes first.
         """
-        own = False
+        own = scattered = False
         for index in stmt.indices:
             each = each + count(index, self.program)
             scopes = {self.program.buffer(x.buffer).scope for x in loads(index)}
             own = own or not variables(index).isdisjoint(extents) or bool(scopes & {"local", "var"})
+            scattered = scattered or bool(scopes)
         if own:
-            return each + Count(loads=(Load(stmt.buffer, stmt.indices),)), target
+            accesses = round(2 * _MEETING) if scattered else 2
+            return each + Count(loads=(Load(stmt.buffer, stmt.indices),) * (accesses - 1)), target
         # Vote and count; where each lane is told what it finds, the lanes below it, a shuffle and a sum.
         return each.then(alu=5 if stmt.previous is not None else 2), replace(target, scope="fragment")
 
