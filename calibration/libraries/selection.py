@@ -10,29 +10,30 @@ _UNROLLED = 4  # elements that a thread has under way: nvcc unrolls loops of unk
 _ROLLED = 1  # … but not what is left of them, nor loops over an unsigned index, which may wrap around
 
 
-def _selection(threads: int, under_way: int, last: int, listed: int) -> list[Config]:
-    """One kernel; where a row fits on chip, the second pass finds it there (in the L1 cache)."""
-    return [
-        radix_config(variant, under_way * threads, last * threads, threads, listed)
-        for variant in ("radix", "radix_kept")
-    ]
-
-
 def _one_thread_a_place(shape: Shape) -> list[Config]:
-    """Blocks of k threads, 64 KB for candidates, unsigned (jit_kernel/csrc/deepseek_v4/topk_v1.cuh)."""
-    return _selection(int(shape["k"]), _ROLLED, _ROLLED, 16384)
+    """Blocks of k threads, 64 KB for candidates, unsigned (jit_kernel/csrc/deepseek_v4/topk_v1.cuh).
+
+    Three of them leave the L1 cache too little for rows.
+    """
+    threads = int(shape["k"])
+    return [radix_config("radix", _ROLLED * threads, _ROLLED * threads, threads, 16384, "steps")]
 
 
 def _wide(shape: Shape) -> list[Config]:
-    """Blocks of 1024 threads, 32 KB for candidates (sgl-kernel/csrc/elementwise/topk.cu)."""
+    """Blocks of 1024 threads, 128 KB for candidates (sgl-kernel/csrc/elementwise/topk.cu).
+
+    Where a row fits on chip, the second pass finds it there (in the L1 cache).
+    """
     del shape
-    return _selection(1024, _UNROLLED, _ROLLED, 8192)
+    sizes = (_UNROLLED * 1024, _ROLLED * 1024, 1024, 32768)
+    return [radix_config(variant, *sizes, "steps") for variant in ("radix", "radix_kept")]
 
 
 def _in_registers(shape: Shape) -> list[Config]:
     """Blocks of 1024 threads that read four numbers at once (jit_kernel/csrc/deepseek_v4/topk_v2.cuh)."""
     del shape
-    return _selection(1024, _UNROLLED, _UNROLLED, 4096)
+    sizes = (_UNROLLED * 1024, _UNROLLED * 1024, 1024, 4096)
+    return [radix_config(variant, *sizes, "warps") for variant in ("radix", "radix_kept")]
 
 
 SELECTION: tuple[Library, ...] = (

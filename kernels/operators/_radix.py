@@ -20,7 +20,6 @@ from foretile.kernels.operators._mla import traced
 _BINS = 256
 _STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # of the sums over the bins
 _THREADS = 2048  # of a core: kernels with little in registers are built to fill it
-_WARP = 32
 _DIGITS = 4  # of eight bits, in a float32
 
 
@@ -43,11 +42,15 @@ def _fine(x: Any, bits: Any) -> None:
 
 
 @T.macro
-def _divide(reach: Any, wanted: Any, split: Any) -> None:
+def _divide(reach: Any, wanted: Any, split: Any, scan: str) -> None:
     """Where the ``wanted``-th largest lies: ``split`` = its bin, how many too many bins from it on hold,
-    and how many of its own are wanted. ``reach``: counts by bin; its second row is for the sums."""
+    and how many of its own are wanted. ``reach``: counts by bin; its second row is for the sums, which
+    are made in eight steps of the block, or by ``warps``."""
+    if scan == "warps":
+        T.cumsum(reach[0:1, 0:_BINS], reach[0:1, 0:_BINS], dim=1, reverse=True)
+        T.sync_threads()
     side = 0
-    for step in _STEPS:
+    for step in _STEPS if scan == "steps" else ():
         for b in T.Parallel(_BINS):
             above = T.if_then_else(b + step < _BINS, reach[side, T.min(b + step, _BINS)], 0)
             reach[1 - side, b] = reach[side, b] + above
@@ -69,10 +72,9 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
     """
     rows, cols, k = shape["rows"], shape["cols"], shape["k"]
     tile, last, threads = config["block_cols"], config["last_cols"], config["threads"]
-    kept, room = config["variant"] == "radix_kept", config["listed"]
+    kept, room, scan = config["variant"] == "radix_kept", config["listed"], config["scan"]
     whole = cols // tile * tile
     left, steps = -(-(cols - whole) // last), -(-cols // last)
-    rare = k * _WARP <= cols  # most warps find none of the k and skip what it takes to write them down
 
     @T.prim_func
     def topk_select(X: T.Tensor((rows, cols), "float32"), Index: T.Tensor((rows, k), "int32")) -> None:
@@ -121,9 +123,7 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
                 """Write down the elements from ``first`` on whose bins are among the k largest."""
                 again(first, x, half, key)
                 for i in T.Parallel(x.shape[0]):
-                    if rare and T.likely(first + i >= cols or key[i] < split[0]):
-                        pass
-                    elif first + i < cols and key[i] >= split[0]:
+                    if first + i < cols and key[i] >= split[0]:
                         place[0] = T.atomic_add(counter[0], 1, return_prev=True)
                         found[place[0]] = first + i
 
@@ -148,7 +148,7 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
             for c in T.serial(left):
                 first_pass(whole + c * last, x1, half1, key1)
             T.sync_threads()
-            _divide(reach, k, split)
+            _divide(reach, k, split, scan)
 
             if T.likely(split[1] == 0):
                 for c in T.serial(cols // tile):
@@ -181,7 +181,7 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
                             if c * last + i < number and key1[i] == edge and upper // _BINS == prefix:
                                 T.atomic_add(reach[0, T.cast(upper % _BINS, "int32")], 1)
                     T.sync_threads()
-                    _divide(reach, wanted, split)
+                    _divide(reach, wanted, split, scan)
                     prefix = prefix * _BINS + T.cast(split[0], "uint32")
                     wanted = split[2]
                 for c in T.serial(T.ceildiv(number, last)):
@@ -206,15 +206,16 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
 _SIZES = ((4096, 1024, 8192), (2048, 512, 4096), (2048, 1024, 4096), (1024, 256, 2048))
 
 
-def radix_config(variant: str, cols: int, last: int, threads: int, listed: int) -> Config:
-    """One configuration: elements of a trip and of the last ones, threads, candidates that a block keeps."""
-    return {"variant": variant, "block_cols": cols, "last_cols": last, "threads": threads, "listed": listed}
+def radix_config(variant: str, cols: int, last: int, threads: int, listed: int, scan: str) -> Config:
+    """One configuration: elements of a trip and of the last ones, candidates that a block keeps, sums."""
+    sizes = {"block_cols": cols, "last_cols": last, "threads": threads, "listed": listed}
+    return {"variant": variant, "scan": scan, **sizes}
 
 
 def radix_configs() -> list[Config]:
     """The radix selections of the space."""
     return [
-        radix_config(variant, cols, cols, threads, listed)
+        radix_config(variant, cols, cols, threads, listed, "warps")
         for cols, threads, listed in _SIZES
         for variant in ("radix", "radix_kept")
     ]

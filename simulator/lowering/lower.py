@@ -46,7 +46,6 @@ from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
 _RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
-_MEETING = 1.0
 _REGISTER = Buffer("", (), "bool", "fragment")
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
 
@@ -362,18 +361,17 @@ class _Walker:
     ) -> tuple[Count, Buffer]:
         """What an atomic update of shared memory costs an element, and the buffer that it writes.
 
-        An element of its own a lane is read and written; where values say which, lanes meet in banks. One
-        element for all lanes takes one update a warp: compilers let each warp count its lanes first.
+        An element of its own a lane is read and written (lanes that meet in a bank, or in an element, are
+        not told apart). One element for all lanes takes one update a warp: compilers let each warp count
+        its lanes first.
         """
-        own = scattered = False
+        own = False
         for index in stmt.indices:
             each = each + count(index, self.program)
             scopes = {self.program.buffer(x.buffer).scope for x in loads(index)}
             own = own or not variables(index).isdisjoint(extents) or bool(scopes & {"local", "var"})
-            scattered = scattered or bool(scopes)
         if own:
-            accesses = round(2 * _MEETING) if scattered else 2
-            return each + Count(loads=(Load(stmt.buffer, stmt.indices),) * (accesses - 1)), target
+            return each + Count(loads=(Load(stmt.buffer, stmt.indices),)), target
         # Vote and count; where each lane is told what it finds, the lanes below it, a shuffle and a sum.
         return each.then(alu=5 if stmt.previous is not None else 2), replace(target, scope="fragment")
 
