@@ -54,7 +54,7 @@ class Call(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Cast(Expr):
-    """Conversion of ``a`` to the canonical dtype name ``dtype``; with ``bits`` its bits, read as that type."""
+    """Conversion of ``a`` to the canonical dtype name ``dtype``; with ``bits`` its bits read as that type."""
 
     dtype: str
     a: Expr

@@ -256,7 +256,7 @@ def use_swizzle(panel_size: int, order: str = "row", enable: bool = True) -> Non
 
 
 def annotate_min_blocks_per_sm(blocks: int) -> None:
-    """So many blocks are to run on a core at once: the compiler keeps to the registers that leaves a thread."""
+    """So many blocks are to run on a core at once, which limits the registers of a thread."""
     tracer = current("T.annotate_min_blocks_per_sm")
     tracer.need_kernel("T.annotate_min_blocks_per_sm")
     if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
-from foretile.kernels.operator import Config, Shape
+from foretile.kernels.operator import Config, OperatorError, Shape
 from foretile.kernels.operators._mla import traced
 
 _BINS = 256
@@ -67,12 +67,15 @@ def _divide(reach: Any, wanted: Any, split: Any, scan: str) -> None:
 def radix_program(shape: Shape, config: Config) -> TileProgram:
     """One block a row. ``kept``: the second pass finds the row on chip, else it reads it again.
 
-    Tiles of ``block_cols`` come first (a loop unrolled so far), what is left in tiles of ``last_cols``. Timed as for rows whose k largest fill whole bins of the first histogram (clear winners); ties
-    and close numbers at the boundary take the further digits.
+    Tiles of ``block_cols`` come first (a loop unrolled so far), what is left in tiles of ``last_cols``.
+    Timed as for rows whose k largest fill whole bins of the first histogram (clear winners); ties and
+    close numbers at the boundary take the further digits.
     """
     rows, cols, k = shape["rows"], shape["cols"], shape["k"]
     tile, last, threads = config["block_cols"], config["last_cols"], config["threads"]
     kept, room, scan = config["variant"] == "radix_kept", config["listed"], config["scan"]
+    if scan not in ("steps", "warps"):
+        raise OperatorError(f"topk_select: scan={scan!r} is not one of steps, warps")
     whole = cols // tile * tile
     left, steps = -(-(cols - whole) // last), -(-cols // last)
 
@@ -170,7 +173,7 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
                                 listed[place[0]] = c * last + i
                 T.sync_threads()
                 number = T.alloc_var("int32", init=T.if_then_else(counter[1] > room, cols, counter[1]))
-                prefix = T.alloc_var("uint32", init=0)
+                prefix: Any = T.alloc_var("uint32", init=0)
                 for digit in T.serial(_DIGITS):
                     T.fill(reach[0, 0:_BINS], 0)
                     T.sync_threads()
@@ -208,8 +211,8 @@ _SIZES = ((4096, 1024, 8192), (2048, 512, 4096), (2048, 1024, 4096), (1024, 256,
 
 def radix_config(variant: str, cols: int, last: int, threads: int, listed: int, scan: str) -> Config:
     """One configuration: elements of a trip and of the last ones, candidates that a block keeps, sums."""
-    sizes = {"block_cols": cols, "last_cols": last, "threads": threads, "listed": listed}
-    return {"variant": variant, "scan": scan, **sizes}
+    sizes = {"block_cols": cols, "last_cols": last, "num_stages": 1, "threads": threads, "listed": listed}
+    return {"variant": variant, "bits": 8, "scan": scan, **sizes}
 
 
 def radix_configs() -> list[Config]:

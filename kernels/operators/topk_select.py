@@ -12,7 +12,7 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Arrays, Config, Operator, OperatorError, Param, Shape, Tolerance
 from foretile.kernels.operators._common import random_operand, size, whole
 from foretile.kernels.operators._mla import traced
-from foretile.kernels.operators._radix import radix_configs, radix_program
+from foretile.kernels.operators._radix import radix_config, radix_configs, radix_program
 
 _KEY_BITS = 32
 _BINADE = 2**23  # float32 numbers of one sign and exponent
@@ -171,8 +171,8 @@ def configs(shape: Shape) -> list[Config]:
     """The space: where the row is kept, bits a round, columns of a tile, tiles in flight, threads."""
 
     def config(variant: str, bits: int, cols: int, threads: int, stages: int) -> Config:
-        sizes = {"bits": bits, "block_cols": cols, "num_stages": stages, "threads": threads}
-        return {"variant": variant, **sizes}
+        like = radix_config(variant, cols, cols, threads, 0, "warps")  # what only radix selections have
+        return {**like, "bits": bits, "num_stages": stages}
 
     resident = [config("resident", *tile, 1) for tile in _RESIDENT]
     streamed = [config("streamed", *tile, stages) for stages in (2, 3) for tile in _STREAMED]

@@ -39,14 +39,13 @@ from foretile.simulator.lowering.analysis import (
 )
 from foretile.simulator.lowering.davinci import DavinciRules
 from foretile.simulator.lowering.decisions import expected, refuse_decisions
-from foretile.simulator.lowering.elementwise import Count, count, store_count
+from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
 _RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
-_REGISTER = Buffer("", (), "bool", "fragment")
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
 
 
@@ -218,11 +217,6 @@ class _Walker:
                 nodes.extend(self.store(inner, extents, guard))
             elif isinstance(inner, If):  # lanes diverge: both sides are issued
                 below = guard + count(inner.cond, self.program)
-                if expected(inner.cond):
-                    cost = self.rules.elementwise(prod(extents.values()), below, _REGISTER)
-                    nodes.append(_op("vector", "test", cost))
-                    self._elementwise(inner.then, extents, Count(), nodes)
-                    continue
                 self._elementwise(inner.then, extents, below, nodes)
                 self._elementwise(inner.orelse, extents, below, nodes)
             elif isinstance(inner, For) and inner.kind != "pipelined":
@@ -324,7 +318,7 @@ class _Walker:
         target = self.program.buffer(stmt.buffer)
         each = guard + store_count(stmt.value, target, self.program)
         if stmt.atomic and target.scope == "shared":
-            each, target = self._updated(stmt, extents, each, target)
+            each, target = update_count(stmt, extents, each, target, self.program)
         ops: list[Op] = []
         reads: list[str] = []
         for number, load in enumerate(dict.fromkeys(each.loads)):
@@ -355,25 +349,6 @@ class _Walker:
                 region, target, direction, cost, label, *reads, points=points, scattered=scattered
             ),
         ]
-
-    def _updated(
-        self, stmt: Store, extents: dict[str, int], each: Count, target: Buffer
-    ) -> tuple[Count, Buffer]:
-        """What an atomic update of shared memory costs an element, and the buffer that it writes.
-
-        An element of its own a lane is read and written (lanes that meet in a bank, or in an element, are
-        not told apart). One element for all lanes takes one update a warp: compilers let each warp count
-        its lanes first.
-        """
-        own = False
-        for index in stmt.indices:
-            each = each + count(index, self.program)
-            scopes = {self.program.buffer(x.buffer).scope for x in loads(index)}
-            own = own or not variables(index).isdisjoint(extents) or bool(scopes & {"local", "var"})
-        if own:
-            return each + Count(loads=(Load(stmt.buffer, stmt.indices),)), target
-        # Vote and count; where each lane is told what it finds, the lanes below it, a shuffle and a sum.
-        return each.then(alu=5 if stmt.previous is not None else 2), replace(target, scope="fragment")
 
     # -- accesses ----------------------------------------------------------------------------
 

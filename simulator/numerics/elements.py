@@ -199,7 +199,7 @@ def _sums_before(places: np.ndarray, values: np.ndarray) -> np.ndarray:
     first = np.r_[True, np.diff(places[order]) != 0] if len(order) else np.zeros(0, dtype=bool)
     before = np.empty_like(sums)
     before[order] = sums - sums[first][np.cumsum(first) - 1] if len(order) else sums
-    return before
+    return np.asarray(before)
 
 
 def _points(

@@ -48,6 +48,11 @@ NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("topk_select", {**SELECT, "k": 300}, {"variant": "resident", "bits": 4, "block_cols": 512}),
     ("topk_select", {**SELECT, "k": 1}, {"variant": "streamed", "bits": 2, "block_cols": 100}),
     ("topk_select", {"rows": 2, "cols": 1, "k": 1}, {}),
+    # Whole tiles and smaller last ones; more candidates than are kept; all of a row; both sums.
+    ("topk_select", SELECT, {"variant": "radix", "block_cols": 64, "last_cols": 32, "scan": "steps"}),
+    ("topk_select", SELECT, {"variant": "radix_kept", "block_cols": 128, "last_cols": 64, "listed": 8}),
+    ("topk_select", {**SELECT, "k": 300}, {"variant": "radix", "block_cols": 256, "last_cols": 64}),
+    ("topk_select", {**SELECT, "k": 1}, {"variant": "radix_kept", "block_cols": 512, "listed": 1}),
 ]
 EVERY_KIND = pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for name in CONTRACT for kind in load_operator(name).adversarial]
@@ -139,8 +144,9 @@ def test_one_trace_serves_every_size(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variant": "x"}, "variant='x' is not one of resident, streamed"),
-        ({"bits": 3}, "bits=3 is not one of"),
+        ({"variant": "x"}, "variant='x' is not one of radix, radix_kept, resident, streamed"),
+        ({"variant": "streamed", "bits": 3}, "bits=3 is not one of"),
+        ({"scan": "x"}, "scan='x' is not one of"),
     ],
 )
 def test_selection_refuses_configurations_it_cannot_trace(change: dict[str, Any], message: str) -> None:
