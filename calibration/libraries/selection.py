@@ -15,7 +15,7 @@ def _one_thread_a_place(shape: Shape) -> list[Config]:
 
     Three of them leave the L1 cache too little for rows.
     """
-    threads = int(shape["k"])
+    threads = min(1024, -(-int(shape["k"]) // 32) * 32)
     return [radix_config("radix", _ROLLED * threads, _ROLLED * threads, threads, 16384, "steps")]
 
 

@@ -122,6 +122,17 @@ def test_special_cases(name: str, kind: str) -> None:
         assert found.ok, found
 
 
+@pytest.mark.parametrize("kind", load_operator("topk_select").adversarial)
+@pytest.mark.parametrize("k", [1, 40, 257])
+@pytest.mark.parametrize("listed", [8, 300])
+def test_radix_selection_of_ties_and_extremes(kind: str, k: int, listed: int) -> None:
+    operator = load_operator("topk_select")
+    shape = operator.shape(rows=3, cols=257, k=k)
+    config = operator.config(shape, block_cols=128, last_cols=64, threads=64, listed=listed, scan="steps")
+    found = verify(operator, shape, config, kind=kind)
+    assert found.ok, found
+
+
 def test_special_cases_of_an_fp8_cache() -> None:
     decode = load_operator("mla_decode")
     shape = decode.shape(**DECODE, kv_dtype="fp8")
