@@ -106,6 +106,8 @@ RULES: tuple[Rule, ...] = (
         lambda r: r["seq"] % (128 // r["heads"]) != 0,
         "DeepGEMM's blocks of 128 / heads queries reach into the next sequence and do the keys of both",
     ),
+    # All scores are zero: every one is a candidate to the last digit, of which the kernels keep as many as
+    # fit (sgl-kernel/csrc/elementwise/topk.cu); the operator is timed for clear winners.
     Rule("topk_select", "*/flat", _every, "all scores equal: ties only"),
     # Others.
     Rule("quantize", "sglang", _every, "four element-wise kernels one after the other"),
