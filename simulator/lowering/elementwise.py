@@ -76,6 +76,7 @@ _CALLS: dict[str, dict[str, float]] = {
     "isnan": {"alu": 1},
     "if_then_else": {"alu": 1},
     "clamp": {"alu": 2},
+    "likely": {},
 }
 
 
@@ -111,6 +112,8 @@ def count(e: Expr, program: TileProgram) -> Count:
         return Count()
     if isinstance(e, Load):
         return Count(depth=1, loads=(e,))
+    if isinstance(e, Cast) and e.bits:
+        return count(e.a, program)
     if isinstance(e, Cast):
         return _cast(count(e.a, program), value_dtype(e.a, program), e.dtype)
     if isinstance(e, Call):

@@ -38,7 +38,7 @@ from foretile.simulator.lowering.analysis import (
     settle,
 )
 from foretile.simulator.lowering.davinci import DavinciRules
-from foretile.simulator.lowering.decisions import refuse_decisions
+from foretile.simulator.lowering.decisions import expected, refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
@@ -120,6 +120,8 @@ class _Walker:
         line = stmt.loc.line if stmt.loc else 0
         if isinstance(stmt, For):
             return self.loop(stmt)
+        if isinstance(stmt, If) and expected(stmt.cond):
+            return list(self.block(stmt.then))
         if isinstance(stmt, If):
             return [self.branch(stmt)]
         return [replace(op, line=line) for op in self.operation(stmt)]
@@ -315,6 +317,8 @@ class _Walker:
         points = prod(extents.values())
         target = self.program.buffer(stmt.buffer)
         each = guard + store_count(stmt.value, target, self.program)
+        if stmt.atomic and target.scope == "shared":
+            each, target = self._updated(stmt, extents, each, target)
         ops: list[Op] = []
         reads: list[str] = []
         for number, load in enumerate(dict.fromkeys(each.loads)):
@@ -345,6 +349,24 @@ class _Walker:
                 region, target, direction, cost, label, *reads, points=points, scattered=scattered
             ),
         ]
+
+    def _updated(
+        self, stmt: Store, extents: dict[str, int], each: Count, target: Buffer
+    ) -> tuple[Count, Buffer]:
+        """What an atomic update of shared memory costs an element, and the buffer that it writes.
+
+        An element of its own a lane (as far as one knows) is read and written. One element for all lanes
+        takes one update a warp: compilers let each warp count its lanes first.
+        """
+        own = False
+        for index in stmt.indices:
+            each = each + count(index, self.program)
+            scopes = {self.program.buffer(x.buffer).scope for x in loads(index)}
+            own = own or not variables(index).isdisjoint(extents) or bool(scopes & {"local", "var"})
+        if own:
+            return each + Count(loads=(Load(stmt.buffer, stmt.indices),)), target
+        # Vote and count; where each lane is told what it finds, the lanes below it, a shuffle and a sum.
+        return each.then(alu=5 if stmt.previous is not None else 2), replace(target, scope="fragment")
 
     # -- accesses ----------------------------------------------------------------------------
 
