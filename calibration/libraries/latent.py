@@ -56,8 +56,15 @@ LATENT: tuple[Library, ...] = (
     Library(
         "indexer_logits", "deep_gemm.fp8_mqa_logits", choices=((always, {"chunk": 0, "product": "fp8"}),)
     ),
-    # FlashMLA's prefill kernel: a block does all keys of its query.
-    Library("sparse_mla", "flash_mla_sparse_fwd", choices=((always, {"num_split": 1}),)),
+    # FlashMLA's prefill kernels: a block does all keys of its query; on Blackwell in four groups of 128
+    # threads, one of which loads, and the result is seldom rescaled.
+    Library(
+        "sparse_mla",
+        "flash_mla_sparse_fwd",
+        "tcgen05",
+        choices=((always, {"num_split": 1, "threads": 384, "lazy": True}),),
+    ),
+    Library("sparse_mla", "flash_mla_sparse_fwd", choices=((always, {"num_split": 1, "lazy": False}),)),
     # trtllm-gen: keys in tiles of 64 at least, so that one block fills a core; 16 or 64 heads.
     Library(
         "mla_decode",

@@ -43,6 +43,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mla_decode", {**DECODE, "heads": 100}, {"num_split": 2, "block_v": 256}),
     ("sparse_mla", SPARSE, {"num_split": 2, "block_v": 256}),
+    ("sparse_mla", SPARSE, {"num_split": 1, "lazy": True}),
+    ("sparse_mla", {**SPARSE, "dtype": "fp16"}, {"num_split": 2, "block_n": 16, "lazy": True}),
     ("topk_select", SELECT, {"variant": "resident", "bits": 2, "block_cols": 64}),
     ("topk_select", SELECT, {"variant": "streamed", "bits": 4, "block_cols": 128}),
     ("topk_select", {**SELECT, "k": 300}, {"variant": "resident", "bits": 4, "block_cols": 512}),
@@ -115,6 +117,18 @@ def test_special_cases(name: str, kind: str) -> None:
     for config in (operator.configs(shape)[0], operator.configs(shape)[-1]):
         found = verify(operator, shape, config, kind=kind)
         assert found.ok, found
+
+
+def test_a_result_that_is_seldom_rescaled_is_right_all_the_same() -> None:
+    """Few keys a tile, so that maxima rise between tiles by more than is let pass and by less."""
+    sparse = load_operator("sparse_mla")
+    shape = sparse.shape(**{**SPARSE, "topk": 96, "kv_len": 200})
+    for kind in sparse.adversarial:
+        for tile in (16, 64):
+            found = verify(
+                sparse, shape, sparse.config(shape, num_split=1, block_n=tile, lazy=True), kind=kind
+            )
+            assert found.ok, found
 
 
 def test_special_cases_of_an_fp8_cache() -> None:
