@@ -52,9 +52,19 @@ LATENT: tuple[Library, ...] = (
     _prefill("default", "wgmma", (128, 128, 1, 256), _TRTLLM_1_3),
     _prefill("default", "mma_sync", (64, 64, 1, 128), _TRTLLM_1_0),
     _prefill("default", "mma_sync*", (64, 64, 1, 128), _TRTLLM_1_3),  # RTX PRO 6000
-    # DeepGEMM: a block does all keys of its queries.
+    # DeepGEMM: a block does all keys of its queries, on Blackwell with one product for its 128 columns of
+    # heads and queries. The tile of half the keys, two blocks a core, stands for blocks that stay and load
+    # the next queries ahead, which the program does not do; so does a product a query on Hopper.
     Library(
-        "indexer_logits", "deep_gemm.fp8_mqa_logits", choices=((always, {"chunk": 0, "product": "fp8"}),)
+        "indexer_logits",
+        "deep_gemm.fp8_mqa_logits",
+        "tcgen05",
+        choices=((always, {"chunk": 0, "product": "fp8", "joined": True}),),
+    ),
+    Library(
+        "indexer_logits",
+        "deep_gemm.fp8_mqa_logits",
+        choices=((always, {"chunk": 0, "product": "fp8", "joined": False}),),
     ),
     # FlashMLA's prefill kernels: a block does all keys of its query; on Blackwell in four groups of 128
     # threads, one of which loads, and the result is seldom rescaled.
