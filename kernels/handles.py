@@ -159,12 +159,11 @@ class BufferHandle:
             return
         self.tracer.emit(Store(self.name, indices, coerced(value, self.dtype), atomic, loc=here()), self.name)
 
+
     def _keep(self, indices: tuple[Expr, ...], found: Previous) -> None:
         """``self[indices] = T.atomic_add(…, return_prev=True)``: one statement that updates and stores."""
         if self.kind == "global":
-            fail(
-                f"what T.atomic_{found.update.atomic} finds is kept on chip; store it to {self.name} after it"
-            )
+            fail(f"what T.atomic_{found.update.atomic} finds is kept on chip; store it to {self.name} after it")
         statements = self.tracer.scopes[-1]
         if not statements or statements[-1] is not found.update:
             fail("what an atomic update finds must be stored where it is made: x = T.atomic_add(…)")

@@ -170,9 +170,7 @@ def convert(value: Value, source: str, target: str) -> Value:
 def reinterpreted(value: Value, source: str, target: str) -> Value:
     """The bits of ``value`` of type ``source``, read as ``target``."""
     held = np.asarray(_number(value, source) if is_float(source) else value).astype(carrier(source))
-    return decode(np.ascontiguousarray(encode(held, source)).view(storage(target)), target).reshape(
-        held.shape
-    )
+    return decode(np.ascontiguousarray(encode(held, source)).view(storage(target)), target).reshape(held.shape)
 
 
 def _plain(value: float) -> Any:
