@@ -11,6 +11,7 @@ import numpy as np
 
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config, Shape
+from foretile.kernels.operators._mla import ABSORBED, NOPE, ROPE
 
 Array = np.ndarray
 Where = Callable[[Mapping[str, Any]], Any]  # columns of a shape by row → whether, by row
@@ -44,7 +45,11 @@ class Library:
     * ``cache``: a kernel that writes new keys and values to the paged cache;
     * ``packed``: one that takes packed queries, keys and values apart, and writes the cache;
     * ``cast``: one that turns queries (or keys, or values) into fp8, if the cache is;
-    * ``lengths``: one that plans the work from the sequences' lengths.
+    * ``lengths``: one that plans the work from the sequences' lengths;
+    * ``latent``: one that writes new tokens to a cache of latent vectors;
+    * ``latent_rope``: one that does so, and turns the rotary part of every head's query and key;
+    * ``concat_q``, ``concat_k``: one that joins the rotary and the other part of queries, or of one key
+      for all heads.
     """
 
     operator: str
@@ -126,6 +131,15 @@ def _bytes_beside(kernel: str, shape: Shape) -> Array | None:
         return np.asarray(_ACTIVATION_BYTES * batch * shape.get("seq", 1) * heads * shape["head_dim"])
     if kernel == "lengths":
         return 4.0 * batch
+    tokens = batch * shape.get("seq", 1)
+    if kernel == "latent":
+        return np.asarray(_ACTIVATION_BYTES * tokens * ABSORBED)
+    if kernel == "latent_rope":  # the key's rotary part is one for all heads, and written for each
+        turned = 1.5 * np.asarray(shape["heads"]) * ROPE
+        return np.asarray(_ACTIVATION_BYTES * tokens * (ABSORBED + turned))
+    if kernel in ("concat_q", "concat_k"):
+        heads = np.asarray(shape["heads"]) if kernel == "concat_q" else 1.0
+        return np.asarray(_ACTIVATION_BYTES * tokens * heads * (NOPE + ROPE))
     raise ValueError(f"no kernel beside an operator's is called {kernel!r}")
 
 

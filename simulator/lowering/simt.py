@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import ceil, log2, sqrt
 
 from foretile.kernels.dtypes import DTYPES
@@ -261,11 +262,12 @@ class SimtRules:
         lanes = self.program.threads
         padded = ceil(elements / lanes) * lanes if elements > 1 else lanes
         pad_bytes = tensor_bytes = 0.0
+        read = Counter(load.buffer for load in set(count.loads))  # by each iteration
         for load in count.loads:
             source = self.program.buffer(load.buffer)
             if source.scope == "shared":
                 pad_bytes += elements * DTYPES[source.dtype].bytes
-            tensor_bytes += self._fetch(source, elements)
+            tensor_bytes += self._fetch(source, elements * read[load.buffer])
         if target.scope == "shared":
             pad_bytes += elements * DTYPES[target.dtype].bytes
         elif target.name in self._in_tensor_memory:

@@ -229,3 +229,35 @@ def test_kernels_beside_an_operator_cost_time_that_grows_with_what_they_move() -
         assert batch.library is not None
         beside = len(batch.library.bytes_beside(batch.shape))
         assert (around_s(chip, batch) > beside * 0.9 * launch).all()
+
+
+LATENT_PREFILL = {"seq": 1024, "heads": 16, "prefix": 0}
+
+
+@pytest.mark.parametrize("chip", ["a100-sxm4-80gb", "l40s", "rtx-pro-6000", "h200-sxm", "b200-sxm", "gb300"])
+def test_latent_prefill_of_one_query_takes_as_long_as_a_tile(chip: str) -> None:
+    """Every block does a whole tile: 16 queries of 2048 heads take the time of one."""
+    rows = table("mla_prefill", ["default"] * 2, batch=[16, 16], seq=[1, 16], heads=[128, 128])
+    made = load_chip(chip).model_copy(update={"kernels": {}})
+    (batch,) = batches(rows, made)
+    assert batch.library is not None
+    assert batch.library.tiles is not None
+    configs = allowed(made, batch)
+    assert len({c["block_m"] for c in configs}) == 1
+    one, many = (times(made, batch, configs) - around_s(made, batch)).min(axis=0)
+    assert one == pytest.approx(many, rel=0.15)
+
+
+@pytest.mark.parametrize(("kernels", "engine"), [("default", "wgmma"), ("trtllm_mla", "tcgen05")])
+def test_what_runs_beside_latent_prefill_moves_whole_tokens(kernels: str, engine: str) -> None:
+    library = library_of("mla_prefill", kernels, engine, LATENT_PREFILL)
+    assert library is not None
+    sizes_of = [
+        np.array([float(np.sum(m)) for m in library.bytes_beside({**LATENT_PREFILL, "batch": np.array([b])})])
+        for b in (1.0, 4.0)
+    ]
+    np.testing.assert_allclose(sizes_of[1], 4 * sizes_of[0])
+    # At least what the cache keeps of a token, in bf16; at most what attention itself moves.
+    operator = load_operator("mla_prefill")
+    least = operator.min_bytes({**operator.example, **LATENT_PREFILL, "batch": 1, "dtype": "bf16"})
+    assert 2 * 576 * 1024 <= sizes_of[0].sum() <= least

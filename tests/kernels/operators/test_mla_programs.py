@@ -34,6 +34,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("indexer_logits", INDEXER, {"block_q": 2, "block_n": 64, "chunk": 2, "product": "bf16"}),
     ("indexer_logits", {**INDEXER, "causal": False, "heads": 64}, {"block_q": 1, "chunk": 2}),
     ("indexer_logits", {**INDEXER, "seq": 150, "kv_len": 150}, {"block_q": 8, "chunk": 1, "block_n": 32}),
+    ("indexer_logits", INDEXER, {"block_q": 4, "joined": True}),
+    ("indexer_logits", {**INDEXER, "causal": False, "heads": 64}, {"block_q": 2, "chunk": 2, "joined": True}),
+    ("indexer_logits", {**INDEXER, "seq": 7, "kv_len": 150}, {"product": "bf16", "chunk": 1, "joined": True}),
     ("sparse_mla", SPARSE, {"num_split": 1, "block_h": 64}),
     ("sparse_mla", SPARSE, {"num_split": 2, "block_h": 16, "block_n": 16}),
     ("sparse_mla", {**SPARSE, "topk": 50, "kv_len": 40}, {"num_split": 1, "block_n": 32}),
@@ -43,6 +46,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mla_decode", {**DECODE, "heads": 100}, {"num_split": 2, "block_v": 256}),
     ("sparse_mla", SPARSE, {"num_split": 2, "block_v": 256}),
+    ("sparse_mla", SPARSE, {"num_split": 1, "lazy": True}),
+    ("sparse_mla", {**SPARSE, "dtype": "fp16"}, {"num_split": 2, "block_n": 16, "lazy": True}),
     ("topk_select", SELECT, {"variant": "resident", "bits": 2, "block_cols": 64}),
     ("topk_select", SELECT, {"variant": "streamed", "bits": 4, "block_cols": 128}),
     ("topk_select", {**SELECT, "k": 300}, {"variant": "resident", "bits": 4, "block_cols": 512}),
@@ -131,6 +136,18 @@ def test_radix_selection_of_ties_and_extremes(kind: str, k: int, listed: int) ->
     config = operator.config(shape, block_cols=128, last_cols=64, threads=64, listed=listed, scan="steps")
     found = verify(operator, shape, config, kind=kind)
     assert found.ok, found
+
+
+def test_a_result_that_is_seldom_rescaled_is_right_all_the_same() -> None:
+    """Few keys a tile, so that maxima rise between tiles by more than is let pass and by less."""
+    sparse = load_operator("sparse_mla")
+    shape = sparse.shape(**{**SPARSE, "topk": 96, "kv_len": 200})
+    for kind in sparse.adversarial:
+        for tile in (16, 64):
+            found = verify(
+                sparse, shape, sparse.config(shape, num_split=1, block_n=tile, lazy=True), kind=kind
+            )
+            assert found.ok, found
 
 
 def test_special_cases_of_an_fp8_cache() -> None:
