@@ -18,11 +18,20 @@ from typing import Any
 import numpy as np
 
 from foretile.calibration.libraries.library import CACHE_BYTES, Library, any_shape
+from foretile.calibration.libraries.splits import (
+    PARTS,
+    flash2,
+    flash3,
+    flash3_combines,
+    flash3_graph,
+    flash3_graph_combines,
+    gen,
+    xqa,
+)
 from foretile.kernels.operator import Config, Shape
 
 Tile = tuple[int, int, int, int]  # query rows, keys, stages, threads
 Tiles = Callable[[Shape], tuple[Tile, ...]]
-_PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # into which decode may split the keys
 _SHARED_BYTES = 200 * 1024  # of a core's shared memory, what the stages of one block may take on Blackwell
 _DECODE, _PREFILL = "attention_decode", "attention_prefill"
 
@@ -45,11 +54,12 @@ def _decode(
 
     def configs(shape: Shape) -> list[Config]:
         longest = int(np.max(shape["kv_len"]))
-        keys = min(longest, shape["window"]) if shape["window"] else longest
+        # Some rules split hidden keys, too.
+        keys = min(longest, shape["window"]) if shape["window"] and "parts" not in more else longest
         return [
             {"block_h": h, "block_n": n, "num_stages": stages, "threads": threads, "num_split": parts}
             for h, n, stages, threads in tiles(shape)
-            for parts in _PARTS
+            for parts in PARTS
             if parts == 1 or parts <= -(-keys // n)
         ]
 
@@ -57,7 +67,8 @@ def _decode(
         return bool(shape["heads"] != shape["kv_heads"]) == grouped
 
     some = any_shape if grouped is None else shapes
-    return Library(_DECODE, kernels, engines, some, tiles=configs, fills=True, **more)
+    more.setdefault("fills", "parts" not in more)
+    return Library(_DECODE, kernels, engines, some, tiles=configs, **more)
 
 
 def _by_head(sizes: Mapping[int, tuple[Tile, ...]]) -> Callable[[Shape], tuple[Tile, ...]]:
@@ -74,6 +85,14 @@ def _by_head(sizes: Mapping[int, tuple[Tile, ...]]) -> Callable[[Shape], tuple[T
 _FA3_DECODE = _by_head(
     {
         64: ((128, 128, 2, 256),),
+        128: ((64, 128, 2, 128),),
+        192: ((128, 96, 2, 256),),
+        256: ((128, 64, 2, 256),),
+    }
+)
+_FA3_NEW_DECODE = _by_head(
+    {
+        64: ((64, 192, 2, 128),),
         128: ((64, 128, 2, 128),),
         192: ((128, 96, 2, 256),),
         256: ((128, 64, 2, 256),),
@@ -105,6 +124,14 @@ def _filled(shape: Shape) -> tuple[Tile, ...]:
 
 _NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2, 128), (16, 32, 2, 128))})
 
+
+
+def _XQA(shape: Shape) -> tuple[Tile, ...]:
+    """16 query heads against 64 keys a warp, in as many stages as fit."""
+    keys = 128 if shape["head_dim"] * CACHE_BYTES[shape["kv_dtype"]] <= 256 else 64
+    return ((16, keys, 2, 128), (16, keys // 2, 2, 128))
+
+
 # Blackwell: two tiles of 128 queries a block, as far as tensor memory holds their results.
 _PAIRED = _by_head(
     {
@@ -132,21 +159,31 @@ def _unknown(shape: Shape) -> tuple[Tile, ...]:
 
 
 ATTENTION: tuple[Library, ...] = (
-    _decode("fa3*", _FA3_DECODE, "wgmma", beside=("cache",)),
-    _decode("vllm_flash_attn_fa3*", _FA3_DECODE, "wgmma", beside=("cache", "lengths")),
-    _decode("vllm_flash_attn* flash_attention*", _FA2, beside=("cache",)),
-    _decode("torch_flow torch_flow/*", _filled, "tcgen05", beside=("cache",)),
-    _decode("torch_flow torch_flow/*", _NARROW, grouped=False, beside=("cache",)),
+    _decode("fa3*", _FA3_DECODE, "wgmma", parts=flash3, combines=flash3_combines, beside=("cache",)),
     _decode(
-        "torch_flow torch_flow/*",
-        _by_head({256: ((128, 128, 1, 256), (128, 64, 1, 256))}),
+        "vllm_flash_attn_fa3*",
+        _FA3_NEW_DECODE,
         "wgmma",
-        grouped=True,
+        parts=flash3_graph,
+        combines=flash3_graph_combines,
         beside=("cache",),
     ),
+    _decode("vllm_flash_attn* flash_attention*", _FA2, parts=flash2, beside=("cache",)),
+    _decode(
+        "torch_flow torch_flow/*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "lengths")
+    ),
+    _decode(
+        "vllm_flashinfer_trtllmdecode*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "lengths")
+    ),
+    _decode("torch_flow torch_flow/*", _NARROW, grouped=False, beside=("cache",)),
+    _decode("torch_flow torch_flow/*", _XQA, grouped=True, parts=xqa, merges=True, beside=("cache",)),
     # Three kernels more for an fp8 cache, as the least times say: sglang casts Q, K and V, presumably.
-    _decode("trtllm_mha*", _filled, "tcgen05", beside=("cache", "cast", "cast", "cast")),
-    _decode("torch_flow* trtllm_mha* *flashinfer*", _filled, "tcgen05", beside=("cache",)),
+    _decode(
+        "trtllm_mha*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "cast", "cast", "cast")
+    ),
+    _decode(
+        "torch_flow* *flashinfer*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache",)
+    ),
     _decode("torch_flow* *flashinfer*", _NARROW, beside=("cache",)),
     _decode("*", _unknown, beside=("cache",)),
     # Encoders have no cache: the head size of 80 is served by tiles for 96.

@@ -14,6 +14,8 @@ from foretile.kernels.operator import Config, Shape
 
 Array = np.ndarray
 Where = Callable[[Mapping[str, Any]], Any]  # columns of a shape by row → whether, by row
+# Columns of a shape, a configuration and the number of cores → into how many parts keys are split, by row.
+Parts = Callable[[Mapping[str, Any], Config, int], Any]
 CACHE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}  # of an element of a K/V cache
 _ACTIVATION_BYTES = 2.0  # new keys and values come in bf16, whatever the cache holds
 
@@ -37,9 +39,12 @@ class Library:
     ``kernels`` and ``engines`` (see :func:`engine_of`) are patterns, ``shapes`` picks static shapes.
     ``tiles``: the library's own configurations for a shape, most wanted first (None, or none of them
     fits: the operator's space). ``choices``: what the launched configuration has, for the rows where a
-    condition holds first. ``fills``: keys are split into no more parts than run at once. ``packs``:
-    rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what else a
-    call launches:
+    condition holds first. ``fills``: keys are split into no more parts than run at once. ``parts``: the
+    library's own rule instead, from the columns of a shape, a configuration and the number of cores.
+    ``merges``: the last block of a row to end combines the parts, in place of a kernel of its own.
+    ``combines``: where the combination is launched even for one part.
+    ``packs``: rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what
+    else a call launches:
 
     * ``cache``: a kernel that writes new keys and values to the paged cache;
     * ``packed``: one that takes packed queries, keys and values apart, and writes the cache;
@@ -54,6 +59,9 @@ class Library:
     tiles: Callable[[Shape], Sequence[Config]] | None = None
     choices: tuple[tuple[Where, Mapping[str, Any]], ...] = ()
     fills: bool = False
+    parts: Parts | None = None
+    merges: bool = False
+    combines: Parts | None = None
     packs: bool = False
     beside: tuple[str, ...] = ()
 
@@ -84,6 +92,22 @@ class Library:
                     found[i] |= mine
         found[:, ~found.any(axis=0)] = True
         return found
+
+    def splits(self, shape: Shape, config: Config, cores: int) -> Any:
+        """By row, whether the library splits keys into as many parts as a configuration has.
+
+        True where it has no rule of its own, or the configuration is none of its own.
+        """
+        own = {} if self.tiles is None else {**config, "num_split": 1}
+        if self.parts is None or self.tiles is None or own not in self.tiles(shape):
+            return True
+        return self.parts(shape, config, cores) == config["num_split"]
+
+    def launches_merge(self, shape: Shape, config: Config, cores: int) -> Any:
+        """By row, whether a configuration of one part is followed by a combination all the same."""
+        if self.combines is None or config.get("num_split", 2) > 1:
+            return False
+        return self.combines(shape, config, cores)
 
     def like(self, shape: Shape, config: Config) -> Shape:
         """The shape whose blocks do what the library's do.

@@ -82,13 +82,21 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         def visible(key: Any) -> Any:
             return T.all_of(key >= oldest, key < kv_len) if window else key < kv_len
 
+        def cut(k: Any) -> Any:
+            """Whether a tile has hidden keys: only those pay for a mask."""
+            above = (k + 1) * block_N > kv_len
+            return T.any_of(k * block_N < oldest, above) if window else above
+
         T.copy(Q[bz, kv_head, h0 : h0 + block_H, 0:head_dim], Q_shared)
         clear_rows(rows, acc_o)
         for k in T.Pipelined(first, last, num_stages=num_stages):
             load_keys(tile(K, k), K_stored, KV_local, K_shared)
-            for i, j in T.Parallel(block_H, block_N):
-                acc_s[i, j] = T.if_then_else(visible(k * block_N + j), 0.0, -T.infinity("float32"))
-            T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=policy)
+            T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=policy, clear_accum=True)
+            if cut(k):
+                for i, j in T.Parallel(block_H, block_N):
+                    acc_s[i, j] = T.if_then_else(
+                        visible(k * block_N + j), acc_s[i, j], -T.infinity("float32")
+                    )
             online_softmax(acc_s, acc_o, rows, scale)
             T.copy(acc_s, weights)
             load_keys(tile(V, k), V_stored, KV_local, V_shared)
