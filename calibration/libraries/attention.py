@@ -26,6 +26,8 @@ from foretile.calibration.libraries.splits import (
     flash3_graph,
     flash3_graph_combines,
     gen,
+    masked,
+    whole,
     xqa,
 )
 from foretile.kernels.operator import Config, Shape
@@ -66,7 +68,7 @@ def _decode(
     def shapes(shape: Shape) -> bool:
         return bool(shape["heads"] != shape["kv_heads"]) == grouped
 
-    some = any_shape if grouped is None else shapes
+    some = more.pop("shapes", any_shape) if grouped is None else shapes
     more.setdefault("fills", "parts" not in more)
     return Library(_DECODE, kernels, engines, some, tiles=configs, **more)
 
@@ -126,10 +128,25 @@ _NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2
 
 
 
-def _XQA(shape: Shape) -> tuple[Tile, ...]:
-    """16 query heads against 64 keys a warp, in as many stages as fit."""
-    keys = 128 if shape["head_dim"] * CACHE_BYTES[shape["kv_dtype"]] <= 256 else 64
-    return ((16, keys, 2, 128), (16, keys // 2, 2, 128))
+def _xqa_tiles(shared: int) -> Tiles:
+    """16 query heads, and keys in stages that fill shared memory: one block a core."""
+
+    def tiles(shape: Shape) -> tuple[Tile, ...]:
+        bytes_ = CACHE_BYTES[shape["kv_dtype"]]
+        wide = 2.0 if bytes_ < CACHE_BYTES[shape["dtype"]] else 0.0  # a copy in the products' type
+        found = []
+        for keys in (256, 128, 64, 32):
+            each = 2 * keys * shape["head_dim"]
+            stages = int((shared - wide * each) // (each * bytes_))
+            if stages > 1:
+                found.append((16, keys, min(stages, 4), 256))
+        return tuple(found[:1])
+
+    return tiles
+
+
+_XQA = _xqa_tiles(200 * 1024)  # Hopper
+_XQA_SMALL = _xqa_tiles(88 * 1024)
 
 
 # Blackwell: two tiles of 128 queries a block, as far as tensor memory holds their results.
@@ -150,6 +167,30 @@ _FLASH = _by_head(
         256: ((128, 64, 2, 256), (128, 32, 2, 256), (64, 32, 1, 128)),
     }
 )
+
+
+def _MASKED(shape: Shape) -> tuple[Tile, ...]:
+    """One query head a block, no matrix instruction."""
+    return ((1, 32 if shape["head_dim"] > 128 else 64, 2, 256),)
+
+
+def _ungrouped(cores: int) -> Callable[[Shape], bool]:
+    """Where TensorRT-LLM does not take its kernel for grouped queries (decoderXQAImplJIT/kernelUtils.cpp)."""
+
+    def shapes(shape: Shape) -> bool:
+        beyond = bool(shape["window"]) and shape["kv_len"] > shape["window"] and shape["kv_dtype"] != "fp8"
+        blocks = shape["batch"] * shape["kv_heads"] * max(1, (shape["kv_len"] - 1) // 128)
+        return bool(shape["heads"] == shape["kv_heads"]) or beyond or 4 * blocks < cores
+
+    return shapes
+
+
+def _wide(shape: Shape) -> bool:
+    return bool(shape["head_dim"] >= 128)
+
+
+def _fp8_cache(shape: Shape) -> bool:
+    return bool(shape["kv_dtype"] == "fp8")
 
 
 def _unknown(shape: Shape) -> tuple[Tile, ...]:
@@ -175,8 +216,16 @@ ATTENTION: tuple[Library, ...] = (
     _decode(
         "vllm_flashinfer_trtllmdecode*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "lengths")
     ),
-    _decode("torch_flow torch_flow/*", _NARROW, grouped=False, beside=("cache",)),
-    _decode("torch_flow torch_flow/*", _XQA, grouped=True, parts=xqa, merges=True, beside=("cache",)),
+    *(
+        _decode("torch_flow torch_flow/*", _MASKED, engine, shapes=_ungrouped(cores), parts=masked, merges=True)
+        for engine, cores in (("wgmma", 132), ("mma_sync", 142), ("mma_sync, bulk copies", 188))
+    ),
+    # The fp8 kernel of chips without wgmma does not split.
+    _decode("torch_flow", _XQA_SMALL, "mma_sync*", shapes=_fp8_cache, parts=whole, beside=("cache",)),
+    # On Hopper it applies RoPE and writes an fp8 cache itself, where the rotated part is the whole head.
+    _decode("torch_flow/*", _XQA, "wgmma", shapes=_wide, parts=xqa, merges=True),
+    _decode("torch_flow torch_flow/*", _XQA, "wgmma", parts=xqa, merges=True, beside=("cache",)),
+    _decode("torch_flow", _XQA_SMALL, "mma_sync*", parts=xqa, merges=True, beside=("cache",)),
     # Three kernels more for an fp8 cache, as the least times say: sglang casts Q, K and V, presumably.
     _decode(
         "trtllm_mha*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "cast", "cast", "cast")
@@ -184,7 +233,10 @@ ATTENTION: tuple[Library, ...] = (
     _decode(
         "torch_flow* *flashinfer*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache",)
     ),
-    _decode("torch_flow* *flashinfer*", _NARROW, beside=("cache",)),
+    _decode("torch_flow*", _NARROW, beside=("cache",)),
+    # sglang turns new keys and values into the cache's type, each by a kernel.
+    _decode("flashinfer", _NARROW, beside=("cache", "cast", "cast")),
+    _decode("*flashinfer*", _NARROW, beside=("cache",)),
     _decode("*", _unknown, beside=("cache",)),
     # Encoders have no cache: the head size of 80 is served by tiles for 96.
     _prefill("flash_attention_v3", _FA3_PREFILL, "wgmma"),

@@ -127,6 +127,21 @@ def xqa(columns: Columns, config: Config, cores: int) -> Array:
     return held(np.minimum(parts, _XQA_SLOTS // np.asarray(columns["batch"])), columns, config)
 
 
+def whole(columns: Columns, config: Config, cores: int) -> Array:
+    """Never split."""
+    del cores
+    return held(np.ones(np.shape(columns["kv_len"])), columns, config)
+
+
+_MASKED_KEYS = 1024  # of a part, at least
+
+
+def masked(columns: Columns, config: Config, cores: int) -> Array:
+    """TensorRT-LLM's kernel of one query head a block: as many parts as run at once, of 1024 keys at least."""
+    blocks = columns["batch"] * np.asarray(columns["heads"]) / config["block_h"]
+    return held(np.minimum(visible(columns) / _MASKED_KEYS, 4.0 * cores / blocks), columns, config)
+
+
 _GEN_KEYS, _GEN_FEW, _GEN_HEADS = 256, 16, 32
 
 
