@@ -178,7 +178,10 @@ def around_s(chip: Chip, batch: Batch) -> Array:
     gap = chip.launch.graph_s.value if chip.launch.graph_s else 0.0
     total = np.where(batch.graph > 0, gap / np.maximum(1.0, batch.graph), 0.0)
     if batch.library is not None:
-        copy, machine = load_operator("copy"), machine_of(chip, "")  # whose kernels they are is another matter
+        copy, machine = (
+            load_operator("copy"),
+            machine_of(chip, ""),
+        )  # whose kernels they are is another matter
         for moved in batch.library.bytes_beside(batch.shape):
             config = copy.configs({"bytes": moved})[0]
             launches = evaluate_config(copy, {"bytes": moved}, config, machine, REPEATED)
@@ -201,10 +204,11 @@ def config_s(
     launches = evaluate_config(batch.operator, shape, config, machine, conditions, shared=shared)
     seconds = launches.time_s
     if library is not None and "num_split" in config:
-        launch = machine.launch_s + machine.ramp_s
-        if library.merges and config["num_split"] > 1:
-            seconds = seconds - launch
-        seconds = seconds + np.where(library.launches_merge(shape, config, machine.cores), launch, 0.0)
+        hidden = {"": 0.0, "dependent": machine.launch_s, "last": machine.launch_s + machine.ramp_s}
+        if config["num_split"] > 1:
+            seconds = seconds - hidden[library.merges]
+        idle = machine.launch_s + machine.ramp_s - hidden[library.merges]
+        seconds = seconds + np.where(library.launches_merge(shape, config, machine.cores), idle, 0.0)
         plan = launches.plans[0]
         run = np.broadcast_to(library.splits(shape, config, machine.cores), (count,))
         if library.fills and config["num_split"] > 1:

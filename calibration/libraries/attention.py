@@ -127,6 +127,11 @@ def _filled(shape: Shape) -> tuple[Tile, ...]:
 _NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2, 128), (16, 32, 2, 128))})
 
 
+# FlashInfer's kernel of 16 rows: keys by the shared memory of half a core, one tile of K and V at a time.
+_INFER = _by_head(
+    {64: ((16, 128, 1, 128),), 128: ((16, 64, 1, 128),), 256: ((16, 64, 1, 128), (16, 32, 1, 128))}
+)
+
 
 def _xqa_tiles(shared: int) -> Tiles:
     """16 query heads, and keys in stages that fill shared memory: one block a core."""
@@ -200,42 +205,58 @@ def _unknown(shape: Shape) -> tuple[Tile, ...]:
 
 
 ATTENTION: tuple[Library, ...] = (
-    _decode("fa3*", _FA3_DECODE, "wgmma", parts=flash3, combines=flash3_combines, beside=("cache",)),
+    _decode(
+        "fa3*",
+        _FA3_DECODE,
+        "wgmma",
+        parts=flash3,
+        merges="dependent",
+        combines=flash3_combines,
+        beside=("cache",),
+    ),
     _decode(
         "vllm_flash_attn_fa3*",
         _FA3_NEW_DECODE,
         "wgmma",
         parts=flash3_graph,
+        merges="dependent",
         combines=flash3_graph_combines,
         beside=("cache",),
     ),
-    _decode("vllm_flash_attn* flash_attention*", _FA2, parts=flash2, beside=("cache",)),
+    _decode("vllm_flash_attn*", _FA2, parts=flash2, beside=("cache",)),
+    _decode("flash_attention*", _FA2, beside=("cache",)),
     _decode(
-        "torch_flow torch_flow/*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "lengths")
+        "torch_flow torch_flow/*", _filled, "tcgen05", parts=gen, merges="last", beside=("cache", "lengths")
     ),
     _decode(
-        "vllm_flashinfer_trtllmdecode*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "lengths")
+        "vllm_flashinfer_trtllmdecode*",
+        _filled,
+        "tcgen05",
+        parts=gen,
+        merges="last",
+        beside=("cache", "lengths"),
     ),
     *(
-        _decode("torch_flow torch_flow/*", _MASKED, engine, shapes=_ungrouped(cores), parts=masked, merges=True)
+        _decode(
+            "torch_flow torch_flow/*", _MASKED, engine, shapes=_ungrouped(cores), parts=masked, merges="last"
+        )
         for engine, cores in (("wgmma", 132), ("mma_sync", 142), ("mma_sync, bulk copies", 188))
     ),
     # The fp8 kernel of chips without wgmma does not split.
     _decode("torch_flow", _XQA_SMALL, "mma_sync*", shapes=_fp8_cache, parts=whole, beside=("cache",)),
     # On Hopper it applies RoPE and writes an fp8 cache itself, where the rotated part is the whole head.
-    _decode("torch_flow/*", _XQA, "wgmma", shapes=_wide, parts=xqa, merges=True),
-    _decode("torch_flow torch_flow/*", _XQA, "wgmma", parts=xqa, merges=True, beside=("cache",)),
-    _decode("torch_flow", _XQA_SMALL, "mma_sync*", parts=xqa, merges=True, beside=("cache",)),
+    _decode("torch_flow/*", _XQA, "wgmma", shapes=_wide, parts=xqa, merges="last"),
+    _decode("torch_flow torch_flow/*", _XQA, "wgmma", parts=xqa, merges="last", beside=("cache",)),
+    _decode("torch_flow", _XQA_SMALL, "mma_sync*", parts=xqa, merges="last", beside=("cache",)),
     # Three kernels more for an fp8 cache, as the least times say: sglang casts Q, K and V, presumably.
     _decode(
-        "trtllm_mha*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache", "cast", "cast", "cast")
+        "trtllm_mha*", _filled, "tcgen05", parts=gen, merges="last", beside=("cache", "cast", "cast", "cast")
     ),
-    _decode(
-        "torch_flow* *flashinfer*", _filled, "tcgen05", parts=gen, merges=True, beside=("cache",)
-    ),
+    _decode("torch_flow* *flashinfer*", _filled, "tcgen05", parts=gen, merges="last", beside=("cache",)),
     _decode("torch_flow*", _NARROW, beside=("cache",)),
     # sglang turns new keys and values into the cache's type, each by a kernel.
-    _decode("flashinfer", _NARROW, beside=("cache", "cast", "cast")),
+    _decode("flashinfer", _INFER, beside=("cache", "cast", "cast")),
+    _decode("vllm_flashinfer_fidecode", _INFER, beside=("cache", "lengths", "lengths")),
     _decode("*flashinfer*", _NARROW, beside=("cache",)),
     _decode("*", _unknown, beside=("cache",)),
     # Encoders have no cache: the head size of 80 is served by tiles for 96.

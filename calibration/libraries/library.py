@@ -41,8 +41,9 @@ class Library:
     fits: the operator's space). ``choices``: what the launched configuration has, for the rows where a
     condition holds first. ``fills``: keys are split into no more parts than run at once. ``parts``: the
     library's own rule instead, from the columns of a shape, a configuration and the number of cores.
-    ``merges``: the last block of a row to end combines the parts, in place of a kernel of its own.
-    ``combines``: where the combination is launched even for one part.
+    ``merges``: how parts are combined: by a kernel of its own (empty), by one whose launch is hidden behind
+    the kernel before it (``dependent``), or by the ``last`` block of a row to end. ``combines``: where the
+    combination is launched even for one part.
     ``packs``: rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what
     else a call launches:
 
@@ -60,7 +61,7 @@ class Library:
     choices: tuple[tuple[Where, Mapping[str, Any]], ...] = ()
     fills: bool = False
     parts: Parts | None = None
-    merges: bool = False
+    merges: str = ""
     combines: Parts | None = None
     packs: bool = False
     beside: tuple[str, ...] = ()

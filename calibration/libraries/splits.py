@@ -48,7 +48,9 @@ def _fullest(blocks: Array, cores: int, tiles: Array, most: int, *, distinct: bo
     numbers that make the parts shorter than one part fewer does.
     """
     counts = np.arange(1, most + 1, dtype=np.float64)
-    blocks, tiles = (np.broadcast_to(x, np.broadcast(blocks, tiles).shape).reshape(-1, 1) for x in (blocks, tiles))
+    blocks, tiles = (
+        np.broadcast_to(x, np.broadcast(blocks, tiles).shape).reshape(-1, 1) for x in (blocks, tiles)
+    )
     waves = blocks * counts / cores
     full = waves / np.ceil(waves)
     possible = counts <= np.minimum(tiles, cores)

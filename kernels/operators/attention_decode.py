@@ -213,7 +213,8 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
 
 
 # (block_h, block_n, num_stages, threads), likeliest first.
-# The last ones are for chips with 64 KB of shared memory a block, or wide heads.
+# The last ones are for chips with 64 KB of shared memory a block, or wide heads. None has one query head
+# a block: such kernels exist, and are slower.
 _TILES = (
     (16, 64, 3, 128),
     (16, 128, 2, 128),
@@ -227,9 +228,6 @@ _TILES = (
     (16, 16, 2, 128),
     (32, 16, 2, 128),
     (64, 16, 1, 128),
-    (1, 64, 2, 256),
-    (1, 32, 2, 128),
-    (1, 16, 2, 128),
 )
 
 
