@@ -250,12 +250,17 @@ ATTENTION: tuple[Library, ...] = (
     _decode("torch_flow", _XQA_SMALL, "mma_sync*", parts=xqa, merges="last", beside=("cache",)),
     # Three kernels more for an fp8 cache, as the least times say: sglang casts Q, K and V, presumably.
     _decode(
-        "trtllm_mha*", _filled, "tcgen05", parts=gen, merges="last", beside=("cache", "cast", "cast", "cast")
+        "trtllm_mha*",
+        _filled,
+        "tcgen05",
+        parts=gen,
+        merges="last",
+        beside=("cache", "cast", "narrowed", "narrowed"),
     ),
     _decode("torch_flow* *flashinfer*", _filled, "tcgen05", parts=gen, merges="last", beside=("cache",)),
     _decode("torch_flow*", _NARROW, beside=("cache",)),
     # sglang turns new keys and values into the cache's type, each by a kernel.
-    _decode("flashinfer", _INFER, beside=("cache", "cast", "cast")),
+    _decode("flashinfer", _NARROW, beside=("cache", "narrowed", "narrowed")),
     _decode("vllm_flashinfer_fidecode", _INFER, beside=("cache", "lengths", "lengths")),
     _decode("*flashinfer*", _NARROW, beside=("cache",)),
     _decode("*", _unknown, beside=("cache",)),
@@ -269,7 +274,7 @@ ATTENTION: tuple[Library, ...] = (
     _prefill("flash_attention", _FLASH, beside=("cache",)),
     _prefill("*flash_attention* *fa2 *fa3 *fa4", _FLASH),
     _prefill("flashinfer vllm_flashinfer_fi*", _FLASH, packs=True, beside=("cache",)),
-    _prefill("trtllm_mha*", _PAIRED, "tcgen05", beside=("cache", "cast", "cast", "cast")),
+    _prefill("trtllm_mha*", _PAIRED, "tcgen05", beside=("cache", "cast", "narrowed", "narrowed")),
     _prefill("*flashinfer*", _PAIRED, "tcgen05", beside=("cache",)),
     _prefill("torch_flow*", _PAIRED, "tcgen05", beside=("packed",)),
     _prefill("torch_flow*", _FA3_PREFILL, "wgmma", beside=("packed",)),

@@ -49,7 +49,8 @@ class Library:
 
     * ``cache``: a kernel that writes new keys and values to the paged cache;
     * ``packed``: one that takes packed queries, keys and values apart, and writes the cache;
-    * ``cast``: one that turns queries (or keys, or values) into fp8, if the cache is;
+    * ``cast``: one that turns queries into fp8, if the cache is;
+    * ``narrowed``: one that turns new keys (or values) into fp8, if the cache is;
     * ``lengths``: one that plans the work from the sequences' lengths.
     """
 
@@ -142,10 +143,11 @@ def _bytes_beside(kernel: str, shape: Shape) -> Array | None:
     if kernel == "cache":  # read in the activations' type, written in the cache's
         each = (_ACTIVATION_BYTES + CACHE_BYTES[shape["kv_dtype"]]) / 2.0
         return np.asarray(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
-    if kernel == "cast":
+    if kernel in ("cast", "narrowed"):
         if shape["kv_dtype"] != "fp8":
             return None
-        return np.asarray(1.5 * batch * shape.get("seq", 1) * shape["heads"] * shape["head_dim"])
+        heads = shape["heads" if kernel == "cast" else "kv_heads"]
+        return np.asarray(1.5 * batch * shape.get("seq", 1) * heads * shape["head_dim"])
     if kernel == "packed":  # read packed, written as Q and into the cache
         heads = shape["heads"] + 2 * np.asarray(shape["kv_heads"])
         return np.asarray(_ACTIVATION_BYTES * batch * shape.get("seq", 1) * heads * shape["head_dim"])

@@ -20,25 +20,27 @@ _MOST_ELEMENTS = 64 * 256  # of the results of all parts of one head
 
 
 def held(parts: Any, columns: Columns, config: Config, keys: Any = None) -> Array:
-    """The nearest of ``PARTS`` that is not more, nor more than there are tiles of ``keys`` (the visible ones).
+    """The nearest of ``PARTS`` that is not more, nor more than tiles of ``keys`` (the visible ones).
 
     The program that combines them holds all parts of a head in registers.
     """
     tiles = np.ceil((visible(columns) if keys is None else keys) / config["block_n"])
     most = np.minimum(tiles, _MOST_ELEMENTS // columns["head_dim"])
     wanted = np.maximum(1.0, np.minimum(parts, most))
-    return np.asarray(PARTS)[np.searchsorted(PARTS, wanted, side="right") - 1]
+    found: Array = np.asarray(PARTS)[np.searchsorted(PARTS, wanted, side="right") - 1]
+    return found
 
 
 def visible(columns: Columns) -> Array:
     """Keys that a query sees."""
-    keys = np.asarray(columns["kv_len"], dtype=np.float64)
-    return np.minimum(keys, columns["window"]) if columns["window"] else keys
+    keys: Array = np.asarray(columns["kv_len"], dtype=np.float64)
+    return np.minimum(keys, float(columns["window"]) if columns["window"] else np.inf)
 
 
 def _groups(columns: Columns, rows: int) -> Array:
     """Blocks for the query heads that share a K/V head."""
-    return np.ceil(np.asarray(columns["heads"]) / columns["kv_heads"] / rows)
+    found: Array = np.ceil(np.asarray(columns["heads"]) / columns["kv_heads"] / rows)
+    return found
 
 
 def _fullest(blocks: Array, cores: int, tiles: Array, most: int, *, distinct: bool) -> Array:
@@ -139,7 +141,7 @@ _MASKED_KEYS = 1024  # of a part, at least
 
 
 def masked(columns: Columns, config: Config, cores: int) -> Array:
-    """TensorRT-LLM's kernel of one query head a block: as many parts as run at once, of 1024 keys at least."""
+    """TensorRT-LLM's kernel of one query head a block: as many as run at once, of 1024 keys at least."""
     blocks = columns["batch"] * np.asarray(columns["heads"]) / config["block_h"]
     return held(np.minimum(visible(columns) / _MASKED_KEYS, 4.0 * cores / blocks), columns, config)
 
@@ -148,7 +150,7 @@ _GEN_KEYS, _GEN_FEW, _GEN_HEADS = 256, 16, 32
 
 
 def gen(columns: Columns, config: Config, cores: int) -> Array:
-    """trtllm-gen on Blackwell: as many as there are cores, of 256 keys (trtllmGenKernels/fmha/fmhaKernels.h)."""
+    """trtllm-gen on Blackwell: as many as there are cores, of 256 keys (trtllmGenKernels/fmha)."""
     group = np.asarray(columns["heads"]) / columns["kv_heads"]
     tiles = np.where(group <= _GEN_FEW, 1.0, np.ceil(group / _GEN_HEADS))
     blocks = columns["batch"] * columns["kv_heads"] * tiles
