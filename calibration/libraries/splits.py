@@ -34,7 +34,8 @@ def held(parts: Any, columns: Columns, config: Config, keys: Any = None) -> Arra
 def visible(columns: Columns) -> Array:
     """Keys that a query sees."""
     keys: Array = np.asarray(columns["kv_len"], dtype=np.float64)
-    return np.minimum(keys, float(columns["window"]) if columns["window"] else np.inf)
+    seen: Array = np.minimum(keys, float(columns["window"]) if columns["window"] else np.inf)
+    return seen
 
 
 def _groups(columns: Columns, rows: int) -> Array:
