@@ -4,7 +4,7 @@ A library has one tile for a head size, and keeps it where a smaller one would b
 3 decode block of one key takes as long as one of 128.
 
 Two kinds of entries. FlashAttention 2 and 3: tile sizes as the libraries have them by head size, as far as
-a tile program can (to be checked against their sources: written down from knowledge of them). All others
+a tile program can (3: hopper/tile_size.h). How decode splits keys is in ``splits``. All other tiles
 are stand-ins, picked among a few candidates by the error on rows that may be fitted (H200, B200, L40S,
 A100): tiles of TensorRT-LLM's and FlashInfer's kernels, and what a call launches beside them, which was
 inferred from the least times of the tables (one launch of the chip for each kernel).
@@ -223,6 +223,7 @@ ATTENTION: tuple[Library, ...] = (
         combines=flash3_graph_combines,
         beside=("cache",),
     ),
+    _decode("vllm_flash_attn_fa2*", _FA2, parts=flash2, beside=("cache", "lengths", "lengths")),
     _decode("vllm_flash_attn*", _FA2, parts=flash2, beside=("cache",)),
     _decode("flash_attention*", _FA2, beside=("cache",)),
     _decode(
@@ -269,16 +270,23 @@ ATTENTION: tuple[Library, ...] = (
     _prefill("vllm_vit_flash_attn_fa3", _FA3_PREFILL, "wgmma", beside=("lengths",)),
     _prefill("fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache",)),
     _prefill("vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache", "lengths")),
+    _prefill("vllm_flash_attn_fa2*", _FA2, beside=("cache", "lengths", "lengths")),
     _prefill("vllm_flash_attn*", _FA2, beside=("cache",)),
     _prefill("*fa4 *_v4", _PAIRED, "tcgen05"),
     _prefill("flash_attention", _FLASH, beside=("cache",)),
     _prefill("*flash_attention* *fa2 *fa3 *fa4", _FLASH),
     _prefill("flashinfer vllm_flashinfer_fi*", _FLASH, packs=True, beside=("cache",)),
-    _prefill("trtllm_mha*", _PAIRED, "tcgen05", beside=("cache", "cast", "narrowed", "narrowed")),
+    _prefill(
+        "trtllm_mha*",
+        _PAIRED,
+        "tcgen05",
+        beside=("cache", "lengths", "lengths", "cast", "narrowed", "narrowed"),
+    ),
+    _prefill("vllm_flashinfer_trtllmprefill*", _PAIRED, "tcgen05", beside=("cache", "lengths", "lengths")),
     _prefill("*flashinfer*", _PAIRED, "tcgen05", beside=("cache",)),
-    _prefill("torch_flow*", _PAIRED, "tcgen05", beside=("packed",)),
-    _prefill("torch_flow*", _FA3_PREFILL, "wgmma", beside=("packed",)),
-    _prefill("torch_flow*", _FLASH, beside=("packed",)),
+    _prefill("torch_flow*", _PAIRED, "tcgen05", beside=("packed", "lengths", "lengths", "lengths")),
+    _prefill("torch_flow*", _FA3_PREFILL, "wgmma", beside=("packed", "lengths", "lengths", "lengths")),
+    _prefill("torch_flow*", _FLASH, beside=("packed", "lengths", "lengths", "lengths")),
     _prefill("*flashinfer*", _FLASH, beside=("cache",)),
     _prefill("*triton*", _unknown, beside=("cache",)),
 )
