@@ -55,6 +55,12 @@ RULES: tuple[Rule, ...] = (
     Rule(_PREFILL, "*decode *decode/*", _every, "prefill of one query a sequence by a decode kernel"),
     Rule(
         _PREFILL,
+        "vllm_flashinfer vllm_flashinfer/*",
+        lambda r: r["seq"] == 1,
+        "vLLM hands sequences of one query to FlashInfer's decode kernel",
+    ),
+    Rule(
+        _PREFILL,
         "triton vllm_triton_attn",
         lambda r: ~r["causal"] | (r["head_dim"] >= 192) | (r["window"] > 0),
         "Triton fallback: encoders, head_dim of 192 or more, and windows, whose hidden keys it visits",

@@ -308,7 +308,9 @@ def test_one_operator_or_family_alone(tmp_path: Path) -> None:
 def test_rules_speak_of_shapes_and_kernels_only() -> None:
     """A rule sees parameters, kernel source and launch: no time can enter."""
     rows = pd.DataFrame({"heads": [64], "kv_heads": [1], "batch": [1], "kv_len": [9], "head_dim": [128]})
-    rows = rows.assign(kv_dtype="bf16", causal=True, window=0, kernel_source="torch_flow", launch="graph")
+    rows = rows.assign(
+        seq=1, kv_dtype="bf16", causal=True, window=0, kernel_source="torch_flow", launch="graph"
+    )
     rows = rows.assign(engine="wgmma")
     assert "latency_s" not in rows
     for operator in ("attention_decode", "attention_prefill", "mla_decode", "gemm", "moe"):
