@@ -15,6 +15,8 @@ from foretile.kernels.operators._mla import ABSORBED, NOPE, ROPE
 
 Array = np.ndarray
 Where = Callable[[Mapping[str, Any]], Any]  # columns of a shape by row → whether, by row
+# Columns of a shape, a configuration and the number of cores → into how many parts keys are split, by row.
+Parts = Callable[[Mapping[str, Any], Config, int], Any]
 CACHE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}  # of an element of a K/V cache
 _ACTIVATION_BYTES = 2.0  # new keys and values come in bf16, whatever the cache holds
 
@@ -38,13 +40,18 @@ class Library:
     ``kernels`` and ``engines`` (see :func:`engine_of`) are patterns, ``shapes`` picks static shapes.
     ``tiles``: the library's own configurations for a shape, most wanted first (None, or none of them
     fits: the operator's space). ``choices``: what the launched configuration has, for the rows where a
-    condition holds first. ``fills``: keys are split into no more parts than run at once. ``packs``:
-    rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what else a
-    call launches:
+    condition holds first. ``fills``: keys are split into no more parts than run at once. ``parts``: the
+    library's own rule instead, from the columns of a shape, a configuration and the number of cores.
+    ``merges``: how parts are combined: by a kernel of its own (empty), by one whose launch is hidden behind
+    the kernel before it (``dependent``), or by the ``last`` block of a row to end. ``combines``: where the
+    combination is launched even for one part.
+    ``packs``: rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what
+    else a call launches:
 
     * ``cache``: a kernel that writes new keys and values to the paged cache;
     * ``packed``: one that takes packed queries, keys and values apart, and writes the cache;
-    * ``cast``: one that turns queries (or keys, or values) into fp8, if the cache is;
+    * ``cast``: one that turns queries into fp8, if the cache is;
+    * ``narrowed``: one that turns new keys (or values) into fp8, if the cache is;
     * ``lengths``: one that plans the work from the sequences' lengths;
     * ``latent``: one that writes new tokens to a cache of latent vectors;
     * ``latent_rope``: one that does so, and turns the rotary part of every head's query and key;
@@ -59,6 +66,9 @@ class Library:
     tiles: Callable[[Shape], Sequence[Config]] | None = None
     choices: tuple[tuple[Where, Mapping[str, Any]], ...] = ()
     fills: bool = False
+    parts: Parts | None = None
+    merges: str = ""
+    combines: Parts | None = None
     packs: bool = False
     beside: tuple[str, ...] = ()
 
@@ -89,6 +99,22 @@ class Library:
                     found[i] |= mine
         found[:, ~found.any(axis=0)] = True
         return found
+
+    def splits(self, shape: Shape, config: Config, cores: int) -> Any:
+        """By row, whether the library splits keys into as many parts as a configuration has.
+
+        True where it has no rule of its own, or the configuration is none of its own.
+        """
+        own = {} if self.tiles is None else {**config, "num_split": 1}
+        if self.parts is None or self.tiles is None or own not in self.tiles(shape):
+            return True
+        return self.parts(shape, config, cores) == config["num_split"]
+
+    def launches_merge(self, shape: Shape, config: Config, cores: int) -> Any:
+        """By row, whether a configuration of one part is followed by a combination all the same."""
+        if self.combines is None or config.get("num_split", 2) > 1:
+            return False
+        return self.combines(shape, config, cores)
 
     def like(self, shape: Shape, config: Config) -> Shape:
         """The shape whose blocks do what the library's do.
@@ -122,10 +148,11 @@ def _bytes_beside(kernel: str, shape: Shape) -> Array | None:
     if kernel == "cache":  # read in the activations' type, written in the cache's
         each = (_ACTIVATION_BYTES + CACHE_BYTES[shape["kv_dtype"]]) / 2.0
         return np.asarray(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
-    if kernel == "cast":
+    if kernel in ("cast", "narrowed"):
         if shape["kv_dtype"] != "fp8":
             return None
-        return np.asarray(1.5 * batch * shape.get("seq", 1) * shape["heads"] * shape["head_dim"])
+        heads = shape["heads" if kernel == "cast" else "kv_heads"]
+        return np.asarray(1.5 * batch * shape.get("seq", 1) * heads * shape["head_dim"])
     if kernel == "packed":  # read packed, written as Q and into the cache
         heads = shape["heads"] + 2 * np.asarray(shape["kv_heads"])
         return np.asarray(_ACTIVATION_BYTES * batch * shape.get("seq", 1) * heads * shape["head_dim"])

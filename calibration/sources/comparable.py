@@ -37,11 +37,28 @@ def _sequences(rows: pd.DataFrame) -> pd.Series[int]:
     return rows["batch"] * rows["kv_heads"]
 
 
+def _masked(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Where TensorRT-LLM takes its masked multi-head kernel, not that for grouped queries.
+
+    cpp/tensorrt_llm/kernels/decoderMaskedMultiheadAttention/decoderXQAImplJIT/kernelUtils.cpp. Blackwell's
+    data-centre chips have kernels of their own (trtllmGenKernels/fmha).
+    """
+    beyond = (rows["window"] > 0) & (rows["kv_len"] > rows["window"])
+    own_window = (rows["engine"] == "wgmma") & (rows["kv_dtype"] == "fp8")
+    return (rows["engine"] != "tcgen05") & ((_group(rows) == 1) | (beyond & ~own_window))
+
+
 _PREFILL, _DECODE = "attention_prefill", "attention_decode"
 RULES: tuple[Rule, ...] = (
     Rule("*", "*", lambda r: r["launch"] == "eager", "launched eagerly: the host's time is measured"),
     # Prefill and encoders.
     Rule(_PREFILL, "*decode *decode/*", _every, "prefill of one query a sequence by a decode kernel"),
+    Rule(
+        _PREFILL,
+        "vllm_flashinfer vllm_flashinfer/*",
+        lambda r: r["seq"] == 1,
+        "vLLM hands sequences of one query to FlashInfer's decode kernel",
+    ),
     Rule(
         _PREFILL,
         "triton vllm_triton_attn",
@@ -60,6 +77,13 @@ RULES: tuple[Rule, ...] = (
         "torch_flow torch_flow/*",
         lambda r: _group(r) > 32,
         "trtllm decode, more than 32 query heads a K/V head: a kernel that reads K and V once a query head",
+    ),
+    Rule(
+        _DECODE,
+        "torch_flow torch_flow/*",
+        _masked,
+        "trtllm decode before Blackwell without grouped queries, or (but for fp8 on Hopper) beyond a window: "
+        "a kernel without matrix instructions, a block a query head",
     ),
     Rule(
         _DECODE,
@@ -124,7 +148,8 @@ RULES: tuple[Rule, ...] = (
 def reasons(operator: str, rows: pd.DataFrame) -> np.ndarray:
     """Why each row is not comparable (rows,), empty if it is.
 
-    ``rows`` has a column for each parameter of the operator, ``kernel_source`` and ``launch``.
+    ``rows`` has a column for each parameter of the operator, ``kernel_source``, ``launch`` and ``engine``
+    (the matrix instruction of the chip).
     """
     result = np.full(len(rows), "", dtype=object)
     for rule in RULES:

@@ -308,11 +308,33 @@ def test_one_operator_or_family_alone(tmp_path: Path) -> None:
 def test_rules_speak_of_shapes_and_kernels_only() -> None:
     """A rule sees parameters, kernel source and launch: no time can enter."""
     rows = pd.DataFrame({"heads": [64], "kv_heads": [1], "batch": [1], "kv_len": [9], "head_dim": [128]})
-    rows = rows.assign(kv_dtype="bf16", causal=True, window=0, kernel_source="torch_flow", launch="graph")
+    rows = rows.assign(
+        seq=1, kv_dtype="bf16", causal=True, window=0, kernel_source="torch_flow", launch="graph"
+    )
+    rows = rows.assign(engine="wgmma")
     assert "latency_s" not in rows
     for operator in ("attention_decode", "attention_prefill", "mla_decode", "gemm", "moe"):
         reasons(operator, rows)
     assert len({rule.reason for rule in RULES}) == len(RULES)
+
+
+def test_decode_without_grouped_queries_is_another_kernel_before_blackwell() -> None:
+    columns = {
+        "heads": [8, 8, 8, 8],
+        "kv_heads": [8, 2, 2, 2],
+        "kv_len": [512, 512, 512, 64],
+        "window": [0, 0, 128, 128],
+    }
+    rows = pd.DataFrame(columns).assign(batch=1, head_dim=128, kernel_source="torch_flow", launch="graph")
+
+    def kept(engine: str, kv_dtype: str) -> list[bool]:
+        found = reasons("attention_decode", rows.assign(engine=engine, kv_dtype=kv_dtype))
+        return [not reason for reason in found]
+
+    assert kept("mma_sync", "fp8") == [False, True, False, True]
+    assert kept("wgmma", "bf16") == [False, True, False, True]
+    assert kept("wgmma", "fp8") == [False, True, True, True], "its kernel has windows"
+    assert kept("tcgen05", "bf16") == [True] * 4
 
 
 def test_without_the_package_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
