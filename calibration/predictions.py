@@ -183,6 +183,7 @@ def around_s(chip: Chip, batch: Batch) -> Array:
             config = copy.configs({"bytes": moved})[0]
             launches = evaluate_config(copy, {"bytes": moved}, config, machine, REPEATED)
             total = total + launches.time_s
+        total = total + batch.library.waits_s(batch.shape, machine)
     return np.asarray(total)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretile.calibration.libraries import LIBRARIES, Library, engine_of, library_of
+from foretile.calibration.libraries.beside import bytes_beside
 from foretile.calibration.measurements import canonical
 from foretile.calibration.predictions import allowed, around_s, batches, times
 from foretile.calibration.problem import Problem
@@ -44,8 +45,13 @@ def named(library: Library) -> str:
 def sizes(library: Library, **more: Any) -> dict[str, Any]:
     operator = load_operator(library.operator)
     own = SIZES.get(operator.name) or {**operator.example, "kv_len": 8192}
-    known = {p.name for p in operator.params}
-    return operator.shape(**{n: v for n, v in {**own, **more}.items() if n in known})
+    known = {p.name: p for p in operator.params}
+    given = {n: v for n, v in {**own, **more}.items() if n in known}
+    made = operator.shape(**given)
+    if library.shapes(made) or operator.name != "moe":
+        return made
+    formats = (operator.shape(**given, dtype=name) for name in known["dtype"].choices)
+    return next(shape for shape in formats if library.shapes(shape))
 
 
 def of_source(source: str, device: str = "h200-sxm", count: int = 24) -> pd.DataFrame:
@@ -215,3 +221,32 @@ def test_kernels_beside_an_operator_cost_time_that_grows_with_what_they_move() -
         assert batch.library is not None
         beside = len(batch.library.bytes_beside(batch.shape))
         assert (around_s(chip, batch) > beside * 0.9 * launch).all()
+
+
+def test_waiting_for_counts_grows_with_the_experts_and_slow_rows_with_their_elements() -> None:
+    library = library_of("moe", "moe_torch_flow_cutlass", "wgmma", {"dtype": "fp8_block"})
+    assert library is not None
+    machine = machine_of(load_chip("h200-sxm"))
+    small = {
+        "tokens": np.array([1.0, 1024.0]),
+        "topk": 8,
+        "experts": 64,
+        "hidden": np.array([4096.0, 4096.0]),
+    }
+    few, many = library.waits_s(small, machine)
+    assert few < many
+    more = library.waits_s({**small, "experts": 256}, machine) - np.array([few, many])
+    assert np.allclose(more, 2 * 192 * machine.l2_latency_s)
+    plain = library_of("moe", "moe_torch_flow_cutlass", "wgmma", {"dtype": "fp8"})
+    assert plain is not None
+    assert not plain.waits_s(small, machine).any()
+
+
+def test_kernels_beside_a_mixture_of_experts_move_rows_not_weights() -> None:
+    shape = {"tokens": np.array([16.0, 32.0]), "topk": 8, "hidden": 4096, "inter": 1024, "dtype": "fp8_block"}
+    for kernel in ("activation", "activation_quantised", "quantised_h", "quantised_rows", "quantised_tokens"):
+        moved = bytes_beside(kernel, {**shape, "experts": 8})
+        assert moved is not None
+        assert moved[1] == 2.0 * moved[0] > 0.0
+    with pytest.raises(ValueError, match="called 'sorting'"):
+        bytes_beside("sorting", shape)
