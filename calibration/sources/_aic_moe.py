@@ -78,7 +78,7 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
         return
     routing = np.array([(0, 0, 0) if isinstance(share, str) else share for share in shares])[codes][good]
     ranks = kept["moe_ep_size"].to_numpy()
-    everything = (ranks > 1) & kept["kernel_source"].str.contains(_MULTIPLIES_ALL).to_numpy()
+    everything = (ranks > 1) & kept["kernel_source"].str.contains(_MULTIPLIES_ALL).to_numpy(dtype=bool)
     routing[everything] = _all_choices(kept[everything])
     params = {
         "tokens": routing[:, 0],
@@ -90,8 +90,8 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
         "distribution": routing[:, 2],
     }
     # Also those of other ranks' experts, which the others skip.
-    shared = (ranks > 1) & kept["kernel_source"].str.contains(_ALL_TOKENS)
-    for variant, chosen in (("", ~shared.to_numpy()), ("ranks", shared.to_numpy())):
+    shared = (ranks > 1) & kept["kernel_source"].str.contains(_ALL_TOKENS).to_numpy(dtype=bool)
+    for variant, chosen in (("", ~shared), ("ranks", shared)):
         if chosen.any():
             some = {n: v[chosen] if isinstance(v, np.ndarray) else v for n, v in params.items()}
             yield Mapped(kept.index[chosen], "moe", some, variant=variant)

@@ -21,6 +21,7 @@ from foretile.calibration.sample import load_sample
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import SimulationError
+from foretile.simulator.numerics.verify import verify
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import workloads
 
@@ -250,3 +251,21 @@ def test_kernels_beside_a_mixture_of_experts_move_rows_not_weights() -> None:
         assert moved[1] == 2.0 * moved[0] > 0.0
     with pytest.raises(ValueError, match="called 'sorting'"):
         bytes_beside("sorting", shape)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "engine", "dtype"),
+    [
+        ("vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts", "wgmma", "fp8"),
+        ("vllm_fused_moe", "tcgen05", "fp8_block"),
+    ],
+)
+def test_tiles_of_mixtures_of_experts_compute_what_the_operator_does(
+    kernel: str, engine: str, dtype: str
+) -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(tokens=20, hidden=200, inter=104, topk=2, experts=5, align=128, dtype=dtype)
+    library = library_of("moe", kernel, engine, shape)
+    assert library is not None
+    assert library.tiles is not None
+    assert all(verify(moe, shape, config).ok for config in library.tiles(shape))
