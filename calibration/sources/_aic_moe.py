@@ -99,7 +99,7 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
 
 def _all_choices(rows: pd.DataFrame) -> np.ndarray:
     """(tokens, choices, distribution) where a rank's experts multiply all choices: of (rows, 3)."""
-    topk = np.minimum(rows["topk"], rows["num_experts"] // rows["moe_ep_size"]).to_numpy()
+    topk = np.minimum(rows["topk"].to_numpy(), (rows["num_experts"] // rows["moe_ep_size"]).to_numpy())
     tokens = -(-(rows["num_tokens"] * rows["topk"]).to_numpy() // topk)
     return np.stack([tokens, topk, np.zeros(len(rows), dtype=np.int64)], axis=1)
 
