@@ -178,14 +178,13 @@ def around_s(chip: Chip, batch: Batch) -> Array:
     gap = chip.launch.graph_s.value if chip.launch.graph_s else 0.0
     total = np.where(batch.graph > 0, gap / np.maximum(1.0, batch.graph), 0.0)
     if batch.library is not None:
-        copy, machine = (
-            load_operator("copy"),
-            machine_of(chip, ""),
-        )  # whose kernels they are is another matter
+        # The chip's own machine: whose kernels they are is another matter.
+        copy, machine = load_operator("copy"), machine_of(chip, "")
         for moved in batch.library.bytes_beside(batch.shape):
             config = copy.configs({"bytes": moved})[0]
             launches = evaluate_config(copy, {"bytes": moved}, config, machine, REPEATED)
             total = total + launches.time_s
+        total = total + batch.library.waits_s(batch.shape, machine)
     return np.asarray(total)
 
 

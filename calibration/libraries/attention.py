@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from foretile.calibration.libraries.library import CACHE_BYTES, Library, any_shape
+from foretile.calibration.libraries.beside import CACHE_BYTES
+from foretile.calibration.libraries.library import Library, any_shape
 from foretile.calibration.libraries.splits import (
     PARTS,
     flash2,

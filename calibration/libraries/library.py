@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from foretile.calibration.libraries.beside import bytes_beside
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config, Shape
-from foretile.kernels.operators._mla import ABSORBED, NOPE, ROPE
+from foretile.simulator.machine import Machine
 
 Array = np.ndarray
 Where = Callable[[Mapping[str, Any]], Any]  # columns of a shape by row → whether, by row
 # Columns of a shape, a configuration and the number of cores → into how many parts keys are split, by row.
 Parts = Callable[[Mapping[str, Any], Config, int], Any]
-CACHE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}  # of an element of a K/V cache
-_ACTIVATION_BYTES = 2.0  # new keys and values come in bf16, whatever the cache holds
 
 
 def always(shape: Mapping[str, Any]) -> Any:
@@ -56,7 +55,15 @@ class Library:
     * ``latent``: one that writes new tokens to a cache of latent vectors;
     * ``latent_rope``: one that does so, and turns the rotary part of every head's query and key;
     * ``concat_q``, ``concat_k``: one that joins the rotary and the other part of queries, or of one key
-      for all heads.
+      for all heads;
+    * ``activation``: one that applies SwiGLU to the first product's results, written in bf16
+      (``activation_quantised``: in the format of its operands);
+    * ``quantised_h``, ``quantised_rows``, ``quantised_tokens``: one that quantises what the kernel before
+      it wrote in bf16: the SwiGLU's results, the permuted rows; or X, token by token.
+
+    ``walks``: how often a call's kernels go through the experts' counts one by one, an L2 access each.
+    ``row_cycles``: cycles of a core for an element of the permuted rows, in a kernel that quantises them
+    and whose pace is not that of what it moves.
     """
 
     operator: str
@@ -71,6 +78,8 @@ class Library:
     combines: Parts | None = None
     packs: bool = False
     beside: tuple[str, ...] = ()
+    walks: int = 0
+    row_cycles: float = 0.0
 
     def describes(self, operator: str, kernel: str, engine: str, shape: Shape) -> bool:
         """Whether these are the kernels of a source on such chips at a static shape."""
@@ -136,38 +145,20 @@ class Library:
 
     def bytes_beside(self, shape: Shape) -> list[Array]:
         """Bytes that each kernel beside the operator's moves one way, by row."""
-        return [moved for kernel in self.beside if (moved := _bytes_beside(kernel, shape)) is not None]
+        return [moved for kernel in self.beside if (moved := bytes_beside(kernel, shape)) is not None]
+
+    def waits_s(self, shape: Shape, machine: Machine) -> Array:
+        """Seconds beside what kernels move, by row: counts walked over, rows quantised at a slow pace."""
+        walks = self.walks * np.asarray(shape["experts"], dtype=np.float64) if self.walks else 0.0
+        seconds = machine.l2_latency_s * walks
+        if self.row_cycles:
+            elements = np.asarray(shape["tokens"], dtype=np.float64) * shape["topk"] * shape["hidden"]
+            seconds = seconds + self.row_cycles * machine.cycle_s * elements / machine.cores
+        return np.asarray(seconds)
 
 
 def _named(name: str, patterns: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns.split())
-
-
-def _bytes_beside(kernel: str, shape: Shape) -> Array | None:
-    batch = np.asarray(shape["batch"], dtype=np.float64)
-    if kernel == "cache":  # read in the activations' type, written in the cache's
-        each = (_ACTIVATION_BYTES + CACHE_BYTES[shape["kv_dtype"]]) / 2.0
-        return np.asarray(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
-    if kernel in ("cast", "narrowed"):
-        if shape["kv_dtype"] != "fp8":
-            return None
-        heads = shape["heads" if kernel == "cast" else "kv_heads"]
-        return np.asarray(1.5 * batch * shape.get("seq", 1) * heads * shape["head_dim"])
-    if kernel == "packed":  # read packed, written as Q and into the cache
-        heads = shape["heads"] + 2 * np.asarray(shape["kv_heads"])
-        return np.asarray(_ACTIVATION_BYTES * batch * shape.get("seq", 1) * heads * shape["head_dim"])
-    if kernel == "lengths":
-        return 4.0 * batch
-    tokens = batch * shape.get("seq", 1)
-    if kernel == "latent":
-        return np.asarray(_ACTIVATION_BYTES * tokens * ABSORBED)
-    if kernel == "latent_rope":  # the key's rotary part is one for all heads, and written for each
-        turned = 1.5 * np.asarray(shape["heads"]) * ROPE
-        return np.asarray(_ACTIVATION_BYTES * tokens * (ABSORBED + turned))
-    if kernel in ("concat_q", "concat_k"):
-        heads = np.asarray(shape["heads"]) if kernel == "concat_q" else 1.0
-        return np.asarray(_ACTIVATION_BYTES * tokens * heads * (NOPE + ROPE))
-    raise ValueError(f"no kernel beside an operator's is called {kernel!r}")
 
 
 def engine_of(chip: Chip) -> str:

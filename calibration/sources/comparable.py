@@ -48,6 +48,13 @@ def _masked(rows: pd.DataFrame) -> pd.Series[bool]:
     return (rows["engine"] != "tcgen05") & ((_group(rows) == 1) | (beyond & ~own_window))
 
 
+def _limited_groups(rows: pd.DataFrame) -> pd.Series[bool]:
+    """DeepSeek-V3's experts: 7168 to 2048 columns, 256 of them, or a rank's share of either."""
+    experts, inter = rows["experts"], rows["inter"]
+    share = (256 % experts == 0) & (2048 % inter == 0)
+    return (rows["hidden"] == 7168) & share
+
+
 _PREFILL, _DECODE = "attention_prefill", "attention_decode"
 RULES: tuple[Rule, ...] = (
     Rule("*", "*", lambda r: r["launch"] == "eager", "launched eagerly: the host's time is measured"),
@@ -138,9 +145,15 @@ RULES: tuple[Rule, ...] = (
     Rule("moe", "*_min_latency", _every, "without the combination of the experts' results"),
     Rule(
         "moe",
+        "sglang_* vllm_fp8moe_* vllm_modelopt* vllm_compressedtensors* vllm_unquantized*",
+        _limited_groups,
+        "DeepSeek-V3's own gate: four of eight groups, so that an even routing reaches half of the experts",
+    ),
+    Rule(
+        "moe",
         "*/ranks",
         _every,
-        "several ranks' experts in Triton: every step passes over the choices that fall on other ranks too",
+        "several ranks' experts in Triton or trtllm-gen: tokens and choices of other ranks take time too",
     ),
 )
 
