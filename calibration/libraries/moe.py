@@ -114,7 +114,7 @@ MOE: tuple[Library, ...] = (
     Library(
         "moe",
         "moe_torch_flow_triton_fp8_block",
-        "mma_sync,*",
+        "mma_sync+*",
         shapes=_dtype("fp8_block"),
         choices=((always, {"block_m": 64, "product": "bf16"}),),
         beside=("quantised_tokens", "activation", "quantised_h"),

@@ -103,9 +103,12 @@ def test_a_tile_of_every_library_fits_a_chip_it_is_for(library: Library, head_di
 def test_every_library_is_of_some_measured_chip(library: Library) -> None:
     source = library.kernels.split()[0].replace("*", "")
     engines = {engine_of(load_chip(name)) for name in sample_devices()}
-    assert any(library.describes(library.operator, source, e, sizes(library)) for e in engines) or any(
-        library.describes(library.operator, source, e, sizes(library, heads=128, batch=1)) for e in engines
-    )
+    forms = [
+        sizes(library, kv_dtype=kind, **more)
+        for kind in ("bf16", "fp8")
+        for more in ({}, {"heads": 128, "batch": 1}, {"heads": 8, "kv_heads": 2}, {"head_dim": 256})
+    ]
+    assert any(library.describes(library.operator, source, e, form) for e in engines for form in forms)
 
 
 @pytest.mark.parametrize("library", [x for x in LIBRARIES if x.choices], ids=named)
