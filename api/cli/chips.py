@@ -1,20 +1,22 @@
-"""``foretile chips``: the catalogue, one chip with every number's source, and a checker."""
+"""``foretile chips``: the catalogue, one chip with every number's source, files to fill in, comparisons."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from foretile.cli.arguments import JSON
+from foretile.cli.arguments import JSON, comma_list
 from foretile.cli.errors import WRONG_REQUEST, reported
 
 if TYPE_CHECKING:
     from foretile.hwmodels.completeness import Completeness
     from foretile.hwmodels.schema import Chip
+    from foretile.report.specs import Spec
 
 app = typer.Typer(help="List the chips, or show one with the source of every number.")
 
@@ -234,3 +236,63 @@ def schema(out: Path = _OUT) -> None:
         text = json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
         write_all({require_file(out): text})
         typer.echo(str(out))
+
+
+_IDS = typer.Argument(..., metavar="ID ID …", help="Two or more chips, or YAML files.", show_default=False)
+_PICTURE = typer.Option(
+    None, "--out", "-o", help="Write a page (.html) or the figure alone (.svg, .png, .pdf) too."
+)
+
+
+@app.command("compare")
+def compare(chip_ids: list[str] = _IDS, out: Path = _PICTURE, as_json: bool = JSON) -> None:
+    """Two or more chips beside each other, spec by spec, with ratios and rooflines."""
+    from foretile.cli import show
+
+    with reported():
+        from foretile.hwmodels import load_chip
+        from foretile.report import specs
+        from foretile.report.output import require_file, write_all
+
+        if out is not None:
+            require_file(specs.require_kind(out))
+        chips = [load_chip(name) for name in comma_list(chip_ids)]
+        lines = specs.specs(chips)
+        if out is not None:
+            write_all({out: specs.render(chips, lines, out.suffix)})
+        if as_json:
+            files = {"files": [str(out)]} if out is not None else {}
+            show.emit_json({**specs.to_json(chips, lines), **files})
+            return
+        _print_specs(chips, lines)
+        if out is not None:
+            typer.echo(str(out))
+
+
+def _print_specs(chips: Sequence[Chip], lines: Sequence[Spec]) -> None:
+    from rich.text import Text
+
+    from foretile.cli import show
+    from foretile.report import units
+    from foretile.report.grounds import provenance
+
+    ids = [chip.id for chip in chips]
+    columns = [ids[0], *(name for other in ids[1:] for name in (other, f"/ {ids[0]}"))]
+    made = show.table("", *columns, right=tuple(columns))
+    for group, members in groupby(lines, key=lambda line: line.group):
+        made.add_row(Text(group, style="bold"))
+        for line in members:
+            cells = []
+            for place, ratio in enumerate(line.ratios):
+                trust = show.CONFIDENCE_STYLE.get(line.confidence[place], "")
+                sure = "?" if line.confidence[place] == "inferred" else " "
+                cells.append(Text(line.shown(place) + sure, style=trust))
+                if place:
+                    cells.append(Text(units.ratio(ratio) if ratio is not None else "–"))
+            made.add_row("  " + line.name, *cells)
+    out = show.console()
+    out.print(made)
+    err = show.console(err=True)
+    for chip in chips:
+        err.print(f"{chip.id}: {provenance(chip).words()}", style="dim")
+    err.print("?: inferred. foretile chips show ID prints every number with its source.", style="dim")
