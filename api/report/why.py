@@ -46,6 +46,8 @@ _WORDS: Mapping[str, str] = {
     "atomic": "atomic rate",
     "launch": "launches",
     "latency": "memory latency",
+    "feed": "copy queues into the cores",
+    "drain": "copy queues out of the cores",
 }
 
 
@@ -100,6 +102,11 @@ class Difference:
     def ratio(self) -> float:
         """The second chip's time over the first's."""
         return self.second_s / self.first_s
+
+    @property
+    def binding(self) -> str:
+        """What binds the slower chip."""
+        return self.second_bound if self.ratio > 1 else self.first_bound
 
 
 @dataclass(frozen=True)
@@ -322,15 +329,15 @@ def sentences(found: Why, phase: Phase) -> list[str]:
     said = [f"{loser} takes {units.ratio(factor)} as long as {winner} for a {phase.unit}."]
     parts: dict[str, float] = {}
     for d in found.of(phase.id):
-        if d.cause is not None:
-            parts[d.cause.resource] = parts.get(d.cause.resource, 0.0) + d.part
+        if d.part > 0:  # the others go the other way
+            parts[d.binding] = parts.get(d.binding, 0.0) + d.part
     if parts:
         resource, share = max(parts.items(), key=lambda item: item[1])
-        mine = [d for d in found.of(phase.id) if d.cause is not None and d.cause.resource == resource]
+        mine = [d for d in found.of(phase.id) if d.binding == resource]
         heavy = max(mine, key=lambda d: d.part)
         said.append(
-            f"{units.percent(min(share, 1.0))} of the difference is where {resource_words(resource)} binds, "
-            f"most of it in {heavy.title} ({why_words(found, heavy)})."
+            f"{units.percent(share / sum(parts.values()))} of what {loser} loses is where it is bound by "
+            f"{resource_words(resource)}, most of it in {heavy.title} ({why_words(found, heavy)})."
         )
     for sweep in found.passes(phase.id):
         sizes = list(sweep.ratios)
