@@ -83,6 +83,15 @@ def test_blocks_without_work_do_not_stand_for_those_with_it() -> None:
     assert found.time_s == pytest.approx(modelled.time_s, rel=0.35)
 
 
+def test_a_grid_too_large_to_be_numbered_exactly_is_played() -> None:
+    """Half a million blocks in panels, the last one thinner: places beyond the grid are no class."""
+    shape = {"m": 3580, "n": 4096, "k": 8, "groups": 4096, "dtype": "fp8_block"}
+    config = {"block_m": 64, "block_n": 64, "block_k": 128, "num_stages": 6, "threads": 128, "swizzle": 8}
+    found = predict("grouped_gemm", "b200-sxm", config=config, **shape)
+    assert found.occupancy["blocks"] > 2**18
+    assert found.bound in found.utilisation
+
+
 @pytest.mark.parametrize("chip", CHIPS)
 def test_the_best_configuration_does_not_either(chip: str) -> None:
     """A search looks for the fastest, so it would find what is too fast: large products and copies."""
