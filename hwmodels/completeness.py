@@ -24,11 +24,12 @@ class Completeness:
     """What a chip file gives of what a file of its style can hold.
 
     ``missing``: needed for a prediction and not given; ``open``: optional and not given; ``counts``:
-    numbers by confidence, by dtype where a field has several; ``chip``: None while anything is missing.
+    numbers by confidence, by dtype where a field has several; ``chip``: None while anything is missing;
+    ``style``: None where the file says ``complete: false`` and no lowering describes the machine.
     """
 
     id: str
-    style: Style
+    style: Style | None
     chip: Chip | None
     needed: int
     optional: int
@@ -80,8 +81,11 @@ def completeness(path: Path, search: Sequence[Path] = ()) -> Completeness:
     names, documents = file_chain(path, search)
     whole = merge_documents(documents)
     data = without_empty(whole)
-    data |= {k: v for k, v in whole.items() if k not in Chip.model_fields}  # a misspelt section, even empty
-    style = _style(data, names[0])
+    incomplete = data.pop("complete", True) is False  # it says so itself
+    data |= {
+        k: v for k, v in whole.items() if k not in (*Chip.model_fields, "complete")
+    }  # a misspelt section, even empty
+    style = None if incomplete and "style" not in data else _style(data, names[0])
     needed = [f for f in fields(style) if f.required or _needs(data, f)]
     optional = [f for f in fields(style) if f not in needed and f.kind not in ("text", "list")]
     absent = {f.path for f in needed if _at(data, f.path) is None}

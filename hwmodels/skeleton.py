@@ -188,6 +188,10 @@ def json_schema() -> dict[str, Any]:
         if {"value", "source", "confidence"} <= set(node["properties"]):
             node["properties"]["value"] = _or_null(node["properties"]["value"])
             node["description"] = "One number with its source; a value of null is not known yet."
+    made["properties"]["complete"] = {
+        "type": "boolean",
+        "description": "false: what is public does not suffice for a prediction.",
+    }
     made["properties"]["extends"] = {
         "type": "string",
         "description": "Id or alias of a chip, a base of the catalogue, or a file beside this one.",

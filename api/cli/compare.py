@@ -63,7 +63,7 @@ def compare(
         for line in report.findings[:3]:
             err.print(f"· {line}", markup=False)
         for chip in report.incomplete:
-            err.print(f"· {chip.id} is incomplete: no {chip.words()}", markup=False)
+            err.print(f"· {chip.id} is incomplete: no {chip.missing_in_words()}", markup=False)
         if report.why is not None:
             from foretile.report.why import sentences
 

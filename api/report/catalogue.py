@@ -19,7 +19,7 @@ class Incomplete:
     vendor: str
     missing: tuple[str, ...]
 
-    def words(self) -> str:
+    def missing_in_words(self) -> str:
         """What is missing, the first few by name."""
         more = f" and {len(self.missing) - 4} more" if len(self.missing) > 4 else ""
         return ", ".join(self.missing[:4]) + more
@@ -43,8 +43,10 @@ def load_all(names: Sequence[str]) -> tuple[list[Chip], list[Incomplete]]:
         try:
             chip: Any = load_chip(name)
         except ChipError as error:
-            aside.append(_incomplete(name, error))
-            continue
+            chip = getattr(error, "chip", None)  # what an error about an incomplete chip is about
+            if chip is None:
+                aside.append(_incomplete(name, error))
+                continue
         missing = tuple(str(field) for field in getattr(chip, "missing", ()))
         if missing:
             aside.append(Incomplete(chip.id, chip.name, chip.vendor, missing))
@@ -54,7 +56,7 @@ def load_all(names: Sequence[str]) -> tuple[list[Chip], list[Incomplete]]:
 
 
 def _incomplete(name: str, error: ValueError) -> Incomplete:
-    """What the error, or the file behind the name, says is missing; the error itself if nothing is."""
+    """What the file behind the name lacks; the error itself if nothing."""
     from foretile.hwmodels.completeness import completeness
     from foretile.hwmodels.loader import chip_files, file_chain, merge_documents
 
@@ -62,9 +64,7 @@ def _incomplete(name: str, error: ValueError) -> Incomplete:
     if path is None:
         raise error
     state = completeness(path)
-    missing = tuple(str(field) for field in getattr(error, "missing", ())) or tuple(
-        field.path for field in state.missing
-    )
+    missing = tuple(field.path for field in state.missing)
     if not missing:
         raise error
     said = merge_documents(file_chain(path)[1])

@@ -214,3 +214,12 @@ def test_the_editors_schema_explains_every_field() -> None:
             )
             node = SCHEMA["$defs"][reference.rpartition("/")[2]]
         assert node["properties"][field.name]["description"] == field.words, field.path
+
+
+def test_a_file_that_calls_itself_incomplete_may_have_no_style(write: Write) -> None:
+    text = "id: a\nname: A\nvendor: V\nfamily: f\ncomplete: false\n"
+    state = completeness(write(text, "a.yaml"))
+    assert state.style is None
+    assert "style" in {f.path for f in state.missing}
+    assert "clock.max_hz" in {f.path for f in state.missing}
+    assert list(VALIDATOR.iter_errors(yaml.safe_load(text))) == []
