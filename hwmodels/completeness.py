@@ -82,9 +82,8 @@ def completeness(path: Path, search: Sequence[Path] = ()) -> Completeness:
     whole = merge_documents(documents)
     data = without_empty(whole)
     incomplete = data.pop("complete", True) is False  # it says so itself
-    data |= {
-        k: v for k, v in whole.items() if k not in (*Chip.model_fields, "complete")
-    }  # a misspelt section, even empty
+    # A misspelt section is a mistake, even if it is empty.
+    data |= {k: v for k, v in whole.items() if k not in (*Chip.model_fields, "complete")}
     style = None if incomplete and "style" not in data else _style(data, names[0])
     needed = [f for f in fields(style) if f.required or _needs(data, f)]
     optional = [f for f in fields(style) if f not in needed and f.kind not in ("text", "list")]

@@ -50,11 +50,11 @@ def test_new_prints_without_a_file_and_never_overwrites(run: Run, tmp_path: Path
         (("new", "One", "--style", "simt"), "id 'One' is not valid"),
         (("new", "one"), "give --style simt or davinci"),
         (("new", "one", "--style", "gpu"), "style 'gpu' is not valid: must be simt or davinci"),
-        (("new", "one", "--extends", "h21"), "did you mean h20"),
+        (("new", "one", "--extends", "hygon-bw10"), "did you mean hygon-bw1000"),
         (("check", "nowhere.yaml"), "nowhere.yaml"),
         (("compare", "h20"), "give two or more different chips"),
         (("compare", "h20", "h20-sxm"), "give two or more different chips"),
-        (("compare", "h20", "h21"), "did you mean h20"),
+        (("compare", "h20", "hygon-bw10"), "did you mean hygon-bw1000"),
         (("compare", "h20", "h100", "--out", "a.txt"), "end it in .html"),
     ],
 )

@@ -160,7 +160,7 @@ def test_wrong_requests_are_refused() -> None:
         (("new",), "give --style simt or davinci"),
         (("new", "vliw"), "style 'vliw' is not valid"),
         (("new", "davinci", "h20"), "h20 is of style simt"),
-        (("new", None, "h21"), "unknown chip 'h21'; did you mean h20"),
+        (("new", None, "hygon-bw10"), "unknown chip 'hygon-bw10'; did you mean hygon-bw1000"),
     ):
         with pytest.raises(ChipError, match=re.escape(message)):
             new_file(*args)
