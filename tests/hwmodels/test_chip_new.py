@@ -74,9 +74,10 @@ def test_a_skeleton_has_every_field_of_its_style(style: Any) -> None:
     assert [line for line in new_file("new-chip", style).splitlines() if len(line) > 120] == []
 
 
-@pytest.mark.parametrize("style", STYLE_PARTS)
-def test_a_filled_skeleton_is_complete_and_loads(write: Write, style: Any) -> None:
-    data = _filled(new_file("new-chip", style))
+@pytest.mark.parametrize(("style", "optional"), [("simt", False), *((style, True) for style in STYLE_PARTS)])
+def test_a_filled_skeleton_is_complete_and_loads(write: Write, style: Any, optional: bool) -> None:
+    text = new_file("new-chip", style)
+    data = _filled(_uncommented(text) if optional else text)
     data |= {"name": "New", "vendor": "Testing", "family": "new"}
     data["matrix"]["instruction"] = "mma_sync"
     data["features"] = dict.fromkeys(data["features"], True)
