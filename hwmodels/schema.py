@@ -7,6 +7,7 @@ Field names carry their unit. *Cycles* are cycles of ``clock.max_hz``; *core* is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -267,6 +268,14 @@ class Calibration(_Frozen):
     residual: dict[str, dict[str, _Pos]]
 
 
+# The sections that lowering to a style of machine reads, beyond those that every chip has.
+STYLE_PARTS: Mapping[Style, tuple[str, ...]] = {
+    "simt": ("registers", "scratchpad", "residency"),
+    "davinci": ("davinci",),
+    "mlu": ("scratchpad",),
+}
+
+
 class Chip(_Frozen):
     """One device as a runtime shows it (a die, where a package holds several).
 
@@ -309,12 +318,7 @@ class Chip(_Frozen):
 
     @model_validator(mode="after")
     def _style_has_its_parts(self) -> Chip:
-        needed = {
-            "simt": ("registers", "scratchpad", "residency"),
-            "davinci": ("davinci",),
-            "mlu": ("scratchpad",),
-        }[self.style]
-        missing = [name for name in needed if getattr(self, name) is None]
+        missing = [name for name in STYLE_PARTS[self.style] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"style {self.style} needs {', '.join(missing)}")
         if self.matrix.instruction == "tcgen05" and self.tensor_memory is None:

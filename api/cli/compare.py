@@ -26,13 +26,20 @@ def compare(suite: str = _SUITE, chips: list[str] = _CHIPS, out: Path = _OUT, as
         from foretile.report.output import require_folder
 
         require_folder(out)  # before minutes of work, not after
-        from foretile.hwmodels import list_chips, load_chip
+        from foretile.hwmodels import Chip, IncompleteChip, describe_chip, list_chips, list_incomplete
         from foretile.report.compare import write_report
         from foretile.report.suite import load_suite
 
         loaded = load_suite(suite)
-        machines = [load_chip(name) for name in (comma_list(chips or ()) or list_chips())]
-        report = write_report(loaded, machines, out, progress=show.console(err=True))
+        names = comma_list(chips or ()) or [*list_chips(), *list_incomplete()]
+        named = list({chip.id: chip for chip in map(describe_chip, names)}.values())
+        report = write_report(
+            loaded,
+            [chip for chip in named if isinstance(chip, Chip)],
+            out,
+            incomplete=[chip for chip in named if isinstance(chip, IncompleteChip)],
+            progress=show.console(err=True),
+        )
         if as_json:
             show.emit_json(report.to_json())
             return

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from foretile.hwmodels.schema import Chip
+    from foretile.hwmodels import Chip, IncompleteChip
     from foretile.report.collect import Predictor
     from foretile.report.suite import Suite
 
@@ -27,9 +27,12 @@ class Report:
     files: tuple[Path, ...]
     findings: tuple[str, ...]
     totals: pd.DataFrame
+    incomplete: tuple[IncompleteChip, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dumps``: files, findings, and the time of every pass on every chip."""
+        """Plain data for ``json.dumps``: files, findings, the time of every pass on every chip, and what is
+        missing of the incomplete ones.
+        """
         whole = self.totals[self.totals["missing"] == 0]
         keep = ["phase", "point", "chip", "time_s", "low_s", "high_s", "tokens_per_s"]
         return {
@@ -38,6 +41,7 @@ class Report:
             "files": [str(path) for path in self.files],
             "findings": list(self.findings),
             "totals": whole[keep].to_dict("records"),
+            "incomplete": [{"chip": chip.id, "missing": list(chip.missing)} for chip in self.incomplete],
         }
 
 
@@ -46,22 +50,30 @@ def write_report(
     chips: Sequence[Chip],
     folder: Path,
     *,
+    incomplete: Sequence[IncompleteChip] = (),
     predict: Predictor | None = None,
     workers: int | None = None,
     progress: Console | None = None,
 ) -> Report:
     """Write ``report.html``, ``report.md`` and ``predictions.csv`` into ``folder``: all or none.
 
+    Of ``incomplete`` chips the report says what is missing, and shows no number.
+
     Raises:
         OutputError: the folder cannot be written to.
+        IncompleteChipError: none but incomplete chips were given.
         SuiteError: not a single case could be predicted.
     """
     require_folder(folder)
+    if incomplete and not chips:
+        from foretile.hwmodels import IncompleteChipError
+
+        raise IncompleteChipError(incomplete[0])
     from foretile.report.collect import collect
     from foretile.report.page import build, html, markdown
 
     frame = collect(suite, chips, predict=predict, workers=workers, console=progress)
-    content = build(suite, chips, frame)
+    content = build(suite, chips, frame, incomplete)
     files = {
         folder / "report.html": html(content),
         folder / "report.md": markdown(content),
@@ -74,4 +86,5 @@ def write_report(
         files=tuple(files),
         findings=tuple(str(finding) for finding in content.findings),
         totals=content.total,
+        incomplete=tuple(incomplete),
     )

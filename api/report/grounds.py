@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foretile.hwmodels.schema import Chip
+    from foretile.hwmodels import Chip, IncompleteChip
     from foretile.simulator.prediction import Prediction
 
 CONFIDENCES = ("measured", "datasheet", "derived", "inferred")
@@ -39,7 +39,7 @@ class Provenance:
         return ", ".join(f"{self.counts[c]} {c}" for c in CONFIDENCES if self.counts.get(c))
 
 
-def provenance(chip: Chip) -> Provenance:
+def provenance(chip: Chip | IncompleteChip) -> Provenance:
     """Count the confidences of a chip's numbers."""
     found = Counter(str(q.confidence) for q in chip.quantities().values())
     return Provenance({c: found.get(c, 0) for c in CONFIDENCES})

@@ -23,7 +23,7 @@ from foretile.report.grounds import CONFIDENCES, peak_flop_per_s, provenance
 from foretile.report.suite import cases
 
 if TYPE_CHECKING:
-    from foretile.hwmodels.schema import Chip
+    from foretile.hwmodels import Chip, IncompleteChip
     from foretile.report.suite import Phase, Point, Suite
 
 GLOSSARY = (
@@ -72,6 +72,7 @@ class Content:
     findings: Sequence[findings.Finding]
     figures: Sequence[Figure]
     made: dict[str, str]
+    incomplete: Sequence[IncompleteChip] = ()
 
 
 def chip_hash(chip: Chip) -> str:
@@ -80,7 +81,9 @@ def chip_hash(chip: Chip) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def build(suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame) -> Content:
+def build(
+    suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame, incomplete: Sequence[IncompleteChip] = ()
+) -> Content:
     """Work out findings and figures of the predictions in ``frame``."""
     import foretile
 
@@ -98,6 +101,7 @@ def build(suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame) -> Content:
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "python": platform.python_version(),
         },
+        incomplete=incomplete,
     )
 
 
@@ -238,6 +242,7 @@ def _context(content: Content) -> dict[str, Any]:
     return {
         "suite": suite,
         "chips": content.chips,
+        "incomplete": sorted(content.incomplete, key=lambda chip: (chip.vendor, chip.id)),
         "hashes": {chip.id: chip_hash(chip) for chip in content.chips},
         "peaks": {
             chip.id: peak_flop_per_s(chip, suite.dtypes[0] if suite.dtypes else None)
