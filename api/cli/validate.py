@@ -152,7 +152,7 @@ def _only_published(chips: list[str], as_json: bool) -> None:
         return
     out = show.console()
     out.print(_rich(tables.table(found, sources=False)))
-    if any(not r.point.circular for r in found):
+    if not chips:  # the goal is over all of them
         out.print(" ".join(tables.words(found)), markup=False)
 
 
