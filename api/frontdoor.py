@@ -45,7 +45,7 @@ def _noted(prediction: Prediction, note: str) -> Prediction:
     if not note:
         return prediction
     said = prediction.model.get("warnings", ())
-    return replace(prediction, model={**prediction.model, "warnings": (*said, note)})
+    return replace(prediction, model={**prediction.model, "warnings": [*said, note]})
 
 
 def _on(

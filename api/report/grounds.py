@@ -98,8 +98,13 @@ def calibrated(model: Mapping[str, Any]) -> bool:
 
 
 def standing(model: Mapping[str, Any]) -> str:
-    """Calibration and inferred inputs in words: ``not calibrated; 11 of 59 chip numbers are inferred``."""
+    """Calibration and inferred inputs in words: ``not calibrated; 11 of 59 chip numbers are inferred``.
+
+    Those that the interval rests on are named.
+    """
     words = [str(model["calibration"]) if calibrated(model) else "not calibrated"]
     if model.get("inferred_inputs"):
         words.append(f"{model['inferred_inputs']} of {model['inputs']} chip numbers are inferred")
+    if model.get("carried_by"):
+        words.append(f"the interval rests on {', '.join(model['carried_by'])}")
     return "; ".join(words)

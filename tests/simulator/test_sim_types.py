@@ -20,7 +20,7 @@ WITHOUT_BF16 = ("v100", "t4", "910a", "310p")
 def test_a_default_of_bf16_becomes_fp16_and_a_warning_says_so(chip: str) -> None:
     found = predict("gemm", chip, model="cost_model", **SHAPE)
     assert found.shape["dtype"] == found.shape["out_dtype"] == "fp16"
-    assert found.model["warnings"] == ("bf16 is no type of this chip's matrix engine; in fp16 instead",)
+    assert found.model["warnings"] == ["bf16 is no type of this chip's matrix engine; in fp16 instead"]
     asked = predict("gemm", chip, model="cost_model", dtype="fp16", **SHAPE)
     assert asked.time_s == found.time_s
     assert "warnings" not in asked.model
