@@ -112,7 +112,7 @@ def validate(
             parts = comma_list(part or ()) or MODEL_PARTS
             made = run(table, out, parts=parts, most=rows or None, progress=progress)
         files = list(made.files)
-        more = () if chips or operator or data else _reproduced()
+        more = () if chips or operator else _reproduced()
         if out is not None:
             from foretile.report.accuracy import write_page
 
