@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "describe_chip",
     "execute",
     "list_chips",
+    "list_incomplete",
     "list_operators",
     "load_chip",
     "predict",
@@ -25,11 +27,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from foretile.frontdoor import list_operators, predict, predict_each, predict_many, trace_program
-    from foretile.hwmodels import list_chips, load_chip
+    from foretile.hwmodels import describe_chip, list_chips, list_incomplete, load_chip
     from foretile.precision import execute, verify, verify_all
 
 _HOME = {
+    "describe_chip": "foretile.hwmodels",
     "list_chips": "foretile.hwmodels",
+    "list_incomplete": "foretile.hwmodels",
     "load_chip": "foretile.hwmodels",
     "list_operators": "foretile.frontdoor",
     "predict": "foretile.frontdoor",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -26,6 +27,35 @@ Op = str | TileProgram | tuple[TileProgram, ...]
 def list_operators() -> list[str]:
     """Names of the library's operators."""
     return list(operator_names())
+
+
+def native(op: str, shape: Mapping[str, Any], chip: Chip, fixed: Collection[str]) -> tuple[Shape, str]:
+    """``shape`` with an element type that the chip multiplies in, and in words what was changed.
+
+    See :func:`foretile.simulator.types.native`; a kernel file's shape stays as it is.
+    """
+    if ".py" in op:
+        return dict(shape), ""
+    from foretile.simulator.types import native as run
+
+    return run(load_operator(op), dict(shape), chip, fixed)
+
+
+def _noted(prediction: Prediction, note: str) -> Prediction:
+    if not note:
+        return prediction
+    said = prediction.model.get("warnings", ())
+    return replace(prediction, model={**prediction.model, "warnings": [*said, note]})
+
+
+def _on(
+    op: Op, shape: Mapping[str, Any], chip: ChipRef, tensors: Mapping[str, np.ndarray] | None = None
+) -> tuple[Operator, Shape, Chip, str]:
+    """Operator, full shape, chip, and what was changed of the operator's default types for the chip."""
+    machine = load_chip(chip)
+    given, note = native(op, shape, machine, shape) if isinstance(op, str) else (shape, "")
+    operator, full = resolve(op, given, tensors)
+    return operator, full, machine, note
 
 
 def resolve(
@@ -73,14 +103,17 @@ def predict(
     the operands, or what repeating the kernel on them leaves there. ``tensors`` gives a traced
     program or kernel file the integer operands, by name, on whose values its trip counts depend.
 
+    An operator whose default element type the chip's matrix engine does not take is predicted in another
+    of that width (bf16 in fp16), unless ``shape`` says which; a warning in ``model`` tells.
+
     Raises:
         OperatorError, ChipError, TraceError, SimulationError: what is wrong, and what would be right.
     """
     from foretile.simulator.predictor import predict as run
 
-    operator, full = resolve(op, shape, tensors)
+    operator, full, machine, note = _on(op, shape, chip, tensors)
     settings = dict(config) if config is not None else None
-    return run(operator, full, load_chip(chip), settings, model, _conditions(cache))
+    return _noted(run(operator, full, machine, settings, model, _conditions(cache)), note)
 
 
 def _conditions(cache: Cache) -> Conditions:
@@ -99,8 +132,10 @@ def predict_each(op: str, chip: ChipRef, shapes: Sequence[Mapping[str, Any]]) ->
     """
     from foretile.simulator.predictor import predict_each as run
 
-    operator = load_operator(op)
-    return run(operator, [operator.shape(**shape) for shape in shapes], load_chip(chip))
+    operator, machine = load_operator(op), load_chip(chip)
+    given = [native(op, shape, machine, shape) for shape in shapes]
+    found = run(operator, [operator.shape(**shape) for shape, _ in given], machine)
+    return [_noted(p, note) for p, (_, note) in zip(found, given, strict=True)]
 
 
 @overload
@@ -133,9 +168,11 @@ def predict_many(
     """
     from foretile.simulator.batch import predict_rows
 
-    rows = predict_rows(
-        load_operator(op), load_chip(chip), shapes, details=details, conditions=_conditions(cache)
-    )
+    operator, machine = load_operator(op), load_chip(chip)
+    changed, _ = native(op, {}, machine, [str(name) for name in shapes])
+    if changed:
+        shapes = {**{name: shapes[name] for name in shapes}, **changed}
+    rows = predict_rows(operator, machine, shapes, details=details, conditions=_conditions(cache))
     if not details:
         return rows.time_s
     import pandas as pd
@@ -161,8 +198,9 @@ def explain(op: Op, chip: ChipRef, *, config: Mapping[str, Any] | None = None, *
     """
     from foretile.simulator.explain import explain as run
 
-    operator, full = resolve(op, shape)
-    return run(operator, full, load_chip(chip), dict(config) if config is not None else None)
+    operator, full, machine, note = _on(op, shape, chip)
+    found = run(operator, full, machine, dict(config) if config is not None else None)
+    return replace(found, prediction=_noted(found.prediction, note))
 
 
 def trace_events(
@@ -175,8 +213,8 @@ def trace_events(
     """
     from foretile.simulator.trace import trace
 
-    operator, full = resolve(op, shape)
-    return trace(operator, full, load_chip(chip), dict(config) if config is not None else None)
+    operator, full, machine, _ = _on(op, shape, chip)
+    return trace(operator, full, machine, dict(config) if config is not None else None)
 
 
 def trace_program(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
+from foretile.hwmodels.incomplete import IncompleteChip
 from foretile.hwmodels.schema import Chip
 
 PEAK_TOLERANCE = 0.03
@@ -53,11 +54,14 @@ def ridge_flop_per_byte(chip: Chip) -> float:
     return rate / chip.dram.bandwidth_bytes_per_s.value
 
 
-def check_chip(chip: Chip) -> list[str]:
+def check_chip(chip: Chip | IncompleteChip) -> list[str]:
     """Warnings about numbers that contradict each other or physics; empty for a plausible chip.
 
+    Of an incomplete chip only the stated peaks are checked, where its numbers give any.
     A stated peak that ``conflicts`` explains (an entry that begins with the field's name) is not repeated.
     """
+    if isinstance(chip, IncompleteChip):
+        return list(_known_peaks(chip))
     return [
         *_peaks(chip),
         *_clocks(chip),
@@ -70,7 +74,17 @@ def check_chip(chip: Chip) -> list[str]:
     ]
 
 
-def _peak_conflict_stated(chip: Chip, dtype: str) -> bool:
+def _known_peaks(chip: IncompleteChip) -> Iterator[str]:
+    """The stated peaks of an incomplete chip, where its numbers give one to compare with."""
+    cores, hz = chip.value("cores"), chip.value("clock.max_hz")
+    for path, stated in chip.quantities().items():
+        head, _, dtype = path.partition(".")
+        rate = chip.value(f"matrix.flop_per_cycle.{dtype}")
+        if head == "stated_peak_flop_per_s" and cores and hz and rate:
+            yield from _peak_warning(chip, dtype, stated.value, cores * rate * hz)
+
+
+def _peak_conflict_stated(chip: Chip | IncompleteChip, dtype: str) -> bool:
     """Whether ``conflicts`` speaks of the stated peaks, of all (``field:``) or of this dtype's."""
     names = ("stated_peak_flop_per_s:", f"stated_peak_flop_per_s.{dtype}:")
     return any(conflict.startswith(names) for conflict in chip.conflicts)
@@ -78,17 +92,20 @@ def _peak_conflict_stated(chip: Chip, dtype: str) -> bool:
 
 def _peaks(chip: Chip) -> Iterator[str]:
     for dtype, stated in chip.stated_peak_flop_per_s.items():
-        field = f"stated_peak_flop_per_s.{dtype}"
         if dtype not in chip.matrix.flop_per_cycle:
+            field = f"stated_peak_flop_per_s.{dtype}"
             yield f"{field}: matrix.flop_per_cycle has no {dtype} to compare with"
             continue
-        computed = peak_flop_per_s(chip, dtype)
-        off = computed / stated.value - 1
-        if abs(off) > PEAK_TOLERANCE and not _peak_conflict_stated(chip, dtype):
-            yield (
-                f"{field}: {stated.value:.4g} is stated, but cores x rate x clock gives {computed:.4g} "
-                f"({off:+.1%}); correct one, or explain it under conflicts"
-            )
+        yield from _peak_warning(chip, dtype, stated.value, peak_flop_per_s(chip, dtype))
+
+
+def _peak_warning(chip: Chip | IncompleteChip, dtype: str, stated: float, computed: float) -> Iterator[str]:
+    off = computed / stated - 1
+    if abs(off) > PEAK_TOLERANCE and not _peak_conflict_stated(chip, dtype):
+        yield (
+            f"stated_peak_flop_per_s.{dtype}: {stated:.4g} is stated, but cores x rate x clock gives "
+            f"{computed:.4g} ({off:+.1%}); correct one, or explain it under conflicts"
+        )
 
 
 def _clocks(chip: Chip) -> Iterator[str]:

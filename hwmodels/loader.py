@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from foretile.hwmodels.incomplete import IncompleteChip, IncompleteChipError, absent, incomplete_chip
 from foretile.hwmodels.problems import (
     LEAF_KEYS,
     ChipError,
@@ -26,7 +27,17 @@ from foretile.hwmodels.problems import (
 from foretile.hwmodels.schema import Chip
 from foretile.hwmodels.yamlfile import parse_yaml, read_mapping
 
-__all__ = ["ENV_VARIABLE", "ChipError", "chip_files", "list_chips", "load_chip"]
+__all__ = [
+    "ENV_VARIABLE",
+    "ChipError",
+    "IncompleteChip",
+    "IncompleteChipError",
+    "chip_files",
+    "describe_chip",
+    "list_chips",
+    "list_incomplete",
+    "load_chip",
+]
 
 ENV_VARIABLE = "FORETILE_CHIPS"
 CATALOGUE = (Path(__file__).parent / "chips").resolve()
@@ -36,10 +47,19 @@ _SUFFIXES = (".yaml", ".yml")
 _Stamp = tuple[int, int]  # time of change and size: two quick writes can share a time
 # What describes one product, not its family: a variant says these itself.
 _NOT_INHERITED = frozenset(
-    {"id", "aliases", "stated_peak_flop_per_s", "unknown", "conflicts", "summary", "calibration"}
+    {
+        "id",
+        "aliases",
+        "complete",
+        "stated_peak_flop_per_s",
+        "unknown",
+        "conflicts",
+        "summary",
+        "calibration",
+    }
 )
 _ABSENT: Any = object()
-_HEAD = re.compile(r"^(id|aliases):.*\n(?:[ \t-].*\n)*", re.MULTILINE)
+_HEAD = re.compile(r"^(id|aliases|complete):.*\n(?:[ \t-].*\n)*", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +69,12 @@ class _Entry:
     path: Path
     id: str
     aliases: tuple[str, ...]
+    complete: bool
 
 
 @functools.lru_cache(maxsize=512)
 def _entry(path: Path, stamp: _Stamp) -> _Entry:
-    """Read id and aliases from the text: an index must not fail on, or wait for, a broken file."""
+    """Read the entry from the text: an index must not fail on, or wait for, a broken file."""
     head: dict[str, Any] = {}
     try:
         text = path.read_text(encoding="utf-8", errors="replace") + "\n"
@@ -68,6 +89,7 @@ def _entry(path: Path, stamp: _Stamp) -> _Entry:
         path,
         _normalise(name) if isinstance(name, str) and name else path.stem,
         tuple(_normalise(a) for a in aliases if isinstance(a, str)) if isinstance(aliases, list) else (),
+        head.get("complete") is not False,
     )
 
 
@@ -147,26 +169,33 @@ def _unknown_chip(name: str, roots: tuple[Path, ...]) -> str:
     return f"unknown chip '{name}'; the catalogue has {', '.join(sorted(_ids(roots)))}"
 
 
-def _ids(roots: tuple[Path, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _ids(roots: tuple[Path, ...]) -> dict[str, _Entry]:
+    found: dict[str, _Entry] = {}
     for entries in _index(roots):
         for entry in entries:
-            found.setdefault(entry.id, entry.path)
+            found.setdefault(entry.id, entry)
     return found
 
 
 def chip_files(search: Sequence[Path] = ()) -> dict[str, Path]:
     """Every chip's id and file, of the catalogue, ``FORETILE_CHIPS`` and ``search``; nothing is validated.
 
+    Incomplete chips are among them.
+
     Raises:
         ChipError: a folder of ``search`` or ``FORETILE_CHIPS`` does not exist.
     """
-    return dict(sorted(_ids(_user_roots(search)).items()))
+    return {name: entry.path for name, entry in sorted(_ids(_user_roots(search)).items())}
 
 
 def list_chips(search: Sequence[Path] = ()) -> list[str]:
     """Ids of all chips `load_chip` finds, sorted; a broken file is listed too (by id or file name)."""
-    return list(chip_files(search))
+    return [name for name, entry in sorted(_ids(_user_roots(search)).items()) if entry.complete]
+
+
+def list_incomplete(search: Sequence[Path] = ()) -> list[str]:
+    """Ids of the chips whose data do not suffice for a prediction (see `describe_chip`), sorted."""
+    return [name for name, entry in sorted(_ids(_user_roots(search)).items()) if not entry.complete]
 
 
 @functools.lru_cache(maxsize=256)
@@ -263,16 +292,26 @@ def parent_chain(ref: str, folder: Path, search: Sequence[Path] = ()) -> list[di
 
 
 @functools.lru_cache(maxsize=256)
-def _validated(chain: tuple[tuple[Path, _Stamp], ...]) -> Chip:
+def _validated(chain: tuple[tuple[Path, _Stamp], ...]) -> Chip | IncompleteChip:
     documents = _documents(chain)
     merged = merge_documents(documents)
+    complete = merged.pop("complete", True)
     problems = list(number_problems(merged))
+    missing: list[Location] = []
     chip: Chip | None = None
+    if not isinstance(complete, bool):
+        problems.append((("complete",), f"{show(complete)} is not valid: must be true or false"))
     try:
         chip = Chip.model_validate(merged)
     except ValidationError as error:
         told = {location for location, _ in problems}
-        problems += [p for p in schema_problems(error) if p[0] not in told]
+        if complete is False:
+            missing = absent(merged, error)
+        problems += [p for p in schema_problems(error) if p[0] not in told and p[0] not in missing]
+    if chip is not None and complete is False:
+        problems.append((("complete",), "false, but nothing is missing: leave it out"))
+    if not problems and complete is False:
+        return incomplete_chip(merged, missing)
     if problems or chip is None:
         names = [path.name for path, _ in chain]
         raise ChipError("\n".join(_line(problem, names, documents) for problem in problems))
@@ -301,7 +340,7 @@ def _owner(location: Location, documents: Sequence[Mapping[str, Any]]) -> int:
 
 
 @functools.cache
-def _load_builtin(name: str, calibrated: bool) -> Chip | None:
+def _load_builtin(name: str, calibrated: bool) -> Chip | IncompleteChip | None:
     path = _find(name, _fitted(calibrated))
     return None if path is None else _validated(_chain(path.resolve(), ()))
 
@@ -321,6 +360,21 @@ def load_chip(ref: str | Path | Chip, *, search: Sequence[Path] = (), calibrated
     Raises:
         ChipError: no such chip, file or parent, a cycle of ``extends``, broken YAML, or a file that
             does not fit the schema; the message has a line for each problem, with the remedy.
+        IncompleteChipError: a chip whose public data do not suffice, with the list of what is missing.
+    """
+    found = describe_chip(ref, search=search, calibrated=calibrated)
+    if isinstance(found, IncompleteChip):
+        raise IncompleteChipError(found)
+    return found
+
+
+def describe_chip(
+    ref: str | Path | Chip, *, search: Sequence[Path] = (), calibrated: bool = True
+) -> Chip | IncompleteChip:
+    """As `load_chip`, but an incomplete chip is returned with what is known of it, not refused.
+
+    Raises:
+        ChipError: as for `load_chip`.
     """
     if isinstance(ref, Chip):
         return ref

@@ -48,7 +48,7 @@ def number_problems(data: object, at: Location = ()) -> Iterator[Problem]:
             yield from number_problems(node, where)
 
 
-def _model_at(location: Sequence[str | int]) -> type[BaseModel] | None:
+def model_at(location: Sequence[str | int]) -> type[BaseModel] | None:
     """The schema class whose fields are allowed at a location, None inside free mappings."""
     model: type[BaseModel] | None = Chip
     for step in location:
@@ -69,11 +69,11 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _unknown_field(location: Location) -> str:
     *parents, name = location
-    model = _model_at(parents)
+    model = model_at(parents)
     # A wrong key inside a leaf of a free mapping (flop_per_cycle.bf16.valeu) has the leaf's fields.
     known = list((model or Quantity[float]).model_fields)
     if not parents:
-        known.append("extends")
+        known += ["extends", "complete"]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"unknown field; did you mean '{near[0]}'?"
@@ -81,7 +81,7 @@ def _unknown_field(location: Location) -> str:
 
 
 def _not_a_mapping(location: Location, given: object) -> str:
-    model = _model_at(location)
+    model = model_at(location)
     if model is None or issubclass(model, Quantity):
         if isinstance(given, int | float) and not isinstance(given, bool):
             return (
@@ -95,7 +95,7 @@ def _not_a_mapping(location: Location, given: object) -> str:
 def _missing(location: Location) -> str:
     if location[-1] in LEAF_KEYS and len(location) > 1:
         return f"missing; every number needs {LEAF}"
-    model = _model_at(location)
+    model = model_at(location)
     if model is not None and issubclass(model, Quantity):
         return f"missing; give {LEAF}"
     if model is not None:

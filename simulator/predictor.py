@@ -28,7 +28,7 @@ from foretile.simulator.search import (
     stack,
     static_part,
 )
-from foretile.simulator.uncertainty import elasticities, interval_factor
+from foretile.simulator.uncertainty import carriers, elasticities, interval_factor
 
 Model = Literal["engine", "cost_model"]
 
@@ -277,6 +277,7 @@ def _assemble(
             "calibration": _calibration(chip, on.family),
             "inferred_inputs": len(inferred),
             "inputs": len(chip.described()),
+            "carried_by": list(carriers(chip, dtype, elastic)),
             "elasticity": {r: round(s, 4) for r, s in elastic.items()},
         },
     )

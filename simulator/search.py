@@ -138,8 +138,17 @@ def workloads(operator: Operator, shape: Shape, config: Config, machine: Machine
 
 
 def for_machine(config: Config, machine: Machine) -> Config:
-    """``config`` with the machine's core count where the program wants one block a core."""
-    return {**config, "cores": machine.cores} if "cores" in config else dict(config)
+    """``config`` with what a space leaves to the machine.
+
+    ``cores``, where the program wants one block a core, is its core count. ``product``, the type in which
+    operands widened on chip are multiplied, is fp16 where the matrix engine takes that and not bf16.
+    """
+    found = dict(config)
+    if "cores" in config:
+        found["cores"] = machine.cores
+    if config.get("product") == "bf16" and "bf16" not in machine.matrix_peak_flop_per_s:
+        found["product"] = "fp16" if "fp16" in machine.matrix_peak_flop_per_s else "bf16"
+    return found
 
 
 @dataclass(frozen=True)

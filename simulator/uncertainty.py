@@ -78,6 +78,32 @@ def _quantities(chip: Chip) -> dict[str, str]:
 _KNOWN: dict[int, tuple[Chip, dict[str, str]]] = {}
 
 
+# A resource that contributes less of an interval's variance is not named as carrying it.
+_CARRIES = 0.1
+
+
+def carriers(chip: Chip, dtype: str, elastic: Mapping[str, float]) -> tuple[str, ...]:
+    """The inferred numbers of an uncalibrated chip that an interval rests on, the weightiest first.
+
+    Those behind every resource whose share of the interval's variance is at least a tenth; empty for a
+    calibrated chip, whose parameters come from a fit.
+    """
+    if chip.calibration is not None:
+        return ()
+    part = {r: (float(slope) * sigma(chip, r, dtype)) ** 2 for r, slope in elastic.items()}
+    total = MODEL_SIGMA**2 + sum(part.values())
+    known = _quantities(chip)
+    return tuple(
+        dict.fromkeys(
+            path
+            for resource in sorted(part, key=lambda r: -part[r])
+            if part[resource] >= _CARRIES * total
+            for path in (name.format(dtype=dtype) for name in _BEHIND[resource])
+            if known.get(path) == "inferred"
+        )
+    )
+
+
 @lru_cache(maxsize=512)
 def improved(machine: Machine, resource: str) -> Machine:
     """``machine`` with ten per cent more of ``resource``."""

@@ -69,10 +69,10 @@ def test_nothing_is_importable_under_a_bare_name_of_ours() -> None:
 
 def _vendor_words() -> set[str]:
     """Vendors, families and ids as the catalogue spells them."""
-    from foretile.hwmodels import list_chips, load_chip
+    from foretile.hwmodels import describe_chip, list_chips, list_incomplete
 
     words: set[str] = set()
-    for chip in (load_chip(name) for name in list_chips()):
+    for chip in map(describe_chip, (*list_chips(), *list_incomplete())):
         words |= {
             chip.id,
             chip.vendor.lower(),

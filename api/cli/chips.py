@@ -14,8 +14,8 @@ from foretile.cli.arguments import JSON, comma_list
 from foretile.cli.errors import WRONG_REQUEST, reported
 
 if TYPE_CHECKING:
+    from foretile.hwmodels import Chip, IncompleteChip
     from foretile.hwmodels.completeness import Completeness
-    from foretile.hwmodels.schema import Chip
     from foretile.report.specs import Spec
 
 app = typer.Typer(help="List the chips, or show one with the source of every number.")
@@ -29,13 +29,15 @@ def list_all(context: typer.Context, as_json: bool = JSON) -> None:
     from foretile.cli import show
 
     with reported():
-        from foretile.hwmodels import list_chips, load_chip
+        from foretile.hwmodels import IncompleteChip, describe_chip, list_chips, list_incomplete, load_chip
         from foretile.report import units
         from foretile.report.grounds import peak_flop_per_s, provenance
 
         chips = [load_chip(name) for name in list_chips()]
+        found = [describe_chip(name) for name in list_incomplete()]
+        incomplete = [chip for chip in found if isinstance(chip, IncompleteChip)]
         if as_json:
-            show.emit_json([_summary(chip) for chip in chips])
+            show.emit_json([*(_summary(chip) for chip in chips), *(_known(chip) for chip in incomplete)])
             return
         made = show.table(
             "chip", "name", "vendor", "cores", "bf16 peak", "DRAM", "memory", "grounds",
@@ -55,10 +57,51 @@ def list_all(context: typer.Context, as_json: bool = JSON) -> None:
                 f"{units.percent(grounds.share('inferred'))} inferred"
                 + (f", {grounds.mark}" if grounds.mark else ""),
             )
+        for other in sorted(incomplete, key=lambda c: (c.vendor, c.id)):
+            made.add_row(*_row(other))
         show.console().print(made)
         show.console(err=True).print(
-            "foretile chips show ID prints every number with its source.", style="dim"
+            "foretile chips show ID prints every number with its source, and what is missing of an "
+            "incomplete chip.",
+            style="dim",
         )
+
+
+def _row(chip: IncompleteChip) -> tuple[str, ...]:
+    """An incomplete chip's line of the list: what is known, dashes for the rest; never a rate worked out."""
+    from foretile.report import units
+
+    cores, rate, size = (
+        chip.value(path) for path in ("cores", "dram.bandwidth_bytes_per_s", "dram.capacity_bytes")
+    )
+    return (
+        chip.id,
+        chip.name,
+        chip.vendor,
+        str(cores) if cores else "–",
+        "–",
+        units.byte_rate(rate) if rate else "–",
+        units.size(size) if size else "–",
+        f"incomplete, {len(chip.missing)} missing",
+    )
+
+
+def _known(chip: IncompleteChip) -> dict[str, Any]:
+    """An incomplete chip in the list's JSON."""
+    from foretile.report.grounds import provenance
+
+    return {
+        "id": chip.id,
+        "name": chip.name,
+        "vendor": chip.vendor,
+        "family": chip.family,
+        "style": chip.style,
+        "aliases": list(chip.aliases),
+        "summary": chip.summary,
+        "complete": False,
+        "missing": list(chip.missing),
+        "confidence": dict(provenance(chip).counts),
+    }
 
 
 def _summary(chip: Chip) -> dict[str, Any]:
@@ -72,6 +115,7 @@ def _summary(chip: Chip) -> dict[str, Any]:
         "style": chip.style,
         "aliases": list(chip.aliases),
         "summary": chip.summary,
+        "complete": True,
         "cores": chip.cores.value,
         "max_hz": chip.clock.max_hz.value,
         "peak_flop_per_s": {d: peak_flop_per_s(chip, d) for d in chip.matrix.flop_per_cycle},
@@ -90,26 +134,30 @@ def show_one(
     from foretile.cli import show
 
     with reported():
-        from foretile.hwmodels import load_chip
+        from foretile.hwmodels import Chip, describe_chip
 
-        chip = load_chip(chip_id)
+        chip = describe_chip(chip_id)
         if as_json:
-            show.emit_json(chip.model_dump(mode="json", exclude_none=True))
+            show.emit_json(
+                chip.model_dump(mode="json", exclude_none=True) if isinstance(chip, Chip) else chip.to_json()
+            )
             return
         _print_chip(chip)
 
 
-def _print_chip(chip: Chip) -> None:
+def _print_chip(chip: Chip | IncompleteChip) -> None:
     from rich.text import Text
 
     from foretile.cli import show
+    from foretile.hwmodels import Chip
     from foretile.report import units
     from foretile.report.grounds import provenance
 
     out = show.console()
-    out.print(
-        Text.assemble((chip.name, "bold"), f"  ({chip.id}) · {chip.vendor} · {chip.family} · {chip.style}")
-    )
+    style = chip.style or "no lowering yet"
+    out.print(Text.assemble((chip.name, "bold"), f"  ({chip.id}) · {chip.vendor} · {chip.family} · {style}"))
+    if not isinstance(chip, Chip):
+        out.print(Text("incomplete: what is public does not suffice for a prediction", style="bold yellow"))
     if chip.summary:
         out.print(chip.summary, style="italic")
     out.print(f"{provenance(chip).total} numbers: {provenance(chip).words()}")
@@ -128,7 +176,12 @@ def _print_chip(chip: Chip) -> None:
                 Text(source),
             )
     out.print(made)
-    for title, lines in (("not known", chip.unknown), ("sources disagree", chip.conflicts)):
+    missing = () if isinstance(chip, Chip) else tuple(chip.missing_in_words().split("; "))
+    for title, lines in (
+        ("missing for a prediction", missing),
+        ("not known", chip.unknown),
+        ("sources disagree", chip.conflicts),
+    ):
         if lines:
             out.print(show.heading(title))
             for line in lines:

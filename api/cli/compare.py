@@ -42,18 +42,24 @@ def compare(
         from foretile.report.output import require_folder
 
         require_folder(out)  # before minutes of work, not after
-        from foretile.hwmodels import list_chips, load_chip
-        from foretile.report.catalogue import load_all
+        from foretile.hwmodels import Chip, IncompleteChip, describe_chip, list_chips, list_incomplete
         from foretile.report.compare import write_report
         from foretile.report.suite import load_suite
 
         loaded = load_suite(suite)
-        machines, incomplete = load_all(comma_list(chips or ()) or list_chips())
+        names = comma_list(chips or ()) or [*list_chips(), *list_incomplete()]
+        named = list({chip.id: chip for chip in map(describe_chip, names)}.values())
         pair: list[str] | None = None
         if why != "none":
-            pair = [] if why == "best" else [load_chip(name).id for name in comma_list([why])]
-        console = show.console(err=True)
-        report = write_report(loaded, machines, out, progress=console, why=pair, incomplete=incomplete)
+            pair = [] if why == "best" else [describe_chip(name).id for name in comma_list([why])]
+        report = write_report(
+            loaded,
+            [chip for chip in named if isinstance(chip, Chip)],
+            out,
+            progress=show.console(err=True),
+            why=pair,
+            incomplete=[chip for chip in named if isinstance(chip, IncompleteChip)],
+        )
         if as_json:
             show.emit_json(report.to_json())
             return

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from foretile.cli.arguments import JSON, comma_list
+from foretile.cli.arguments import JSON, ArgumentError, comma_list
 from foretile.cli.errors import reported
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from foretile.calibration.published import Reproduction
     from foretile.calibration.validate import Step, Validation
 
 _CHIPS = typer.Option(
@@ -60,6 +62,11 @@ _ROWS = typer.Option(
     help="Test rows of each chip and operator family at most, by hash; a third of it for kernels whose "
     "loops depend on data. 0: all, which takes hours.",
 )
+_PUBLISHED = typer.Option(
+    False,
+    "--published",
+    help="Only the published measurements on chips that nothing was fitted to; takes half a minute.",
+)
 _MARKDOWN = typer.Option(
     None, "--markdown", metavar="FILE", help="Also write the figures as Markdown.", show_default=False
 )
@@ -73,17 +80,25 @@ def validate(
     data: Path = _DATA,
     rows: int = _ROWS,
     markdown: Path = _MARKDOWN,
+    published: bool = _PUBLISHED,
     as_json: bool = JSON,
 ) -> None:
     """Hold predictions against measured times that no fit saw.
 
-    JSON: the summary, the same as summary.json.
+    JSON: the summary, the same as summary.json; with --published its points and how they stand.
     """
     from foretile.cli import show
 
     with reported():
         from foretile.report.output import require_file, require_folder, write_all
 
+        if published:
+            if operator or part or out or data or markdown:
+                raise ArgumentError(
+                    "--published goes with --chip and --json only; a whole validation has it too"
+                )
+            _only_published(_ids(comma_list(chip or ())), as_json)
+            return
         if out is not None:
             require_folder(out)  # before minutes of work, not after
         if markdown is not None:
@@ -97,15 +112,16 @@ def validate(
             parts = comma_list(part or ()) or MODEL_PARTS
             made = run(table, out, parts=parts, most=rows or None, progress=progress)
         files = list(made.files)
+        more = () if chips or operator else _reproduced()
         if out is not None:
             from foretile.report.accuracy import write_page
 
-            files.insert(0, write_page(made, out))
+            files.insert(0, write_page(made, out, more))
         if markdown is not None:
             from foretile.report.accuracy import markdown as text_of
             from foretile.report.accuracy import parameters_markdown
 
-            write_all({markdown: text_of(made.summary, parameters_markdown())})
+            write_all({markdown: text_of(made.summary, parameters_markdown(), more)})
             files.append(markdown)
         if as_json:
             show.emit_json(made.summary.to_json())
@@ -113,6 +129,31 @@ def validate(
         _print(made)
         for path in files:
             typer.echo(str(path))
+
+
+def _reproduced() -> tuple[Reproduction, ...]:
+    from foretile.calibration.published import reproduced
+
+    return reproduced()
+
+
+def _only_published(chips: list[str], as_json: bool) -> None:
+    """Print the published measurements, of the chips named or of all."""
+    from foretile.calibration.published import load_published, reproduce, standing
+    from foretile.cli import show
+    from foretile.report import published as tables
+
+    points = [point for point in load_published() if not chips or point.chip in chips]
+    if not points:
+        raise ArgumentError(f"no published measurement on {', '.join(chips)}")
+    found = reproduce(points)
+    if as_json:
+        show.emit_json({"standing": asdict(standing(found)), "points": [r.to_json() for r in found]})
+        return
+    out = show.console()
+    out.print(_rich(tables.table(found, sources=False)))
+    if not chips:  # the goal is over all of them
+        out.print(" ".join(tables.words(found)), markup=False)
 
 
 def _ids(names: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from foretile.calibration.floors import COVERAGE, FLOORS
 from foretile.calibration.sources.comparable import RULES
 from foretile.report import accuracy_tables as tables
+from foretile.report import published as published_tables
 from foretile.report.output import write_all
 from foretile.report.page import Figure, asset, environment
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from foretile.calibration.accuracy_summary import Summary
+    from foretile.calibration.published import Reproduction
     from foretile.calibration.validate import Validation
 
 PAGE = "accuracy.html"
@@ -30,23 +32,23 @@ REGIME_TITLES = {
 }
 
 
-def write_page(validation: Validation, folder: Path) -> Path:
-    """Write ``accuracy.html`` into ``folder``.
+def write_page(validation: Validation, folder: Path, published: Sequence[Reproduction] = ()) -> Path:
+    """Write ``accuracy.html`` into ``folder``, with the ``published`` measurements if given.
 
     Raises:
         OutputError: it cannot be written.
     """
     path = folder / PAGE
-    write_all({path: html(validation)})
+    write_all({path: html(validation, published)})
     return path
 
 
-def html(validation: Validation) -> str:
+def html(validation: Validation, published: Sequence[Reproduction] = ()) -> str:
     """The page: one document that needs nothing else."""
     import foretile
 
     summary = validation.summary
-    context = _context(summary) | {
+    context = _context(summary, published) | {
         "figures": _figures(validation),
         "style": Markup(asset("page.css")),
         "version": foretile.__version__,
@@ -55,12 +57,12 @@ def html(validation: Validation) -> str:
     return _environment().get_template("accuracy.html.j2").render(context)
 
 
-def markdown(summary: Summary, parameters: str = "") -> str:
+def markdown(summary: Summary, parameters: str = "", published: Sequence[Reproduction] = ()) -> str:
     """docs/accuracy.md: the same tables, the rules for comparable rows, the fitted parameters.
 
     ``parameters``: a Markdown table of them. The same summary gives the same text.
     """
-    context = _context(summary) | {"parameters": parameters.strip()}
+    context = _context(summary, published) | {"parameters": parameters.strip()}
     return _environment().get_template("accuracy.md.j2").render(context).strip() + "\n"
 
 
@@ -77,7 +79,7 @@ def _environment() -> Environment:
     return made
 
 
-def _context(summary: Summary) -> dict[str, Any]:
+def _context(summary: Summary, published: Sequence[Reproduction] = ()) -> dict[str, Any]:
     by_part = {
         part: {"chips": tables.chip_table(summary, part), "families": tables.family_table(summary, part)}
         for part in summary.parts
@@ -103,6 +105,8 @@ def _context(summary: Summary) -> dict[str, Any]:
         "families": tables.families(summary),
         "coverage_limits": COVERAGE,
         "floor_count": len(FLOORS),
+        "published": published_tables.table(published) if published else None,
+        "published_words": published_tables.words(published) if published else (),
     }
 
 

@@ -35,19 +35,26 @@ def _call(case: Case) -> Call:
 
 
 def _run(predict: Predictor | None, chip: Chip, calls: Sequence[Call]) -> list[dict[str, Any]]:
-    """One row of results a call (all of one operator); what a chip cannot run has ``error``."""
-    if predict is None:
-        from foretile.frontdoor import predict_each
+    """One row of results a call (all of one operator); what a chip cannot run has ``error``.
 
+    A suite's types are its model's: a chip without one of them runs the model in another (``note``).
+    """
+    wanted = [dict(shape) for _, shape in calls]
+    notes = [""] * len(calls)
+    if predict is None:
+        from foretile.frontdoor import native, predict_each
+
+        changed = [native(calls[0][0], shape, chip, ()) for shape in wanted]
+        wanted, notes = [shape for shape, _ in changed], [note for _, note in changed]
         try:
-            found = predict_each(calls[0][0], chip, [dict(shape) for _, shape in calls])
-            return [_row(p, chip) for p in found]
+            found = predict_each(calls[0][0], chip, wanted)
+            return [_row(p, chip) | {"note": note} for p, note in zip(found, notes, strict=True)]
         except ValueError:
             predict = predictor()  # one of them cannot be predicted: find out which
     rows = []
-    for operator, shape in calls:
+    for (operator, _), shape, note in zip(calls, wanted, notes, strict=True):
         try:
-            rows.append(_row(predict(operator, chip, **dict(shape)), chip))
+            rows.append(_row(predict(operator, chip, **shape), chip) | {"note": note})
         except ValueError as error:
             if type(error).__module__.partition(".")[0] != "foretile":
                 raise

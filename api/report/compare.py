@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from foretile.hwmodels.schema import Chip
-    from foretile.report.catalogue import Incomplete
+    from foretile.hwmodels import Chip, IncompleteChip
     from foretile.report.collect import Predictor
     from foretile.report.suite import Suite
     from foretile.report.why import Why
@@ -30,10 +29,12 @@ class Report:
     findings: tuple[str, ...]
     totals: pd.DataFrame
     why: Why | None = None
-    incomplete: tuple[Incomplete, ...] = ()
+    incomplete: tuple[IncompleteChip, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dumps``: files, findings, and the time of every pass on every chip."""
+        """Plain data for ``json.dumps``: files, findings, the time of every pass on every chip, and what is
+        missing of the incomplete ones.
+        """
         whole = self.totals[self.totals["missing"] == 0]
         keep = ["phase", "point", "chip", "time_s", "low_s", "high_s", "tokens_per_s"]
         return {
@@ -42,7 +43,7 @@ class Report:
             "files": [str(path) for path in self.files],
             "findings": list(self.findings),
             "totals": whole[keep].to_dict("records"),
-            "incomplete": [chip.to_json() for chip in self.incomplete],
+            "incomplete": [{"chip": chip.id, "missing": list(chip.missing)} for chip in self.incomplete],
             "why": self.why.to_json() if self.why is not None else None,
         }
 
@@ -52,11 +53,11 @@ def write_report(
     chips: Sequence[Chip],
     folder: Path,
     *,
+    incomplete: Sequence[IncompleteChip] = (),
     predict: Predictor | None = None,
     workers: int | None = None,
     progress: Console | None = None,
     why: Sequence[str] | None = None,
-    incomplete: Sequence[Incomplete] = (),
 ) -> Report:
     """Write ``report.html``, ``report.md`` and ``predictions.csv`` into ``folder``: all or none.
 
@@ -65,9 +66,14 @@ def write_report(
 
     Raises:
         OutputError: the folder cannot be written to.
+        IncompleteChipError: none but incomplete chips were given.
         SuiteError: not a single case could be predicted, or no such pair is among ``chips``.
     """
     require_folder(folder)
+    if incomplete and not chips:
+        from foretile.hwmodels import IncompleteChipError
+
+        raise IncompleteChipError(incomplete[0])
     _check_pair(chips, why)
     from foretile.report.collect import collect, processes
     from foretile.report.page import build, html, markdown

@@ -44,7 +44,7 @@ def findings(suite: Suite, frame: pd.DataFrame, total: pd.DataFrame, chips: Sequ
         said += _leader(phase, frame, total)
     said += _shift(suite.phases, total)
     said += _doubt(total, chips)
-    return said + _gaps(frame)
+    return said + _other_types(frame) + _gaps(frame)
 
 
 def _at(total: pd.DataFrame, phase: Phase, point: str) -> pd.DataFrame:
@@ -144,6 +144,15 @@ def _doubt(total: pd.DataFrame, chips: Sequence[Chip]) -> list[Finding]:
     else:
         support += "Every chip's description holds measured numbers."
     return [Finding(lead, support)]
+
+
+def _other_types(frame: pd.DataFrame) -> list[Finding]:
+    """Chips that run the suite in another type, because their matrix engines lack its own."""
+    noted = frame[frame["note"].fillna("") != ""]
+    if noted.empty:
+        return []
+    names = ", ".join(dict.fromkeys(noted["chip"]))
+    return [Finding(f"In another type on {names}:", f"{noted.iloc[0]['note']}.")]
 
 
 def _gaps(frame: pd.DataFrame) -> list[Finding]:

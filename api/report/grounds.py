@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foretile.hwmodels.schema import Chip
+    from foretile.hwmodels import Chip, IncompleteChip
     from foretile.simulator.prediction import Prediction
 
 CONFIDENCES = ("measured", "datasheet", "derived", "inferred")
@@ -39,9 +39,12 @@ class Provenance:
         return ", ".join(f"{self.counts[c]} {c}" for c in CONFIDENCES if self.counts.get(c))
 
 
-def provenance(chip: Chip) -> Provenance:
+def provenance(chip: Chip | IncompleteChip) -> Provenance:
     """Count the confidences of the numbers that describe a chip."""
-    found = Counter(str(q.confidence) for q in chip.described().values())
+    from foretile.hwmodels import Chip
+
+    numbers = chip.described() if isinstance(chip, Chip) else chip.quantities()
+    found = Counter(str(q.confidence) for q in numbers.values())
     return Provenance({c: found.get(c, 0) for c in CONFIDENCES})
 
 
@@ -98,8 +101,13 @@ def calibrated(model: Mapping[str, Any]) -> bool:
 
 
 def standing(model: Mapping[str, Any]) -> str:
-    """Calibration and inferred inputs in words: ``not calibrated; 11 of 59 chip numbers are inferred``."""
+    """Calibration and inferred inputs in words: ``not calibrated; 11 of 59 chip numbers are inferred``.
+
+    Those that the interval rests on are named.
+    """
     words = [str(model["calibration"]) if calibrated(model) else "not calibrated"]
     if model.get("inferred_inputs"):
         words.append(f"{model['inferred_inputs']} of {model['inputs']} chip numbers are inferred")
+    if model.get("carried_by"):
+        words.append(f"the interval rests on {', '.join(model['carried_by'])}")
     return "; ".join(words)

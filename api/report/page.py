@@ -24,8 +24,7 @@ from foretile.report.suite import cases
 from foretile.report.why import sentences, why_words
 
 if TYPE_CHECKING:
-    from foretile.hwmodels.schema import Chip
-    from foretile.report.catalogue import Incomplete
+    from foretile.hwmodels import Chip, IncompleteChip
     from foretile.report.suite import Phase, Point, Suite
     from foretile.report.why import Why
 
@@ -76,7 +75,7 @@ class Content:
     figures: Sequence[Figure]
     made: dict[str, str]
     why: Why | None = None
-    incomplete: Sequence[Incomplete] = ()
+    incomplete: Sequence[IncompleteChip] = ()
 
 
 def chip_hash(chip: Chip) -> str:
@@ -90,7 +89,7 @@ def build(
     chips: Sequence[Chip],
     frame: pd.DataFrame,
     why: Why | None = None,
-    incomplete: Sequence[Incomplete] = (),
+    incomplete: Sequence[IncompleteChip] = (),
 ) -> Content:
     """Work out findings and figures of the predictions in ``frame``, with the analysis of a pair if given."""
     import foretile
@@ -291,6 +290,7 @@ def _context(content: Content) -> dict[str, Any]:
     return {
         "suite": suite,
         "chips": content.chips,
+        "incomplete": sorted(content.incomplete, key=lambda chip: (chip.vendor, chip.id)),
         "hashes": {chip.id: chip_hash(chip) for chip in content.chips},
         "peaks": {
             chip.id: peak_flop_per_s(chip, suite.dtypes[0] if suite.dtypes else None)
@@ -302,7 +302,6 @@ def _context(content: Content) -> dict[str, Any]:
         "figures": content.figures,
         "summary": (summary := _summary(content)),
         "vendors": _by_vendor(summary),
-        "incomplete": content.incomplete,
         "why": _why(content.why),
         "points": _points(suite),
         "cases": cases(suite),

@@ -10,6 +10,7 @@ from typing import Any
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, OperatorError
+from foretile.kernels.operators._common import full
 from foretile.kernels.operators._nvfp4 import FP4_MAX, GROUP
 from foretile.kernels.operators._quant import BLOCK, FP8_MAX, groups_of, quantised_rows
 from foretile.kernels.operators._scaled_gemm import Tile, depth_tile
@@ -38,20 +39,24 @@ class Format:
         return rows, groups_of(depth, self.group)
 
 
+# Types that operands can be widened to on chip.
+WIDENED = ("bf16", "fp16")
+
 NVFP4 = Format("float4_e2m1", "float8_e4m3", GROUP)
 FP8_E8M0 = Format("float8_e4m3", "float8_e8m0", BLOCK, packed=True)
 
 
 @T.macro
 def _widen(stored: Any, scales: Any, first: Any, group: int, result: Any) -> None:
-    """A tile in shared memory times its scales, to a bf16 fragment: at most five bits, so exact."""
+    """A tile in shared memory times its scales, to a 16-bit fragment: at most five bits, so exact."""
     rows, columns = stored.shape
     values = T.alloc_fragment(stored.shape, stored.dtype)
     factors = T.alloc_fragment(scales.shape, scales.dtype)
     T.copy(stored, values)
     T.copy(scales, factors)
     for i, j in T.Parallel(rows, columns):
-        result[i, j] = T.cast(values[i, j], "bfloat16") * T.cast(factors[i, first + j // group], "bfloat16")
+        factor = T.cast(factors[i, first + j // group], result.dtype)
+        result[i, j] = T.cast(values[i, j], result.dtype) * factor
 
 
 @T.macro
@@ -60,8 +65,8 @@ def blockscaled_products(
 ) -> None:
     """Each of ``Cs``, fragments, becomes Σₖ (a(k) · a_scale(k)) (b(k) · b_scale(k))ᵀ, of the pairs ``bs``.
 
-    With ``product`` "bf16" the tiles are scaled and widened on chip first, which changes no value: that is
-    for chips whose matrix engines do not scale. One widened tile of B serves all in turn.
+    With ``product`` "bf16" or "fp16" the tiles are scaled and widened on chip first, which changes no value:
+    that is for chips whose matrix engines do not scale. One widened tile of B serves all in turn.
     """
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     groups = block_K // form.group
@@ -70,10 +75,11 @@ def blockscaled_products(
     A_scale_shared = T.alloc_shared((block_M, width), form.scale)
     B_shared = [T.alloc_shared((block_N, block_K), form.element) for _ in bs]
     B_scale_shared = [T.alloc_shared((block_N, width), form.scale) for _ in bs]
-    if config["product"] == "bf16":
-        A_wide = T.alloc_fragment((block_M, block_K), "bfloat16")
-        B_local = T.alloc_fragment((block_N, block_K), "bfloat16")
-        B_wide = T.alloc_shared((block_N, block_K), "bfloat16")
+    widened = config["product"] in WIDENED
+    if widened:
+        A_wide = T.alloc_fragment((block_M, block_K), full(config["product"]))
+        B_local = T.alloc_fragment((block_N, block_K), full(config["product"]))
+        B_wide = T.alloc_shared((block_N, block_K), full(config["product"]))
     for C in Cs:
         T.clear(C)
     for ko in T.Pipelined(steps, num_stages=config["num_stages"]):
@@ -83,10 +89,10 @@ def blockscaled_products(
         for (b, b_scale), shared, scale_shared in zip(bs, B_shared, B_scale_shared, strict=True):
             T.copy(b(ko), shared)
             T.copy(b_scale(ko), scale_shared)
-        if config["product"] == "bf16":
+        if widened:
             _widen(A_shared, A_scale_shared, first, form.group, A_wide)
         for shared, scale_shared, C in zip(B_shared, B_scale_shared, Cs, strict=True):
-            if config["product"] == "bf16":
+            if widened:
                 _widen(shared, scale_shared, first, form.group, B_local)
                 T.copy(B_local, B_wide)
                 T.gemm(A_wide, B_wide, C, transpose_B=True)
@@ -135,7 +141,12 @@ def check_blockscaled(operator: str, config: Config, form: Format, scaled: str) 
     Raises:
         OperatorError: what is wrong, and what would be right.
     """
-    for key, known in (("variant", ("tile", "persistent")), ("product", (scaled, "bf16"))):
+    if config["product"] == "fp16" and form.packed:
+        raise OperatorError(
+            f"{operator}: product=fp16 cannot hold scales that are powers of two up to 2^127; it takes a "
+            "matrix engine with bf16, or float32 scales"
+        )
+    for key, known in (("variant", ("tile", "persistent")), ("product", (scaled, *WIDENED))):
         if config[key] not in known:
             raise OperatorError(f"{operator}: {key}={config[key]!r} is not one of {', '.join(known)}")
     for key, step in (("block_m", 16), ("block_n", 16), ("block_k", form.group)):

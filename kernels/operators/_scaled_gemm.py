@@ -32,8 +32,8 @@ def depth_scale(S: Any, *at: Any, depth: int) -> Tile:
 def _operand_tiles(config: Config, stored: str, operands: int) -> tuple[Any, ...]:
     """On-chip tiles of A and of ``operands`` Bs as they are stored, and in which they are multiplied.
 
-    With ``product`` "bf16" fp8 tiles are widened on chip first, which changes no value: that is for chips
-    whose matrix units do not take fp8. One widened tile of B serves all operands in turn.
+    With ``product`` "bf16" or "fp16" fp8 tiles are widened on chip first, which changes no value: that is for
+    chips whose matrix units do not take fp8. One widened tile of B serves all operands in turn.
     """
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     widened = config.get("product", "fp8") != "fp8"
@@ -205,8 +205,8 @@ def check_config(operator: str, config: Config, *, blocks: bool = True) -> None:
         if config[key] % step:
             raise OperatorError(f"{operator}: {key}={config[key]} is not a multiple of {step}")
     if "product" in config:
-        if config["product"] not in ("fp8", "bf16"):
-            raise OperatorError(f"{operator}: product={config['product']!r} is not one of fp8, bf16")
+        if config["product"] not in ("fp8", "bf16", "fp16"):
+            raise OperatorError(f"{operator}: product={config['product']!r} is not one of fp8, bf16, fp16")
         if not blocks:
             return
         if BLOCK % config["block_n"]:

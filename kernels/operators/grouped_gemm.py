@@ -403,7 +403,13 @@ OPERATOR = Operator(
         Param("n", "rows of each group's B, columns of C", dynamic=True),
         Param("k", "depth of the products", dynamic=True),
         Param("groups", "groups (experts)", dynamic=True),
-        Param("dtype", "type of A and B", kind="dtype", default="bf16", choices=("bf16", "fp8", "fp8_block")),
+        Param(
+            "dtype",
+            "type of A and B",
+            kind="dtype",
+            default="bf16",
+            choices=("bf16", "fp16", "fp8", "fp8_block"),
+        ),
         Param("masked", "masked layout instead of contiguous", kind="bool", default=False),
         Param("skew", "per cent by which the fullest group is above the mean", default=0, minimum=0),
         Param(

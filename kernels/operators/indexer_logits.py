@@ -45,9 +45,9 @@ def program(shape: Shape, config: Config) -> TileProgram:
     """One block ``block_q`` queries, all their heads, against ``chunk`` tiles of ``block_n`` keys (0: all).
 
     The heads of a query are the columns of a product whose rows are the keys, ``joined`` those of all the
-    block's queries (DeepGEMM), whether they exist or not. ``product`` "bf16" widens the operands on chip,
-    without rounding, for matrix engines that take no fp8. Under the causal mask tiles that no query of
-    the block sees are filled without being read.
+    block's queries (DeepGEMM), whether they exist or not. ``product`` "bf16" or "fp16" widens the operands
+    on chip, without rounding, for matrix engines that take no fp8. Under the causal mask tiles that no
+    query of the block sees are filled without being read.
     """
     batch, seq, kv_len, heads = shape["batch"], shape["seq"], shape["kv_len"], shape["heads"]
     block_Q, block_N, chunk = config["block_q"], config["block_n"], config["chunk"]

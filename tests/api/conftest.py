@@ -42,7 +42,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The front door answers from :mod:`.fakes`, on four made-up chips."""
+    """The front door answers from :mod:`.fakes`, on four made-up chips and an incomplete one."""
     import foretile.frontdoor
     import foretile.hwmodels
 
@@ -51,12 +51,19 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_chip(ref: Any) -> Any:
         if isinstance(ref, str) and ref in chips:
             return chips[ref]
+        if ref == fakes.INCOMPLETE.id:
+            raise foretile.hwmodels.IncompleteChipError(fakes.INCOMPLETE)
         raise foretile.hwmodels.ChipError(f"unknown chip {ref!r}")
+
+    def describe_chip(ref: Any) -> Any:
+        return fakes.INCOMPLETE if ref == fakes.INCOMPLETE.id else load_chip(ref)
 
     def by_id(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda op, chip, **options: function(op, load_chip(getattr(chip, "id", chip)), **options)
 
     monkeypatch.setattr(foretile.hwmodels, "load_chip", load_chip)
+    monkeypatch.setattr(foretile.hwmodels, "describe_chip", describe_chip)
     monkeypatch.setattr(foretile.hwmodels, "list_chips", lambda: list(chips))
+    monkeypatch.setattr(foretile.hwmodels, "list_incomplete", lambda: [fakes.INCOMPLETE.id])
     monkeypatch.setattr(foretile.frontdoor, "predict", by_id(fakes.predict))
     monkeypatch.setattr(foretile.frontdoor, "explain", by_id(fakes.explain))

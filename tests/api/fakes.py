@@ -6,6 +6,7 @@ import hashlib
 import math
 from typing import Any
 
+from foretile.hwmodels.incomplete import incomplete_chip
 from foretile.hwmodels.schema import Chip
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.prediction import Explanation, Prediction
@@ -130,3 +131,18 @@ def explain(op: str, chip: Chip, *, config: Any = None, **shape: Any) -> Explana
     return Explanation(
         p, ("DRAM is busy.", "Next comes the matrix engine."), {"dram": p.time_s * 0.9}, {"dram": -0.08}
     )
+
+
+INCOMPLETE = incomplete_chip(
+    {
+        "id": "half-known",
+        "name": "Half Known",
+        "vendor": "Testing",
+        "family": "fake",
+        "style": "simt",
+        "cores": _q(7),
+        "dram": {"bandwidth_bytes_per_s": _q(1e12)},
+        "unknown": ["its clock"],
+    },
+    [("clock", "max_hz"), ("l2", "bandwidth_bytes_per_cycle"), ("l2", "latency_cycles")],
+)

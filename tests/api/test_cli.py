@@ -10,6 +10,7 @@ import pytest
 
 from foretile.simulator.prediction import Prediction
 
+from . import fakes
 from .conftest import Run
 
 GEMM = ("gemm", "m=4096", "n=7168", "k=2048")
@@ -185,12 +186,47 @@ def test_trace_looks_at_the_place_before_the_work(
 def test_chips_lists_and_shows_with_sources(run: Run) -> None:
     assert "bandwidth-heavy" in run("chips").out
     listed = json.loads(run("chips", "--json").out)
-    assert [chip["id"] for chip in listed] == ["big-one", "bandwidth-heavy", "compute-heavy", "small-one"]
+    names = ["big-one", "bandwidth-heavy", "compute-heavy", "small-one"]
+    assert [chip["id"] for chip in listed if chip["complete"]] == names
     shown = run("chips", "show", "big-one")
     assert "made up for tests" in shown.out
     assert "measured" in shown.out
     one = json.loads(run("chips", "show", "big-one", "--json").out)
     assert one["cores"] == {"value": 132, "source": "made up for tests", "confidence": "datasheet"}
+
+
+@pytest.mark.usefixtures("fake")
+def test_an_incomplete_chip_is_listed_and_shown_with_what_is_missing(run: Run) -> None:
+    said = run("chips")
+    assert "half-known" in said.out
+    assert "incomplete, 3 missing" in said.out
+    told = next(chip for chip in json.loads(run("chips", "--json").out) if chip["id"] == "half-known")
+    assert (told["complete"], told["missing"]) == (False, list(fakes.INCOMPLETE.missing))
+    assert "peak_flop_per_s" not in told
+    shown = run("chips", "show", "half-known").out
+    assert "incomplete: what is public does not suffice" in shown
+    assert "l2 (bandwidth_bytes_per_cycle, latency_cycles)" in shown
+    one = json.loads(run("chips", "show", "half-known", "--json").out)
+    assert one["complete"] is False
+    assert one["cores"]["confidence"] == "datasheet"
+
+
+@pytest.mark.usefixtures("fake")
+def test_an_incomplete_chip_refuses_to_predict(run: Run) -> None:
+    said = run("predict", *GEMM, "--chip", "half-known", "--chip", "big-one")
+    assert (said.code, said.out) == (2, "")
+    assert "half-known is incomplete" in said.err
+    assert "missing: clock.max_hz; l2 (bandwidth_bytes_per_cycle, latency_cycles)" in said.err
+
+
+def test_check_says_how_complete_a_file_is(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "half.yaml"
+    path.write_text("id: half\nextends: h100\ncomplete: false\nclock: null\n", encoding="utf-8")
+    said = run("chips", "check", str(path))
+    assert said.code == 0
+    assert "half: incomplete, so it cannot predict yet" in said.out
+    assert "clock.max_hz" in said.out
+    assert json.loads(run("chips", "check", str(path), "--json").out)["missing"] == ["clock.max_hz"]
 
 
 def test_ops_lists_parameters_with_their_defaults(run: Run) -> None:

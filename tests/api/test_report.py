@@ -9,11 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from foretile.hwmodels import IncompleteChipError, load_chip
 from foretile.report import units
 from foretile.report.collect import collect, complete, totals
 from foretile.report.compare import Report, write_report
+from foretile.report.findings import findings
 from foretile.report.output import OutputError
 from foretile.report.suite import SuiteError, cases, load_suite, parse_suite
 from foretile.simulator.machine import SimulationError
@@ -211,3 +214,45 @@ def test_compare_prints_the_files_and_the_findings(
     found = json.loads(run("compare", "--chips", "big-one", "--out", str(tmp_path), "--json").out)
     assert found["chips"] == ["big-one"]
     assert {row["point"] for row in found["totals"]} >= {"tokens-4096", "batch-32"}
+
+
+def test_an_incomplete_chip_is_named_and_has_no_number(tmp_path: Path) -> None:
+    suite = parse_suite(GOOD, "small")
+    report = write_report(
+        suite, fakes.CHIPS[:2], tmp_path, incomplete=[fakes.INCOMPLETE], predict=fakes.predict
+    )
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert fakes.INCOMPLETE.id not in set(table["chip"])
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if fakes.INCOMPLETE.id in line]
+        assert len(lines) == 1, name
+        assert fakes.INCOMPLETE.missing_in_words() in lines[0]
+        assert "Incomplete: not predicted" in text
+    assert report.to_json()["incomplete"] == [
+        {"chip": fakes.INCOMPLETE.id, "missing": list(fakes.INCOMPLETE.missing)}
+    ]
+
+
+def test_only_incomplete_chips_are_no_report(tmp_path: Path) -> None:
+    with pytest.raises(IncompleteChipError, match="half-known is incomplete"):
+        write_report(parse_suite(GOOD, "small"), [], tmp_path, incomplete=[fakes.INCOMPLETE])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("fake")
+def test_compare_takes_incomplete_chips(run: Run, tmp_path: Path) -> None:
+    said = run("compare", "--chips", "half-known", "--out", str(tmp_path))
+    assert said.code == 2
+    assert "half-known is incomplete" in said.err
+
+
+def test_a_chip_without_the_suites_type_runs_another_and_the_report_says_so(tmp_path: Path) -> None:
+    suite = parse_suite(GOOD, "small")
+    chips = [load_chip("v100"), load_chip("l40s")]
+    frame = collect(suite, chips, workers=1)
+    noted = frame[frame["note"] != ""]
+    assert set(noted["chip"]) == {"v100-sxm2-32gb"}
+    assert not frame["time_s"].isna().any()
+    said = [str(f) for f in findings(suite, frame, totals(frame), chips)]
+    assert any(s.startswith("In another type on v100-sxm2-32gb: bf16") for s in said)

@@ -13,11 +13,9 @@ import pytest
 
 from foretile.calibration.ranges import number_sigma, plausible_range
 from foretile.frontdoor import predict, predict_many
-from foretile.hwmodels import ChipError, load_chip
-from foretile.hwmodels.skeleton import new_file
+from foretile.hwmodels import load_chip
 from foretile.hwmodels.variants import with_values
 from foretile.kernels.operator import load_operator
-from foretile.report.catalogue import Incomplete, load_all
 from foretile.report.collect import collect
 from foretile.report.compare import write_report
 from foretile.report.sensitivity import sensitivity, uncertain
@@ -284,38 +282,6 @@ def test_why_on_the_command_line(run: Run, tmp_path: Path, monkeypatch: pytest.M
     wrong = run(*argv, "--why", "big-one,compute-heavy")
     assert wrong.code == 2
     assert "give two different chips of those compared" in wrong.err
-
-
-def test_an_incomplete_chip_is_named_and_has_no_number(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "chips"
-    folder.mkdir()
-    text = new_file("half-known", "simt").replace("vendor: null", "vendor: Testing")
-    (folder / "half-known.yaml").write_text(text)
-    monkeypatch.setenv("FORETILE_CHIPS", str(folder))
-    chips, aside = load_all(["h20", "half-known"])
-    assert [chip.id for chip in chips] == ["h20"]
-    assert [(chip.id, chip.vendor) for chip in aside] == [("half-known", "Testing")]
-    assert "clock.max_hz" in aside[0].missing
-    write_report(SUITE, chips, tmp_path / "report", workers=1, incomplete=aside)
-    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    (line,) = [row for row in page.splitlines() if "half-known" in row]
-    assert "not known: name, family, cores" in line
-    assert "half-known" not in (tmp_path / "report" / "predictions.csv").read_text()
-    with pytest.raises(ChipError, match="did you mean hygon-bw1000"):
-        load_all(["hygon-bw10"])
-    (folder / "half-known.yaml").write_text(text.replace("clock:", "clok:"))
-    with pytest.raises(ChipError, match="clok"):
-        load_all(["half-known"])
-
-
-def test_a_chip_object_that_says_what_is_missing_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Partial:
-        id, name, vendor, missing = "p", "Partial", "Testing", ("cores",)
-
-    monkeypatch.setattr("foretile.hwmodels.load_chip", lambda name: Partial())
-    assert load_all(["p"]) == ([], [Incomplete("p", "Partial", "Testing", ("cores",))])
 
 
 def test_chips_are_grouped_by_vendor_with_their_confidence(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from foretile.hwmodels import Chip, ChipError, list_chips, load_chip
+from foretile.hwmodels import (
+    Chip,
+    ChipError,
+    IncompleteChip,
+    describe_chip,
+    list_chips,
+    list_incomplete,
+    load_chip,
+)
 from foretile.hwmodels.checks import check_chip, peak_flop_per_s
 from foretile.hwmodels.problems import _model_in
 from foretile.hwmodels.schema import Quantity
@@ -81,9 +89,9 @@ def test_the_tutorials_error_messages_are_the_real_ones(
 def test_the_bases_the_tutorial_names_exist(write: Write) -> None:
     line = next(line for line in TUTORIAL.splitlines() if "a base of the catalogue" in line)
     bases = re.findall(r"`(_\w+)`", line)
-    assert len(bases) == 10
+    assert len(bases) == 15
     for base in bases:
-        with pytest.raises(ChipError, match="cores: missing"):  # found, and partial
+        with pytest.raises(ChipError, match=": missing"):  # found, and partial
             load_chip(write(f"id: v\nextends: {base}\n"))
 
 
@@ -101,6 +109,15 @@ def test_the_catalogue_table_is_current(name: str) -> None:
         len(chip.quantities()),
         len(chip.inferred()),
     ]
+    assert "| " + " | ".join(str(cell) for cell in cells) + " |" in CHIPS_PAGE
+
+
+@pytest.mark.parametrize("name", list_incomplete())
+def test_the_table_of_incomplete_chips_is_current(name: str) -> None:
+    chip = describe_chip(name)
+    assert isinstance(chip, IncompleteChip)
+    aliases = ", ".join(f"`{a}`" for a in chip.aliases)
+    cells = [f"`{chip.id}`", aliases, len(chip.quantities()), len(chip.missing), "; ".join(chip.unknown)]
     assert "| " + " | ".join(str(cell) for cell in cells) + " |" in CHIPS_PAGE
 
 

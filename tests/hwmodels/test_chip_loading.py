@@ -122,7 +122,7 @@ def test_listing_survives_broken_files(write: Write, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("h10", "h100"), ("ascend-910b2", "ascend-910b3"), ("tpu-v5p", "the catalogue has a10, a100-pcie")],
+    [("h10", "h100"), ("ascend-910b9", "ascend-910b"), ("tpu-v5p", "the catalogue has a10, a100-pcie")],
 )
 def test_unknown_chip_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ChipError, match=f"unknown chip '{name}'.*{hint}"):

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from foretile.kernels.operator import load_operator
+from foretile.kernels.operator import OperatorError, load_operator
 from foretile.simulator.numerics.execute import execute
 from foretile.simulator.numerics.verify import input_kinds, verify
 
@@ -42,6 +42,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("moe", {**MOE, "dtype": "fp8_block"}, {"block_m": 64, "block_k": 64}),
     ("moe", {**MOE, "dtype": "nvfp4", "distribution": 100}, {"block_m": 32, "block_t": 4}),
     ("moe", {**MOE, "dtype": "nvfp4"}, {"product": "bf16"}),
+    # As on chips whose matrix engines take fp16 and no bf16.
+    ("gemm_fp8", {**PRODUCT, "per_row": True}, {"variant": "tile", "product": "fp16"}),
+    ("gemm_fp8_block", PRODUCT, {"product": "fp16"}),
+    ("gemm_nvfp4", PRODUCT, {"product": "fp16"}),
+    ("moe", {**MOE, "dtype": "nvfp4"}, {"product": "fp16"}),
 ]
 
 
@@ -52,6 +57,13 @@ def test_every_kind_of_inputs(name: str, given: dict[str, Any], chosen: dict[str
     for kind in input_kinds(operator):
         found = verify(operator, shape, operator.config(shape, **chosen), kind=kind, seed=5)
         assert found.ok, (kind, found.fault, [(o.name, o.norm_error, o.peak_error) for o in found.outputs])
+
+
+def test_fp16_holds_no_scales_that_are_powers_of_two() -> None:
+    operator = load_operator("gemm_fp8_block")
+    shape = operator.shape(**PRODUCT, scale_dtype="fp8_e8m0")
+    with pytest.raises(OperatorError, match="product=fp16 cannot hold scales"):
+        operator.program(shape, operator.config(shape, product="fp16"))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -143,7 +143,7 @@ def test_every_configuration_traces_alike_with_numbers_and_with_symbols(form: di
     ("chosen", "message"),
     [
         ({"variant": "stream_k"}, "variant='stream_k' is not one of tile, persistent, split_k"),
-        ({"product": "fp16"}, "product='fp16' is not one of fp8, bf16"),
+        ({"product": "fp32"}, "product='fp32' is not one of fp8, bf16, fp16"),
         ({"block_n": 40}, "block_n=40 is not a multiple of 16"),
     ],
 )
