@@ -58,8 +58,10 @@ UNKNOWN_OF: Mapping[str, str | None] = {
 def unknown_range(chip: Chip, path: str, others: Sequence[Chip]) -> tuple[float, float] | None:
     """Where an absent number lies on other chips of the style, as a share of the chip's own reference.
 
-    None if the chip has the number, or no other chip does.
+    None if the chip has the number, no other chip does, or a calibration did without it.
     """
+    if chip.calibration is not None:
+        return None
     mine = chip.quantities()
     of = UNKNOWN_OF[path]
     if path in mine:
@@ -76,8 +78,20 @@ def unknown_range(chip: Chip, path: str, others: Sequence[Chip]) -> tuple[float,
 
 
 def changed(chip: Chip, path: str, value: float) -> Chip:
-    """``chip`` with one number replaced; a sustained clock that was unknown sinks from the start."""
+    """``chip`` with one number replaced, and what hangs on it.
+
+    Rates that were worked out from a stated peak give way to other cores or clocks, so that the peak stays;
+    a sustained clock that was unknown sinks from the start.
+    """
     values = {path: value}
+    if path in ("cores", "clock.max_hz") and chip.stated_peak_flop_per_s:
+        now = max(1, round(value)) if path == "cores" else value
+        before = chip.quantities()[path].value
+        values |= {
+            f"matrix.flop_per_cycle.{dtype}": rate.value * before / now
+            for dtype, rate in chip.matrix.flop_per_cycle.items()
+            if rate.confidence in ("derived", "inferred")
+        }
     if path == "clock.matrix_sustained_hz" and chip.clock.settle_s is None:
         # Without it the clock would not begin to sink: ask for the settled state.
         values["clock.settle_s"] = 1e-9

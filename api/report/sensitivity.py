@@ -59,6 +59,8 @@ class Number:
             return units.byte_rate(value * self.cycles_hz)
         if self.path.endswith("_cycles"):
             return units.seconds(value / self.cycles_hz)
+        if isinstance(self.value, int) and not self.path.endswith("_bytes"):
+            return f"{round(value):,}"
         return units.quantity(self.path, value)
 
     def range(self) -> str:
@@ -137,12 +139,19 @@ def uncertain(chip: Chip, others: Sequence[Chip]) -> list[Number]:
     found = [
         Number(chip.id, path, chip.quantities()[path].value, *plausible_range(chip, path), hz)
         for path in chip.inferred()
-        if not path.startswith("stated_peak_flop_per_s.")
+        if not path.startswith("stated_peak_flop_per_s.") and not _peak_is_stated(chip, path)
     ]
     for path in UNKNOWN_OF:
         if (ends := unknown_range(chip, path, others)) is not None:
             found.append(Number(chip.id, path, None, *ends, hz))
     return found
+
+
+def _peak_is_stated(chip: Chip, path: str) -> bool:
+    """Whether a number is a rate that a stated peak gives, with cores and clock: it moves with them."""
+    return path.removeprefix("matrix.flop_per_cycle.") in chip.stated_peak_flop_per_s and path.startswith(
+        "matrix.flop_per_cycle."
+    )
 
 
 def sensitivity(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LINES = 5  # operators beside the pass in a panel
 _BARS = 8  # numbers in a panel
-_TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 
 
 def over_sizes(found: Why) -> str:

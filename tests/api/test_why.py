@@ -14,6 +14,7 @@ import pytest
 from foretile.calibration.ranges import number_sigma, plausible_range
 from foretile.frontdoor import predict, predict_many
 from foretile.hwmodels import load_chip
+from foretile.hwmodels.checks import peak_flop_per_s
 from foretile.hwmodels.variants import with_values
 from foretile.kernels.operator import load_operator
 from foretile.report.collect import collect
@@ -195,6 +196,7 @@ def test_uncertain_numbers_are_the_inferred_and_the_unknown_ones() -> None:
     low, high = unknown_range(amd, "launch.block_cycles", [other]) or (0.0, 0.0)
     assert low == high == other.quantities()["launch.block_cycles"].value
     assert unknown_range(other, "launch.block_cycles", [amd]) is None
+    assert unknown_range(H20, "clock.matrix_burst_hz", [amd]) is None  # its fit did without
     assert unknown_range(ASCEND, "launch.block_cycles", [other]) is None  # of another style
     assert set(UNKNOWN_OF) <= set(_optional_paths())
 
@@ -230,6 +232,21 @@ def test_changed_numbers_reach_the_prediction() -> None:
     mine = Call("gemm", shape, dict(predict("gemm", h100, model="cost_model", m=128, n=4096, k=4096).config))
     small = with_values(h100, {"scratchpad.max_block_bytes": 40000, "scratchpad.capacity_bytes": 40000})
     assert times_s([mine], small)[0] > times_s([mine], h100)[0]
+
+
+def test_a_stated_peak_stays_when_cores_are_moved() -> None:
+    """The MetaX C550's cores are a guess, its peak is not."""
+    chip = load_chip("metax-c550")
+    assert chip.matrix.flop_per_cycle["bf16"].confidence in ("derived", "inferred")
+    for path, value in (("cores", 80.2), ("clock.max_hz", 1.0e9)):
+        moved = changed(chip, path, value)
+        assert moved.quantities()[path].value == pytest.approx(value, rel=0.01)
+        assert peak_flop_per_s(moved, "bf16") == pytest.approx(peak_flop_per_s(chip, "bf16"))
+    names = {number.path for number in uncertain(chip, [])}
+    assert "cores" in names
+    assert not any(f"matrix.flop_per_cycle.{d}" in names for d in chip.stated_peak_flop_per_s)
+    cores = next(n for n in uncertain(chip, []) if n.path == "cores")
+    assert cores.range() == "63 to 170"
 
 
 def test_with_values_keeps_types_and_sources() -> None:
