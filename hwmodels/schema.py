@@ -129,8 +129,8 @@ class L2(_Frozen):
     ``reuse_fraction``: share of the capacity that reuse within a kernel can count on. ``partitions``:
     parts that each keep a copy of what their cores read, so that a repeated kernel finds no more than
     a part's capacity. ``bulk_copy_cycles``: what a bulk tensor copy takes beyond a plain load of the
-    same line. ``write_bytes_per_cycle`` and ``core_store_bytes_per_cycle``: the rates of writes where
-    they differ from those of reads.
+    same line. ``line_bytes``: a cache line, 128 bytes if absent. ``write_bytes_per_cycle`` and
+    ``core_store_bytes_per_cycle``: the rates of writes where they differ from those of reads.
     """
 
     capacity_bytes: Count
@@ -142,6 +142,7 @@ class L2(_Frozen):
     partitions: Count | None = None
     write_bytes_per_cycle: Positive | None = None
     core_store_bytes_per_cycle: Positive | None = None
+    line_bytes: Count | None = None
 
 
 class Dram(_Frozen):
@@ -202,9 +203,17 @@ class Launch(_Frozen):
 
 
 class Davinci(_Frozen):
-    """The separate cube and vector cores of an Ascend AI core, their buffers and copy queues.
+    """The cube and vector cores of an Ascend AI core, their buffers and copy queues.
 
-    Bandwidths are bytes a cycle and core. ``handoff``: how accumulators reach the vector cores.
+    Bandwidths are bytes a cycle and core. ``handoff``: how accumulators reach the vector cores: ``l2``
+    (out by the fix-pipe, back by the vector cores' copies), ``direct`` (L0C to UB and UB to L1 by paths of
+    their own) or ``fused`` (one core: the vector unit moves them, one copy queue and one scalar unit serve
+    both, and there is no fix-pipe). ``l0c_to_ub_bytes_per_cycle`` and ``ub_to_l1_bytes_per_cycle`` are
+    needed where it is ``fused``; where it is ``direct`` and they are absent, as fast as out to global memory.
+    ``gm_burst_bytes``: what a row of a tile takes of a copy from or to global memory at least, and in
+    multiples of which it moves. ``l1_copy_cycles``, ``l1_row_cycles``: fixed cycles of a copy from global
+    memory into L1, and of each row in it (its way into fractals). ``l0_issue_cycles``: of one from L1 to L0.
+    ``scalar_issue_cycles``: cycles of the scalar unit an instruction.
     """
 
     vector_cores_per_cube: Count
@@ -216,14 +225,33 @@ class Davinci(_Frozen):
     l1_to_l0a_bytes_per_cycle: Positive
     l1_to_l0b_bytes_per_cycle: Positive
     gm_to_l1_bytes_per_cycle: Positive
-    l0c_to_gm_bytes_per_cycle: Positive
+    l0c_to_gm_bytes_per_cycle: Positive | None = None
     gm_to_ub_bytes_per_cycle: Positive
     ub_to_gm_bytes_per_cycle: Positive
     vector_bytes_per_cycle: Positive
     vector_issue_cycles: Positive
     cube_issue_cycles: Positive
-    handoff: Literal["l2", "direct"]
+    handoff: Literal["l2", "direct", "fused"]
     handoff_cycles: Positive
+    l0c_to_ub_bytes_per_cycle: Positive | None = None
+    ub_to_l1_bytes_per_cycle: Positive | None = None
+    gm_burst_bytes: Count | None = None
+    l1_copy_cycles: NonNegative | None = None
+    l1_row_cycles: NonNegative | None = None
+    l0_issue_cycles: NonNegative | None = None
+    scalar_issue_cycles: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _has_its_paths(self) -> Davinci:
+        needed = {
+            "l2": ("l0c_to_gm_bytes_per_cycle",),
+            "direct": ("l0c_to_gm_bytes_per_cycle",),
+            "fused": ("l0c_to_ub_bytes_per_cycle", "ub_to_l1_bytes_per_cycle"),
+        }[self.handoff]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"handoff {self.handoff} needs {', '.join(missing)}")
+        return self
 
 
 Tiles = Literal["any", "one_a_block", "powers_of_two"]

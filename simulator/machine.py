@@ -74,6 +74,7 @@ class Machine:
     store_cost: float  # time of a byte from core to L2 over that of one from L2 to core
     l2_write_cost: float  # the same for the L2's own bandwidth
     l2_latency_s: float
+    line_bytes: float
     bulk_copy_s: float
     dram_bytes_per_s: float
     dram_read_fraction: float
@@ -99,6 +100,7 @@ class Machine:
     overlap: float  # exponent of the norm that joins the engines' busy times; infinite: they overlap fully
     setup_s: float = 0.0  # what these kernels' blocks take longer to start than this machine's
     pace: float = 1.0  # rate of the cores' engines in these kernels, over what this machine says
+    copy_pace: float = 1.0  # rate of the copies between a core's buffers, over what the chip file says
     davinci: Davinci | None = field(default=None)
 
     def matrix_rate(self, dtype: str) -> float:
@@ -173,6 +175,7 @@ _OUTSIDE = frozenset(
         "store_cost",
         "l2_write_cost",
         "l2_latency_s",
+        "line_bytes",
         "bulk_copy_s",
         "dram_bytes_per_s",
         "dram_read_fraction",
@@ -204,7 +207,9 @@ RESOURCES: dict[str, Callable[[Machine, float], Machine]] = {
     "matrix": _matrix,
     "vector": lambda m, f: _times(m, f, "fp32_per_s", "alu_per_s", "convert_per_s", "issue_per_s"),
     "special": lambda m, f: _times(m, f, "special_per_s"),
-    "scratchpad": lambda m, f: _times(m, f, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s"),
+    "scratchpad": lambda m, f: _times(
+        m, f, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s", "copy_pace"
+    ),
     "l2": lambda m, f: _times(m, f, "l2_chip_bytes_per_s", "port_bytes_per_s"),
     "l2_capacity": lambda m, f: _times(m, f, "l2_bytes"),
     "dram": lambda m, f: _times(m, f, "dram_bytes_per_s"),
@@ -298,6 +303,7 @@ def machine(chip: Chip) -> Machine:
         store_cost=port / _of(chip.l2.core_store_bytes_per_cycle, port),
         l2_write_cost=l2 / _of(chip.l2.write_bytes_per_cycle, l2),
         l2_latency_s=chip.l2.latency_cycles.value * cycle,
+        line_bytes=_of(chip.l2.line_bytes, 128.0),
         bulk_copy_s=_of(chip.l2.bulk_copy_cycles) * cycle,
         dram_bytes_per_s=chip.dram.bandwidth_bytes_per_s.value,
         dram_read_fraction=chip.dram.read_fraction.value,

@@ -32,7 +32,6 @@ from foretile.simulator.conditions import COLD, Conditions, resident
 from foretile.simulator.machine import Machine
 from foretile.simulator.workload import Access, Workload
 
-_LINE_BYTES = 128  # a cache line
 Array = Any  # float or float64 array; everything here broadcasts
 
 
@@ -249,7 +248,7 @@ def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:
     A tile is complete when its slowest line is; of ``n`` lines, none comes from DRAM with
     probability ``(1 - share) ** n``.
     """
-    lines = max(1.0, access.full_bytes / _LINE_BYTES)
+    lines = max(1.0, access.full_bytes / machine.line_bytes)
     missing = 1.0 - (1.0 - np.minimum(1.0, dram_share)) ** lines
     bulk = machine.bulk_copy_s if machine.bulk_copy and access.bulk else 0.0
     return bulk + machine.l2_latency_s + (machine.dram_latency_s - machine.l2_latency_s) * missing

@@ -144,6 +144,21 @@ _TILES = (
     (64, 32, 128, 0, ((128, 6),)),
     (64, 16, 128, 0, ((128, 8),)),
 )
+# Rows of 512 bytes and more, for cores with half a megabyte and more of their own memory, whose copies
+# move long rows faster than short ones; no other has room for them.
+_DEEP_TILES = (
+    (128, 256, 256, 8, ((512, 2),)),
+    (256, 128, 256, 8, ((512, 2),)),
+    (256, 256, 512, 8, ((512, 2),)),
+    (128, 128, 256, 8, ((512, 3), (1024, 2))),
+    (128, 192, 256, 8, ((512, 2),)),
+    (64, 256, 256, 8, ((512, 2),)),
+    (256, 64, 256, 8, ((512, 2),)),
+    (64, 128, 128, 8, ((512, 3), (1024, 2))),
+    (16, 256, 256, 0, ((512, 3),)),
+    (32, 128, 128, 0, ((512, 4),)),
+    (16, 128, 128, 0, ((512, 4),)),
+)
 # (block_m, block_n, threads, bytes of a K row, stages, parts of the sum)
 _SPLIT_TILES = (
     (128, 128, 256, 128, 4, (4, 2, 8, 16)),
@@ -193,6 +208,12 @@ def configs(shape: Shape) -> list[Config]:
         config("split_k", m, n, threads, row, stages, split_k=split)
         for m, n, threads, row, stages, splits in _SPLIT_TILES
         for split in splits
+    ]
+    space += [
+        config(variant, m, n, threads, row, stages, swizzle=swizzle)
+        for m, n, threads, swizzle, depths in _DEEP_TILES
+        for row, stages in depths
+        for variant in ("tile", "persistent")
     ]
     return space
 

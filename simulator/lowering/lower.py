@@ -241,7 +241,7 @@ class _Walker:
         if isinstance(stmt, Copy):
             return self.copy(stmt)
         if isinstance(stmt, Gemm):
-            return [self.gemm(stmt)]
+            return self.gemm(stmt)
         if isinstance(stmt, Store):
             return self.store(stmt, {}, Count())
         if isinstance(stmt, Fill):
@@ -279,7 +279,7 @@ class _Walker:
             total *= int(evaluate(extent, {}))
         return total
 
-    def gemm(self, stmt: Gemm) -> Op:
+    def gemm(self, stmt: Gemm) -> list[Op]:
         rows, depth = (int(evaluate(e, {})) for e in stmt.a.extents[-2:])
         if stmt.trans_a:
             rows, depth = depth, rows
@@ -291,8 +291,15 @@ class _Walker:
         self.dtype = self.dtype or dtype
         cost = self.rules.gemm(stmt, rows, columns, depth, dtype)
         reads = tuple(r.buffer for r in (stmt.a, stmt.b, stmt.a_scale, stmt.b_scale) if r)
-        op = _op("matrix", f"gemm {stmt.c.buffer}", cost, reads=reads)
-        return replace(op, latency_s=cost.latency_s, tile_flops=2.0 * rows * columns * depth)
+        label, ops = f"gemm {stmt.c.buffer}", []
+        if cost.before is not None:
+            ops.append(_op("matrix", f"operands of {label}", cost.before, reads=reads))
+            reads = ()
+        op = _op("matrix", label, cost, reads=reads)
+        if cost.queued:
+            op = replace(op, writes=stmt.c.buffer)
+        ops.append(replace(op, latency_s=cost.latency_s, tile_flops=2.0 * rows * columns * depth))
+        return ops
 
     def copy(self, stmt: Copy) -> list[Op]:
         source, target = self.program.buffer(stmt.src.buffer), self.program.buffer(stmt.dst.buffer)
@@ -416,9 +423,19 @@ class _Walker:
         scattered: bool = False,
     ) -> Op:
         access = self._access(region, tensor, direction, points, scattered)
-        return replace(_op("store", label, cost, reads=reads), access=access)
+        return replace(
+            _op("store", label, cost, reads=reads), access=access, writes=label if cost.queued else ""
+        )
 
 
 def _op(kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
     work = tuple((engine, seconds) for engine, seconds in cost.work.items() if seconds > 0.0)
-    return Op(label=label, kind=kind, work=work, serial_s=cost.serial_s, reads=reads, flops=cost.flops)
+    return Op(
+        label=label,
+        kind=kind,
+        work=work,
+        serial_s=cost.serial_s,
+        reads=reads,
+        flops=cost.flops,
+        queued=cost.queued,
+    )

@@ -13,12 +13,18 @@ from foretile.simulator.workload import Occupancy
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of service per core engine for a whole block, duration alone, and result latency."""
+    """Seconds of service per core engine for a whole block, duration alone, and result latency.
+
+    ``queued``: the instruction stream sends it to a queue and goes on when it starts there;
+    ``before``: a step that the stream takes first.
+    """
 
     work: dict[str, float]
     serial_s: float
     latency_s: float = 0.0
     flops: float = 0.0
+    queued: bool = False
+    before: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)
