@@ -144,20 +144,13 @@ _TILES = (
     (64, 32, 128, 0, ((128, 6),)),
     (64, 16, 128, 0, ((128, 8),)),
 )
-# Rows of 512 bytes and more, for cores with half a megabyte and more of their own memory, whose copies
-# move long rows faster than short ones; no other has room for them.
+# (variant, block_m, block_n, threads, swizzle, bytes of a K row, stages): long rows, for cores with half a
+# megabyte and more of memory of their own, whose copies move them faster. No other has room for them.
 _DEEP_TILES = (
-    (128, 256, 256, 8, ((512, 2),)),
-    (256, 128, 256, 8, ((512, 2),)),
-    (256, 256, 512, 8, ((512, 2),)),
-    (128, 128, 256, 8, ((512, 3), (1024, 2))),
-    (128, 192, 256, 8, ((512, 2),)),
-    (64, 256, 256, 8, ((512, 2),)),
-    (256, 64, 256, 8, ((512, 2),)),
-    (64, 128, 128, 8, ((512, 3), (1024, 2))),
-    (16, 256, 256, 0, ((512, 3),)),
-    (32, 128, 128, 0, ((512, 4),)),
-    (16, 128, 128, 0, ((512, 4),)),
+    ("persistent", 128, 256, 256, 8, 512, 2),
+    ("persistent", 256, 256, 512, 8, 512, 2),
+    ("tile", 128, 128, 256, 8, 512, 3),
+    ("tile", 64, 128, 128, 8, 1024, 2),
 )
 # (block_m, block_n, threads, bytes of a K row, stages, parts of the sum)
 _SPLIT_TILES = (
@@ -211,9 +204,7 @@ def configs(shape: Shape) -> list[Config]:
     ]
     space += [
         config(variant, m, n, threads, row, stages, swizzle=swizzle)
-        for m, n, threads, swizzle, depths in _DEEP_TILES
-        for row, stages in depths
-        for variant in ("tile", "persistent")
+        for variant, m, n, threads, swizzle, row, stages in _DEEP_TILES
     ]
     return space
 
