@@ -59,7 +59,8 @@ class Matrix(_Frozen):
     ``flop_per_cycle`` maps a dtype's short name to dense FLOP (or integer OP) a cycle and core.
     ``instruction``: ``mma_sync`` (warps feed it from registers and wait), ``wgmma`` (asynchronous,
     operands in the scratchpad, accumulators in registers), ``tcgen05`` (asynchronous, accumulators in
-    tensor memory), ``mfma`` (wave-wide, from registers), ``cube`` (a core of its own with its own buffers).
+    tensor memory), ``mfma`` (wave-wide, from registers), ``cube`` (a core of its own with its own buffers),
+    ``stationary`` (weights stay in a memory of their own while operands stream past).
     ``m``/``n`` are the smallest tile one instruction works on at full rate, ``k_bytes`` its depth.
     ``mainloop_fraction`` is the share of the peak rate a well-written main loop reaches when
     nothing else limits it (issue gaps, operand fetch, barriers). ``sync_fraction``: where the
@@ -68,7 +69,7 @@ class Matrix(_Frozen):
     products keep when an instruction sums them, where they are fewer than the accumulator's.
     """
 
-    instruction: Literal["mma_sync", "wgmma", "tcgen05", "mfma", "cube"]
+    instruction: Literal["mma_sync", "wgmma", "tcgen05", "mfma", "cube", "stationary"]
     flop_per_cycle: dict[str, Positive]
     m: Count
     n: Count
@@ -254,6 +255,24 @@ class Davinci(_Frozen):
         return self
 
 
+class Mlu(_Frozen):
+    """Clusters of cores with memories of their own and a memory core that owns one they share.
+
+    NRAM holds operands and results of a core, WRAM the weights that stay while operands stream past,
+    SRAM what the memory core brings for its cluster: a tile that several of its cores need is read once.
+    Rates are bytes a cycle and core: of the DMA between global memory and NRAM or WRAM, of copies
+    from SRAM, of vector instructions, which work from NRAM to NRAM.
+    """
+
+    cores_per_cluster: Count
+    nram_bytes: Count
+    wram_bytes: Count
+    sram_bytes: Count
+    dma_bytes_per_cycle: Positive
+    sram_bytes_per_cycle: Positive
+    vector_bytes_per_cycle: Positive
+
+
 Tiles = Literal["any", "one_a_block", "powers_of_two"]
 
 
@@ -322,6 +341,7 @@ class Chip(_Frozen):
     scratchpad: Scratchpad | None = None
     tensor_memory: TensorMemory | None = None
     davinci: Davinci | None = None
+    mlu: Mlu | None = None
     l2: L2
     dram: Dram
     residency: Residency | None = None
@@ -340,7 +360,7 @@ class Chip(_Frozen):
         needed = {
             "simt": ("registers", "scratchpad", "residency"),
             "davinci": ("davinci",),
-            "mlu": ("scratchpad",),
+            "mlu": ("mlu",),
         }[self.style]
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from foretile.hwmodels.schema import Chip, Davinci, KernelProfile, Quantity
+from foretile.hwmodels.schema import Chip, Davinci, KernelProfile, Mlu, Quantity
 
 
 class SimulationError(ValueError):
@@ -101,7 +101,9 @@ class Machine:
     setup_s: float = 0.0  # what these kernels' blocks take longer to start than this machine's
     pace: float = 1.0  # rate of the cores' engines in these kernels, over what this machine says
     copy_pace: float = 1.0  # rate of the copies between a core's buffers, over what the chip file says
+    cluster_cores: float = 2.0  # blocks of a cluster, which read what all of them need once
     davinci: Davinci | None = field(default=None)
+    mlu: Mlu | None = field(default=None)
 
     def matrix_rate(self, dtype: str) -> float:
         """FLOP a second of one core's matrix engine for the dtype with this short name.
@@ -327,5 +329,7 @@ def machine(chip: Chip) -> Machine:
         dispatch_s=cycle / chip.launch.blocks_per_cycle.value,
         block_s=_of(chip.launch.block_cycles) * cycle,
         overlap=_of(chip.overlap_exponent, math.inf),
+        cluster_cores=float(chip.mlu.cores_per_cluster.value) if chip.mlu else 2.0,
         davinci=chip.davinci,
+        mlu=chip.mlu,
     )

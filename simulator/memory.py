@@ -277,7 +277,7 @@ def _size(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
 
 
 def _pair(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
-    """Blocks served by one L2 read: two where a cluster's blocks both need the tile.
+    """Blocks served by one L2 read: those of a cluster (two, on most chips) where they all need the tile.
 
     Chips with clusters multicast it (CUTLASS and cuBLAS do so by default on Hopper); the two-core
     matrix instruction of Blackwell splits it between the cores. A block without a partner reads alone.
@@ -288,4 +288,4 @@ def _pair(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
     if any(isinstance(x, Var) and x.name == name for m in access.region.mins for x in walk(m)):
         return 1.0
     extent = np.maximum(1.0, evaluate(workload.ranges[name], env))
-    return extent / np.ceil(extent / 2.0)
+    return extent / np.ceil(extent / workload.machine.cluster_cores)

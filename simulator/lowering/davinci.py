@@ -50,7 +50,7 @@ class DavinciRules:
 
     def agents(self) -> tuple[int, float]:
         # Two tiles are under way where cube and vector work alternate: one in each.
-        mixed = bool(self.placement.fetched) or bool(self.roles.operands & self.roles.vector_written)
+        mixed = bool(self.placement.fetched) or bool(self.roles.operands & self.roles.made_on_core)
         return (2 if mixed else 1), 1.0
 
     def runs_ahead(self) -> bool:
@@ -100,8 +100,8 @@ class DavinciRules:
         rest_s = (pieces - 1) * first_s
         issued = 3 * pieces * _value(d.scalar_issue_cycles) * machine.cycle_s
         before = Cost({"scratchpad": first_s, "scalar": issued}, max(first_s, issued))
-        if stmt.a.buffer in self.roles.vector_written or stmt.b.buffer in self.roles.vector_written:
-            before = self._back_to_cube(stmt, before)
+        if made := {stmt.a.buffer, stmt.b.buffer} & self.roles.made_on_core:
+            before = self._back_to_cube(made, before)
         c = stmt.c.buffer
         self._fetched.discard(c)
         if stmt.clear_accum:
@@ -115,10 +115,10 @@ class DavinciRules:
             before=before,
         )
 
-    def _back_to_cube(self, stmt: Gemm, after: Cost) -> Cost:
+    def _back_to_cube(self, made: set[str], after: Cost) -> Cost:
         """Operands that element-wise code has written, on their way from UB to L1."""
         d, work, serial = self.d, dict(after.work), after.serial_s
-        for name in {stmt.a.buffer, stmt.b.buffer} & self.roles.vector_written:
+        for name in sorted(made):
             buffer = self.program.buffer(name)
             size = prod(shape_of(buffer)) * DTYPES[buffer.dtype].bytes
             if d.handoff == "l2":

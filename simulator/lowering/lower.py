@@ -40,12 +40,17 @@ from foretile.simulator.lowering.analysis import (
 from foretile.simulator.lowering.davinci import DavinciRules
 from foretile.simulator.lowering.decisions import refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count
+from foretile.simulator.lowering.mlu import MluRules
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.simt import SimtRules
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
-_RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
+_RULES: dict[str, type[SimtRules] | type[DavinciRules] | type[MluRules]] = {
+    "simt": SimtRules,
+    "davinci": DavinciRules,
+    "mlu": MluRules,
+}
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
 
 

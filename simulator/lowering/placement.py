@@ -77,7 +77,7 @@ def place(program: TileProgram, roles: Roles, d: Davinci, chip: str) -> Placemen
                 used["UB"][buffer.name] = size / cores
         elif buffer.name not in roles.operands:
             used["UB"][buffer.name] = size * versions / cores  # rows are dealt to the vector cores
-        elif buffer.name in roles.vector_written:
+        elif buffer.name in roles.made_on_core:
             used["UB"][buffer.name] = size / cores
     # What is read out after every product needs no place of its own: one result at a time lies in L0C.
     passing = {name: used["L0C"].pop(name) for name in fetched}

@@ -37,6 +37,11 @@ class Roles:
     staged: dict[str, int]  # shared buffers filled by a pipelined loop → versions
     vector_written: frozenset[str]  # written by element-wise code
 
+    @property
+    def made_on_core(self) -> frozenset[str]:
+        """What element-wise code writes but for rows it only brings in, ahead of a pipelined loop."""
+        return self.vector_written - frozenset(self.staged)
+
 
 class Rules(Protocol):
     """Costs of tile operations on one machine for one program."""

@@ -23,7 +23,7 @@ from foretile.simulator.predictor import machine_of
 from foretile.simulator.program import Code, Instruction
 from foretile.simulator.search import dynamic_part, workloads
 from foretile.simulator.simulate import simulate
-from foretile.simulator.workload import Loop
+from foretile.simulator.workload import Loop, Op
 
 PAGE = Path(__file__).parents[2] / "docs" / "deviations.md"
 TILE = {
@@ -248,3 +248,13 @@ def test_gap_ascend_cores_read_the_same_rows_for_free() -> None:
     dealt, even, split = (ascend_s(ladder(steps[name])) for name in ("2", "3", "6"))
     assert dealt == pytest.approx(even, rel=0.01)
     assert split == pytest.approx(ascend_s(ladder(steps["5"])), rel=0.005)
+
+
+def test_gap_cambricon_weights_arrive_in_their_layout() -> None:
+    documented("Weights need no rearranging on Cambricon")
+    operator = load_operator("gemm")
+    full = operator.shape(m=4096, n=4096, k=4096, dtype="fp16")
+    config = operator.config(full, **{**TILE, "num_stages": 2})
+    (workload,) = workloads(operator, full, config, machine_of(load_chip("cambricon-mlu370-x8")))
+    (loop,) = (node for node in workload.nodes if isinstance(node, Loop))
+    assert {engine for op in loop.body if isinstance(op, Op) for engine, _ in op.work} == {"matrix"}
