@@ -146,6 +146,18 @@ class L2(_Frozen):
     line_bytes: Count | None = None
 
 
+class Chiplets(_Frozen):
+    """Compute dies that each have an L2 of their own, in front of one cache beside the memory.
+
+    ``l2`` then gives the capacity and latency of that cache, and the bandwidth of all the dies' L2s
+    together. ``bandwidth_bytes_per_cycle``: between the memory-side cache and all the dies, read or written.
+    """
+
+    dies: Count
+    die_l2_bytes: Count
+    bandwidth_bytes_per_cycle: Positive
+
+
 class Dram(_Frozen):
     """Off-chip memory; the fractions are of ``bandwidth_bytes_per_s``, by read/write mix."""
 
@@ -343,6 +355,7 @@ class Chip(_Frozen):
     davinci: Davinci | None = None
     mlu: Mlu | None = None
     l2: L2
+    chiplets: Chiplets | None = None
     dram: Dram
     residency: Residency | None = None
     features: Features

@@ -75,6 +75,9 @@ class Machine:
     l2_write_cost: float  # the same for the L2's own bandwidth
     l2_latency_s: float
     line_bytes: float
+    dies: int  # with an L2 each, in front of the cache beside the memory (1: one L2 for all)
+    die_bytes: float  # of a die's L2, what reuse can count on
+    fabric_cost: float  # time of a byte from that cache to the dies over that of one from their L2s
     bulk_copy_s: float
     dram_bytes_per_s: float
     dram_read_fraction: float
@@ -178,6 +181,9 @@ _OUTSIDE = frozenset(
         "l2_write_cost",
         "l2_latency_s",
         "line_bytes",
+        "dies",
+        "die_bytes",
+        "fabric_cost",
         "bulk_copy_s",
         "dram_bytes_per_s",
         "dram_read_fraction",
@@ -306,6 +312,9 @@ def machine(chip: Chip) -> Machine:
         l2_write_cost=l2 / _of(chip.l2.write_bytes_per_cycle, l2),
         l2_latency_s=chip.l2.latency_cycles.value * cycle,
         line_bytes=_of(chip.l2.line_bytes, 128.0),
+        dies=chip.chiplets.dies.value if chip.chiplets else 1,
+        die_bytes=chip.chiplets.die_l2_bytes.value * chip.l2.reuse_fraction.value if chip.chiplets else 0.0,
+        fabric_cost=l2 / chip.chiplets.bandwidth_bytes_per_cycle.value if chip.chiplets else 0.0,
         bulk_copy_s=_of(chip.l2.bulk_copy_cycles) * cycle,
         dram_bytes_per_s=chip.dram.bandwidth_bytes_per_s.value,
         dram_read_fraction=chip.dram.read_fraction.value,
