@@ -18,13 +18,23 @@ from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Const, evaluate, variables
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram
 from foretile.simulator.lowering.elementwise import Count, convert_count
-from foretile.simulator.lowering.placement import ACCUMULATOR_BYTES, FRACTAL, place, shape_of
+from foretile.simulator.lowering.placement import (
+    ACCUMULATOR_BYTES,
+    FRACTAL,
+    overwritten,
+    place,
+    shape_of,
+)
 from foretile.simulator.lowering.rules import Cost, Roles
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
 # Repeats one vector instruction makes at most, each of the width of the vector unit.
 _REPEATS = 255
+# Tiles under way where cube and vector work alternate. Handed over through global memory, the cube runs
+# ahead by as many as a queue there holds (flash attention of pto-isa and PTO-DSL: QK_PRELOAD of 3 or 4);
+# by direct paths or inside a core by one, which UB has to hold (pypto: QK_PRELOAD of 1).
+_UNDER_WAY = {"l2": 4, "direct": 2, "fused": 2}
 # A reduction of rows takes two passes: neighbours in a repeat, then the repeats of a row (pto-isa cost
 # model: cgadd and cadd).
 _REDUCTION_PASSES = 2.0
@@ -45,13 +55,13 @@ class DavinciRules:
         self.into_ub = "feed" if self.fused else "vector_feed"
         self.out_of_ub = "drain" if self.fused else "vector_drain"
         self.copy_s = machine.cycle_s / machine.copy_pace  # of one cycle of a copy between buffers
+        self._overwritten = overwritten(program)
         self._fetched: set[str] = set()  # accumulators that lie in UB as of now
         self._plain: set[str] = set()  # those whose last product overwrote what was there
 
     def agents(self) -> tuple[int, float]:
-        # Two tiles are under way where cube and vector work alternate: one in each.
         mixed = bool(self.placement.fetched) or bool(self.roles.operands & self.roles.made_on_core)
-        return (2 if mixed else 1), 1.0
+        return (_UNDER_WAY[self.d.handoff] if mixed else 1), 1.0
 
     def runs_ahead(self) -> bool:
         return True
@@ -87,12 +97,14 @@ class DavinciRules:
         depth = ceil(k / step) * step
         flops = 2.0 * rows * columns * depth
         # One half of L0A and L0B is filled while the cube works from the other: a product is made of
-        # instructions as deep as such a half allows.
-        fits = min(d.l0a_bytes.value / 2 / (rows * element), d.l0b_bytes.value / 2 / (columns * element))
-        pieces = ceil(depth / max(step, min(depth, int(fits / step) * step)))
+        # instructions as deep as such a half allows, for as many columns as L0C has room for.
+        parts = self.placement.parts.get(stmt.c.buffer, 1)
+        wide = columns / parts
+        fits = min(d.l0a_bytes.value / 2 / (rows * element), d.l0b_bytes.value / 2 / (wide * element))
+        pieces = parts * ceil(depth / max(step, min(depth, int(fits / step) * step)))
         matrix_s = flops / machine.matrix_rate(dtype) + pieces * d.cube_issue_cycles.value * machine.cycle_s
         feed_cycles = (
-            rows * depth * element / d.l1_to_l0a_bytes_per_cycle.value
+            parts * rows * depth * element / d.l1_to_l0a_bytes_per_cycle.value
             + columns * depth * element / d.l1_to_l0b_bytes_per_cycle.value
             + 2 * pieces * _value(d.l0_issue_cycles)
         )
@@ -195,7 +207,7 @@ class DavinciRules:
     def fill(self, stmt: Fill, elements: int, target: Buffer) -> Cost:
         if target.name in self.roles.accumulators:
             self._plain.add(target.name)
-            if target.name not in self.placement.summed:
+            if id(stmt) in self._overwritten:
                 return Cost({}, 0.0)  # the first product overwrites L0C
         return self._vector(elements, elements / self.machine.issue_per_s, 1.0)
 

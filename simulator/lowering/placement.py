@@ -28,7 +28,8 @@ class Placement:
 
     ``fetched``: accumulators whose results the vector cores read; ``summed``: those of them that are
     kept in UB, where each product is added; ``doubled``: whether L0C holds two of a product's results,
-    so that one is drained while the next is computed.
+    so that one is drained while the next is computed; ``parts``: into how many the columns of a product
+    whose result is read out at once are cut, so that it does.
     """
 
     used: dict[str, dict[str, float]]
@@ -36,6 +37,7 @@ class Placement:
     fetched: frozenset[str]
     summed: frozenset[str]
     doubled: bool
+    parts: dict[str, int]
 
     def needed(self, memory: str) -> float:
         """Bytes of ``memory`` in use."""
@@ -79,17 +81,37 @@ def place(program: TileProgram, roles: Roles, d: Davinci, chip: str) -> Placemen
             used["UB"][buffer.name] = size * versions / cores  # rows are dealt to the vector cores
         elif buffer.name in roles.made_on_core:
             used["UB"][buffer.name] = size / cores
-    # What is read out after every product needs no place of its own: one result at a time lies in L0C.
-    passing = {name: used["L0C"].pop(name) for name in fetched}
-    if passing:
-        largest = max(passing, key=lambda name: passing[name])
-        used["L0C"][largest] = passing[largest]
     limits = {"L1": d.l1_bytes.value, "L0C": d.l0c_bytes.value, "UB": d.ub_bytes.value}
+    # What is read out after every product needs no place of its own: a part of it at a time lies in L0C.
+    passing = {name: used["L0C"].pop(name) for name in fetched}
+    room = (limits["L0C"] - sum(used["L0C"].values())) / 2
+    parts = {name: max(1, ceil(size / max(room, size / 1024))) for name, size in passing.items()}
+    if passing:
+        largest = max(passing, key=lambda name: passing[name] / parts[name])
+        used["L0C"][largest] = passing[largest] / parts[largest]
     for memory, limit in limits.items():
         if sum(used[memory].values()) > limit:
             raise SimulationError(_refusal(program, memory, used[memory], roles, limit, chip))
     doubled = 2 * sum(used["L0C"].values()) <= limits["L0C"]
-    return Placement(used, limits, fetched, summed, doubled)
+    return Placement(used, limits, fetched, summed, doubled, parts)
+
+
+def overwritten(program: TileProgram) -> frozenset[int]:
+    """Identities of the fills whose zeros nobody reads: a product comes next and overwrites them."""
+    last: dict[str, Fill] = {}
+    found: set[int] = set()
+    for stmt in walk_stmts(program.body):
+        if isinstance(stmt, Fill):
+            last[stmt.dst.buffer] = stmt
+        elif isinstance(stmt, Gemm) and stmt.c.buffer in last:
+            found.add(id(last.pop(stmt.c.buffer)))
+        elif isinstance(stmt, Store):
+            for name in (stmt.buffer, *(load.buffer for load in loads(stmt.value))):
+                last.pop(name, None)
+        elif isinstance(stmt, Copy | Reduce | CumSum):
+            last.pop(stmt.src.buffer, None)
+            last.pop(stmt.dst.buffer, None)
+    return frozenset(found)
 
 
 def _in_fractals(buffer: Buffer) -> float:
