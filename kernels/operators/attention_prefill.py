@@ -150,6 +150,7 @@ _TILES = (
 # Bytes of a row of keys times their number in a tile, for cores with half a megabyte of memory of their own
 # (two tiles of K and V in flight); no other has room for it.
 _WIDE_BYTES = 65536
+_WIDEST = 256
 
 
 def configs(shape: Shape) -> list[Config]:
@@ -160,7 +161,9 @@ def configs(shape: Shape) -> list[Config]:
         for swizzle in (8, 0)
         for m, n, stages, threads in _TILES
     ]
-    return [*space, {"block_m": 128, "block_n": wide, "num_stages": 2, "threads": 256, "swizzle": 8}]
+    if wide <= _WIDEST:
+        space.append({"block_m": 128, "block_n": wide, "num_stages": 2, "threads": 256, "swizzle": 8})
+    return space
 
 
 def visible_pairs(shape: Shape) -> Any:
