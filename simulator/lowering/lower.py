@@ -37,20 +37,13 @@ from foretile.simulator.lowering.analysis import (
     roles,
     settle,
 )
-from foretile.simulator.lowering.davinci import DavinciRules
 from foretile.simulator.lowering.decisions import refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count
-from foretile.simulator.lowering.mlu import MluRules
 from foretile.simulator.lowering.rules import Cost, Rules
-from foretile.simulator.lowering.simt import SimtRules
+from foretile.simulator.lowering.styles import RULES
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
-_RULES: dict[str, type[SimtRules] | type[DavinciRules] | type[MluRules]] = {
-    "simt": SimtRules,
-    "davinci": DavinciRules,
-    "mlu": MluRules,
-}
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
 
 
@@ -60,12 +53,12 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     Raises:
         SimulationError: the program does not fit the machine, or uses what it cannot time.
     """
-    if machine.style not in _RULES:
+    if machine.style not in RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
     refuse_decisions(program)
     used = roles(program)
     loaded = machine.under_matrix_load() if used.accumulators else machine
-    rules: Rules = _RULES[machine.style](program, loaded, used)
+    rules: Rules = RULES[machine.style](program, loaded, used)
     walker = _Walker(program, rules)
     # Barriers, descriptors and the scratchpad's layout are set up where tiles are staged in it.
     staged = machine.block_s and any(b.scope == "shared" for b in program.buffers)
