@@ -55,13 +55,8 @@ def few_shot(
         return FewShot(plan, None, None, start, None)
     unseen = test_rows(own)
     unseen = unseen.iloc[:: max(1, len(unseen) // _HELD_OUT)]
-    made, fitted = fit_chip(
-        start.model_copy(update={"calibration": None}),
-        plan,
-        prior=prior.parameters,
-        starts=1,
-        progress=progress,
-    )
+    # From the file's numbers, which the prior's factors are of: ``start`` already has them multiplied.
+    made, fitted = fit_chip(chip, plan, prior=prior.parameters, starts=1, progress=progress)
     made = made.model_copy(update={"kernels": start.kernels})
     return FewShot(plan, _error(start, unseen), _error(made, unseen), made, fitted)
 

@@ -28,7 +28,7 @@ _RUNS = 9.0
 _IDLE_SWITCHING = 0.4
 # Runs of a kernel that one graph holds where no operand has copies: quantisation in a loop of five
 # (collector/*/collect_computescale.py); all others once.
-_IN_GRAPH = {"quantize": 5.0}
+_IN_GRAPH = {"quantize": 5.0, "topk_select": 4.0}
 
 
 def _named(shape: Shape) -> Array:
@@ -178,11 +178,13 @@ def around_s(chip: Chip, batch: Batch) -> Array:
     gap = chip.launch.graph_s.value if chip.launch.graph_s else 0.0
     total = np.where(batch.graph > 0, gap / np.maximum(1.0, batch.graph), 0.0)
     if batch.library is not None:
-        copy, machine = load_operator("copy"), batch_machine(chip, batch)
+        # The chip's own machine: whose kernels they are is another matter.
+        copy, machine = load_operator("copy"), machine_of(chip, "")
         for moved in batch.library.bytes_beside(batch.shape):
             config = copy.configs({"bytes": moved})[0]
             launches = evaluate_config(copy, {"bytes": moved}, config, machine, REPEATED)
             total = total + launches.time_s
+        total = total + batch.library.waits_s(batch.shape, machine)
     return np.asarray(total)
 
 
@@ -200,9 +202,17 @@ def config_s(
     machine = batch_machine(chip, batch)
     launches = evaluate_config(batch.operator, shape, config, machine, conditions, shared=shared)
     seconds = launches.time_s
-    if library is not None and library.fills and config.get("num_split", 1) > 1:
+    if library is not None and "num_split" in config:
+        hidden = {"": 0.0, "dependent": machine.launch_s, "last": machine.launch_s + machine.ramp_s}
+        if config["num_split"] > 1:
+            seconds = seconds - hidden[library.merges]
+        idle = machine.launch_s + machine.ramp_s - hidden[library.merges]
+        seconds = seconds + np.where(library.launches_merge(shape, config, machine.cores), idle, 0.0)
         plan = launches.plans[0]
-        seconds = np.where(plan.blocks.reshape(-1) <= plan.slots, seconds, np.inf)
+        run = np.broadcast_to(library.splits(shape, config, machine.cores), (count,))
+        if library.fills and config["num_split"] > 1:
+            run = run & (plan.blocks.reshape(-1) <= plan.slots)
+        seconds = np.where(run, seconds, np.inf)
     return np.asarray(np.broadcast_to(seconds, (count,)))
 
 

@@ -8,7 +8,13 @@ from functools import cache
 
 import numpy as np
 
-from foretile.calibration.parameters import CHIP_PARAMETERS, FAMILY_PARAMETERS, prepared, with_factors
+from foretile.calibration.parameters import (
+    CHIP_PARAMETERS,
+    FAMILY_PARAMETERS,
+    Parameter,
+    prepared,
+    with_factors,
+)
 from foretile.hwmodels import Chip, list_chips, load_chip
 from foretile.hwmodels.schema import Calibration, KernelProfile, Quantity
 
@@ -25,6 +31,7 @@ DIES: tuple[frozenset[str], ...] = (
 # system is alike (a divided L2 before HBM, or one cache before GDDR).
 _SAME_FAMILY, _SAME_MEMORY = 4.0, 2.0
 _LEAST_SIGMA = 0.05
+_LAUNCH = next(p for p in CHIP_PARAMETERS if p.name == "launch")
 
 
 def die_of(chip_id: str) -> frozenset[str]:
@@ -49,11 +56,18 @@ class Prior:
     teachers: tuple[str, ...]
 
 
-def prior_for(chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, own_die: bool = False) -> Prior:
+def prior_for(
+    chip: Chip,
+    taught_by: Mapping[str, Chip] | None = None,
+    *,
+    own_die: bool = False,
+    launch_s: float | None = None,
+) -> Prior:
     """What other measured chips say about ``chip``: of other dies, or with ``own_die`` its siblings too.
 
     Dies count once, however many of their products were measured; siblings of the chip's own die count
-    as those of its architecture do.
+    as those of its architecture do. ``launch_s``: cost of a launch on the chip, where a fit found it
+    (without it, what the others teach); kernels take theirs in seconds, as a share of it.
 
     Raises:
         ValueError: no chip is left to learn from.
@@ -66,14 +80,17 @@ def prior_for(chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, own_di
     weight = {n: _likeness(chip, c) / _siblings(n, teachers) for n, c in teachers.items()}
     parameters = {}
     for p in CHIP_PARAMETERS:
-        seen = {n: w for n, w in weight.items() if p.name not in _calibration(teachers[n]).unseen}
-        mean, sigma = _pooled(
-            {n: np.log(_calibration(teachers[n]).factors[p.name]) for n in seen or weight}, seen or weight
-        )
+        # Where the data saw little, the fit stays near its prior or at an end where the number no longer
+        # matters; both are worth their weight, and launch and gaps are only known together.
+        mean, sigma = _pooled({n: _taught(p, chip, c) for n, c in teachers.items()}, weight)
         parameters[p.name] = (mean, max(_LEAST_SIGMA, min(p.sigma, sigma)))
     mean, sigma = parameters["sustained"]
     parameters["sustained"] = (_cooler(chip, teachers, weight, mean), sigma)
-    return Prior(parameters, _kernels(teachers, weight), _residual(teachers, weight), tuple(sorted(teachers)))
+    if launch_s is None:
+        launch_s = _launch_s(prepared(chip)) * float(np.exp(parameters["launch"][0]))
+    return Prior(
+        parameters, _kernels(teachers, weight, launch_s), _residual(teachers, weight), tuple(sorted(teachers))
+    )
 
 
 def transferred(chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, own_die: bool = False) -> Chip:
@@ -104,7 +121,7 @@ def completed(base: Chip, made: Chip, taught_by: Mapping[str, Chip] | None = Non
     others = fitted_chips() if taught_by is None else taught_by
     if not set(others) - {base.id}:
         return made
-    prior = prior_for(base, others, own_die=True)
+    prior = prior_for(base, others, own_die=True, launch_s=_launch_s(made))
     held = {key.split("/")[0] for key in made.kernels} | {"gemm.bf16"}
     taught = {k: v for k, v in prior.kernels.items() if k not in held and "/" not in k}
     return made.model_copy(update={"kernels": {**taught, **made.kernels}})
@@ -120,10 +137,23 @@ def without_die(device: str) -> Chip:
 def without_family(device: str, family: str) -> Chip:
     """A fitted chip whose kernels of one operator family come from other dies (leave one operator out)."""
     chip = load_chip(device)
-    prior = prior_for(chip)
+    prior = prior_for(chip, launch_s=_launch_s(chip))
     kept = {k: v for k, v in chip.kernels.items() if k.split("/")[0] != family}
     taught = {k: v for k, v in prior.kernels.items() if k.split("/")[0] == family}
     return chip.model_copy(update={"kernels": {**kept, **taught}})
+
+
+def _taught(parameter: Parameter, chip: Chip, teacher: Chip) -> float:
+    """The logarithm of the factor that one teacher says ``chip`` has."""
+    if parameter.shared == "factor":
+        return float(np.log(_calibration(teacher).factors[parameter.name]))
+    own, other = parameter.amounts(prepared(chip)), parameter.amounts(teacher)
+    both = own.keys() & other.keys()  # a file may leave one out
+    return float(np.log(sum(other[path] for path in both) / sum(own[path] for path in both)))
+
+
+def _launch_s(chip: Chip) -> float:
+    return sum(_LAUNCH.amounts(chip).values())
 
 
 def _calibration(chip: Chip) -> Calibration:
@@ -181,7 +211,14 @@ def _cooler(chip: Chip, teachers: Mapping[str, Chip], weight: Mapping[str, float
     return float(np.log((1.0 - sunk) / share))
 
 
-def _kernels(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[str, KernelProfile]:
+def _kernels(
+    teachers: Mapping[str, Chip], weight: Mapping[str, float], launch_s: float
+) -> dict[str, KernelProfile]:
+    """Mean profiles of each family: rates as shares of a chip's, what a launch costs in seconds.
+
+    A library's set-up and its further launches are the same instructions and the same driver on every
+    chip; as a share they would grow with whatever else the chip's own launch holds.
+    """
     # What a teacher was taught itself is no evidence, and may come from the very chip it is to teach.
     own = {n: {k: p for k, p in c.kernels.items() if _measured(p)} for n, c in teachers.items()}
     found: dict[str, KernelProfile] = {}
@@ -190,7 +227,9 @@ def _kernels(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[
         fields = {}
         for p in FAMILY_PARAMETERS:
             logs = {n: float(np.log(max(p.low, getattr(k, p.name).value))) for n, k in held.items()}
-            value = float(np.exp(_pooled(logs, weight)[0]))
+            if p.name == "launch_fraction":
+                logs = {n: v + np.log(_launch_s(teachers[n]) / launch_s) for n, v in logs.items()}
+            value = float(np.clip(np.exp(_pooled(logs, weight)[0]), p.low, p.high))
             fields[p.name] = Quantity[float](
                 value=value, source=f"mean of {', '.join(sorted(held))}", confidence="inferred"
             )

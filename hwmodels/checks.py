@@ -8,8 +8,21 @@ from itertools import pairwise
 from foretile.hwmodels.schema import Chip
 
 PEAK_TOLERANCE = 0.03
+BUS_TOLERANCE = 0.03
+# Beyond these a unit or a prefix is wrong: three times what the catalogue's furthest chips have.
+MOST_L2_OVER_DRAM = 20
+_SIZES: tuple[tuple[str, float, float, str], ...] = (
+    ("scratchpad.capacity_bytes", 2**12, 2**21, "of one core, in bytes"),
+    ("registers.bytes_per_core", 2**14, 2**21, "of one core, in bytes"),
+    ("davinci.l1_bytes", 2**16, 2**23, "of one core, in bytes"),
+    ("davinci.ub_bytes", 2**15, 2**21, "of one core, in bytes"),
+    ("l2.capacity_bytes", 2**18, 2**31, "in bytes"),
+    ("dram.capacity_bytes", 2**30, 2**42, "in bytes"),
+    ("dram.bandwidth_bytes_per_s", 2e10, 5e13, "in bytes a second"),
+)
+_LATENCIES_S = (("l2.latency_cycles", 1e-8, 1e-6), ("dram.latency_cycles", 8e-8, 2e-6))
 # Dtype short names a program can ask for, by storage bits; wider types never run faster.
-_BITS = {
+DTYPE_BITS = {
     "fp64": 64,
     "fp32": 32,
     "tf32": 32,
@@ -51,6 +64,7 @@ def check_chip(chip: Chip) -> list[str]:
         *_matrix(chip),
         *_memories(chip),
         *_dram(chip),
+        *_sizes(chip),
         *_threads(chip),
         *_overheads(chip),
     ]
@@ -97,8 +111,8 @@ def _matrix(chip: Chip) -> Iterator[str]:
     if not rates:
         yield "matrix.flop_per_cycle: no dtype; nothing can be computed"
     for dtype in rates:
-        if dtype not in _BITS:
-            yield f"matrix.flop_per_cycle.{dtype}: unknown dtype; known: {', '.join(_BITS)}"
+        if dtype not in DTYPE_BITS:
+            yield f"matrix.flop_per_cycle.{dtype}: unknown dtype; known: {', '.join(DTYPE_BITS)}"
     for family in (
         ("fp64", "fp32", "fp16", "fp8", "fp4"),
         ("int16", "int8", "int4"),
@@ -124,6 +138,11 @@ def _memories(chip: Chip) -> Iterator[str]:
         yield (
             f"l2.bandwidth_bytes_per_cycle: {l2_rate:.3g} B/s at max_hz is below the DRAM's "
             f"{chip.dram.bandwidth_bytes_per_s.value:.3g}"
+        )
+    if l2_rate > MOST_L2_OVER_DRAM * chip.dram.bandwidth_bytes_per_s.value:
+        yield (
+            f"l2.bandwidth_bytes_per_cycle: {l2_rate:.3g} B/s at max_hz exceeds {MOST_L2_OVER_DRAM}x the "
+            f"DRAM's {chip.dram.bandwidth_bytes_per_s.value:.3g}; is it the chip's, in bytes a cycle?"
         )
     ports = chip.cores.value * l2.core_bytes_per_cycle.value
     if l2.bandwidth_bytes_per_cycle.value > ports:
@@ -170,6 +189,29 @@ def _dram(chip: Chip) -> Iterator[str]:
             f"dram.bandwidth_bytes_per_s: the ridge point is {ridge:.3g} FLOP a byte, outside 5 to 1500; "
             "are matrix rate, clock and bandwidth in FLOP/cycle, Hz and B/s?"
         )
+
+
+def _sizes(chip: Chip) -> Iterator[str]:
+    """Sizes, latencies and the memory bus: each by itself, where a wrong unit shows."""
+    known = chip.quantities()
+    for path, low, high, meant in _SIZES:
+        if path in known and not low <= known[path].value <= high:
+            yield f"{path}: {known[path].value:.4g} is outside {low:.3g} to {high:.3g}; is it {meant}?"
+    for path, low, high in _LATENCIES_S:
+        seconds = known[path].value / chip.clock.max_hz.value
+        if not low <= seconds <= high:
+            yield (
+                f"{path}: {known[path].value:g} cycles of max_hz are {seconds * 1e9:.3g} ns, outside "
+                f"{low * 1e9:g} to {high * 1e9:g}; is it in cycles?"
+            )
+    if chip.dram.bus_bits and chip.dram.transfers_per_s:
+        stated = chip.dram.bandwidth_bytes_per_s.value
+        computed = chip.dram.bus_bits.value * chip.dram.transfers_per_s.value / 8
+        if abs(computed / stated - 1) > BUS_TOLERANCE:
+            yield (
+                f"dram.bandwidth_bytes_per_s: {stated:.4g} is stated, but bus_bits x transfers_per_s / 8 "
+                f"gives {computed:.4g} ({computed / stated - 1:+.1%})"
+            )
 
 
 def _threads(chip: Chip) -> Iterator[str]:

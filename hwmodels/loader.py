@@ -221,16 +221,51 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-@functools.lru_cache(maxsize=256)
-def _validated(chain: tuple[tuple[Path, _Stamp], ...]) -> Chip:
+def _documents(chain: tuple[tuple[Path, _Stamp], ...]) -> list[dict[str, Any]]:
+    """A file and its ancestors, nearest first, the ancestors without what belongs to one product."""
     documents = [_document(path, stamp) for path, stamp in chain]
     for depth, document in enumerate(documents[1:], start=1):
         if document.get("id") != documents[0].get("id"):  # else it is the chip itself that is overridden
             documents[depth] = {k: v for k, v in document.items() if k not in _NOT_INHERITED}
-    merged: dict[str, Any] = {}
+    return documents
+
+
+def merge_documents(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a file and its ancestors (nearest first) say together."""
+    data: dict[str, Any] = {}
     for document in reversed(documents):
-        merged = _merge(merged, document)
-    merged.pop("extends", None)
+        data = _merge(data, document)
+    data.pop("extends", None)
+    return data
+
+
+def file_chain(path: Path, search: Sequence[Path] = ()) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names and contents of a chip file and of what it extends, nearest first; nothing is validated.
+
+    Raises:
+        ChipError: no such file, broken YAML, or a parent that cannot be found.
+    """
+    chain = _chain(path.expanduser().resolve(), _user_roots(search))
+    return [file.name for file, _ in chain], _documents(chain)
+
+
+def parent_chain(ref: str, folder: Path, search: Sequence[Path] = ()) -> list[dict[str, Any]]:
+    """Contents of what ``extends: ref`` in a file of ``folder`` means, nearest first.
+
+    Raises:
+        ChipError: there is no such chip, base or file.
+    """
+    roots = _user_roots(search)
+    parent = _parent(folder.resolve() / "new.yaml", ref, (), roots)
+    return [
+        {k: v for k, v in d.items() if k not in _NOT_INHERITED} for d in _documents(_chain(parent, roots))
+    ]
+
+
+@functools.lru_cache(maxsize=256)
+def _validated(chain: tuple[tuple[Path, _Stamp], ...]) -> Chip:
+    documents = _documents(chain)
+    merged = merge_documents(documents)
     problems = list(number_problems(merged))
     chip: Chip | None = None
     try:

@@ -13,6 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Confidence = Literal["measured", "datasheet", "derived", "inferred"]
 Style = Literal["simt", "davinci", "mlu"]
+# The sections that a chip of a style needs beyond those that every chip has.
+STYLE_PARTS: dict[Style, tuple[str, ...]] = {
+    "simt": ("registers", "scratchpad", "residency"),
+    "davinci": ("davinci",),
+    "mlu": ("mlu",),
+}
 T = TypeVar("T")
 
 
@@ -159,7 +165,10 @@ class Chiplets(_Frozen):
 
 
 class Dram(_Frozen):
-    """Off-chip memory; the fractions are of ``bandwidth_bytes_per_s``, by read/write mix."""
+    """Off-chip memory; the fractions are of ``bandwidth_bytes_per_s``, by read/write mix.
+
+    ``bus_bits`` × ``transfers_per_s`` / 8 is the bandwidth, if the sources are right: they serve to check it.
+    """
 
     capacity_bytes: Count
     bandwidth_bytes_per_s: Positive
@@ -167,6 +176,8 @@ class Dram(_Frozen):
     write_fraction: Fraction
     copy_fraction: Fraction
     latency_cycles: Positive
+    bus_bits: Count | None = None
+    transfers_per_s: Positive | None = None
 
 
 class Residency(_Frozen):
@@ -370,12 +381,7 @@ class Chip(_Frozen):
 
     @model_validator(mode="after")
     def _style_has_its_parts(self) -> Chip:
-        needed = {
-            "simt": ("registers", "scratchpad", "residency"),
-            "davinci": ("davinci",),
-            "mlu": ("mlu",),
-        }[self.style]
-        missing = [name for name in needed if getattr(self, name) is None]
+        missing = [name for name in STYLE_PARTS[self.style] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"style {self.style} needs {', '.join(missing)}")
         if self.matrix.instruction == "tcgen05" and self.tensor_memory is None:

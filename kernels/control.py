@@ -16,7 +16,7 @@ from foretile.kernels import loops
 from foretile.kernels.blocks import KernelBlock
 from foretile.kernels.errors import fail, here
 from foretile.kernels.expr import Const, Expr
-from foretile.kernels.handles import BufferHandle, RegionHandle, VarHandle
+from foretile.kernels.handles import BufferHandle, Previous, RegionHandle, VarHandle
 from foretile.kernels.ir import If, Loc, Stmt, While
 from foretile.kernels.tracer import STATE, Tracer, current
 from foretile.kernels.values import Index, Poison, Result, Value, binary_value, function, operand
@@ -286,6 +286,11 @@ def name(target: str, value: Any) -> Any:
             value = Result(value.expr, value.dtype)  # ``y = x`` copies the variable's value
         if value.binding is None and not isinstance(value, Index) and STATE.tracer is not None:
             STATE.tracer.bind(target, value)
+    elif isinstance(value, Previous):
+        fail(
+            f"`{target}` stands for what an atomic update finds; keep it in a variable "
+            f"({target} = T.alloc_var('int32'); {target} = T.atomic_add(…)) or an element"
+        )
     elif isinstance(value, BufferHandle):
         value.suggest(target)
     elif isinstance(value, list | tuple):

@@ -54,10 +54,11 @@ class Call(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Cast(Expr):
-    """Conversion of ``a`` to the canonical dtype name ``dtype``."""
+    """Conversion of ``a`` to the canonical dtype name ``dtype``; with ``bits`` its bits read as that type."""
 
     dtype: str
     a: Expr
+    bits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "bitnot": lambda x: ~x,
     "if_then_else": np.where,
     "clamp": np.clip,
+    "likely": lambda x: x,
 }
 
 
@@ -183,6 +185,8 @@ def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
         tensor = env[e.buffer]
         return tensor.at(*indices) if isinstance(tensor, Stacked) else np.asarray(tensor)[indices]
     if isinstance(e, Cast):
+        if e.bits:
+            raise TypeError("the bits of a number decide no size or place that is known before a kernel runs")
         value = evaluate(e.a, env)
         if e.dtype.startswith(("int", "uint")):
             return value.astype(np.int64) if isinstance(value, np.ndarray) else int(value)
@@ -229,7 +233,7 @@ def substitute(e: Expr, values: Mapping[str, Expr]) -> Expr:
     if isinstance(e, Call):
         return call(e.fn, tuple(substitute(a, values) for a in e.args))
     if isinstance(e, Cast):
-        return Cast(e.dtype, substitute(e.a, values))
+        return Cast(e.dtype, substitute(e.a, values), e.bits)
     if isinstance(e, Load):
         return Load(e.buffer, tuple(substitute(i, values) for i in e.indices))
     return e

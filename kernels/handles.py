@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from foretile.kernels.affine import difference
@@ -14,6 +15,15 @@ from foretile.kernels.values import Index, Poison, Result, Value, coerced, index
 
 ZERO = Const(0)
 ONE = Const(1)
+
+
+class Previous:
+    """What an atomic update finds: to be stored at once in a variable or an element."""
+
+    __slots__ = ("update",)
+
+    def __init__(self, update: Store) -> None:
+        self.update = update
 
 
 class BufferHandle:
@@ -144,7 +154,22 @@ class BufferHandle:
                 f"or index {value!r}"
             )
         indices = tuple([self._index(i, k) for i, k in enumerate(keys)])
+        if isinstance(value, Previous):
+            self._keep(indices, value)
+            return
         self.tracer.emit(Store(self.name, indices, coerced(value, self.dtype), atomic, loc=here()), self.name)
+
+    def _keep(self, indices: tuple[Expr, ...], found: Previous) -> None:
+        """``self[indices] = T.atomic_add(…, return_prev=True)``: one statement that updates and stores."""
+        if self.kind == "global":
+            fail(
+                f"what T.atomic_{found.update.atomic} finds is kept on chip; store it to {self.name} after it"
+            )
+        statements = self.tracer.scopes[-1]
+        if not statements or statements[-1] is not found.update:
+            fail("what an atomic update finds must be stored where it is made: x = T.atomic_add(…)")
+        statements.pop()
+        self.tracer.emit(replace(found.update, previous=Load(self.name, indices)), self.name)
 
 
 class RegionHandle:

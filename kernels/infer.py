@@ -14,7 +14,7 @@ from foretile.kernels.expr import COMPARISONS, Binary, Call, Cast, Const, Expr, 
 
 _WEAK = frozenset({"int32", "float32", "bool"})
 _NEXT_FLOAT = {4: "float16", 8: "float16", 16: "float32", 32: "float32", 64: "float64"}
-_BOOL_FUNCTIONS = frozenset({"isnan", "not"})
+_BOOL_FUNCTIONS = frozenset({"isnan", "not", "likely"})
 _SAME_TYPE_FUNCTIONS = frozenset({"abs", "neg", "bitnot", "floor", "ceil", "round"})
 
 

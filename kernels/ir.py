@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from foretile.kernels.expr import Expr, Var
+from foretile.kernels.expr import Expr, Load, Var
 
 Scope = Literal["global", "shared", "fragment", "local", "var"]
 LoopKind = Literal["serial", "unroll", "parallel", "pipelined", "persistent"]
@@ -122,12 +122,16 @@ class AtomicAdd(Stmt):
 
 @dataclass(frozen=True, slots=True)
 class Store(Stmt):
-    """``buffer[indices] = value``; with ``atomic`` ("add" | "max" | "min") a read-modify-write."""
+    """``buffer[indices] = value``; with ``atomic`` ("add" | "max" | "min") a read-modify-write.
+
+    ``previous``: the on-chip element that takes what an atomic update found before it.
+    """
 
     buffer: str
     indices: tuple[Expr, ...]
     value: Expr
     atomic: str = ""
+    previous: Load | None = None
 
 
 @dataclass(frozen=True, slots=True)

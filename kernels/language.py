@@ -30,6 +30,7 @@ from foretile.kernels.mathops import (
     if_then_else,
     infinity,
     isnan,
+    likely,
     log,
     log2,
     max_value,
@@ -56,6 +57,7 @@ from foretile.kernels.tileops import (
     alloc_var,
     annotate_l2_hit_ratio,
     annotate_layout,
+    annotate_min_blocks_per_sm,
     annotate_safe_value,
     assume,
     atomic_add,
@@ -75,7 +77,7 @@ from foretile.kernels.tileops import (
     sync_threads,
     use_swizzle,
 )
-from foretile.kernels.values import DTypeName, cast
+from foretile.kernels.values import DTypeName, cast, reinterpret
 
 Buffer = Tensor
 symbolic = dynamic
@@ -120,7 +122,7 @@ _REFUSED = {
         set_max_nreg no_set_max_nreg annotate_producer_reg_dealloc annotate_consumer_reg_alloc
         ptx_cp_async ptx_commit_group ptx_wait_group""",
     "code that is opaque to a simulator": """
-        call_extern call_intrin import_source ptx_mma ptx_ldmatrix reinterpret""",
+        call_extern call_intrin import_source ptx_mma ptx_ldmatrix""",
 }
 
 
@@ -155,6 +157,7 @@ __all__ = [
     "alloc_var",
     "annotate_l2_hit_ratio",
     "annotate_layout",
+    "annotate_min_blocks_per_sm",
     "annotate_safe_value",
     "any_of",
     "assume",
@@ -202,6 +205,7 @@ __all__ = [
     "int32",
     "int64",
     "isnan",
+    "likely",
     "log",
     "log2",
     "macro",
@@ -218,6 +222,7 @@ __all__ = [
     "reduce_max",
     "reduce_min",
     "reduce_sum",
+    "reinterpret",
     "round",
     "rsqrt",
     "serial",

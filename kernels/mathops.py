@@ -130,6 +130,12 @@ def Cast(dtype: Any, value: Any) -> Value:
     return cast(value, dtype)
 
 
+def likely(condition: Any) -> Value:
+    """``condition``, which is expected to hold; a branch on it is timed as taken."""
+    e, dtype = operand(condition)
+    return function("likely", condition if dtype == "bool" else binary_value("ne", Result(e, dtype), 0))
+
+
 def infinity(dtype: Any = "float32") -> Value:
     """Positive infinity of a float type."""
     name = canonical(dtype)

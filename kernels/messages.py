@@ -19,7 +19,7 @@ def text(e: Expr) -> str:
     if isinstance(e, Call):
         return f"{e.fn}({', '.join(text(a) for a in e.args)})"
     if isinstance(e, Cast):
-        return f"{e.dtype}({text(e.a)})"
+        return f"reinterpret({text(e.a)}, {e.dtype})" if e.bits else f"{e.dtype}({text(e.a)})"
     if isinstance(e, Load):
         return f"{e.buffer}[{', '.join(text(i) for i in e.indices)}]"
     return repr(e)

@@ -106,6 +106,9 @@ class _Printer:
                 yield f'{b.name} = T.{_ALLOCATE[b.scope]}({self.shape(b.shape)}, "{b.dtype}")'
         for key, value in self.program.annotations:
             kind, _, name = key.partition(":")
+            if not name:
+                yield f"T.annotate_{kind}({value})"
+                continue
             if kind == "layout":
                 shown = f"T.make_swizzled_layout({name})"
             else:
@@ -165,7 +168,11 @@ class _Printer:
     def store(self, s: Store) -> Iterator[str]:
         value = self.expr(s.value, 0, self.dtypes[s.buffer])
         place = self.element(s.buffer, s.indices)
-        yield f"T.atomic_{s.atomic}({place}, {value})" if s.atomic else f"{place} = {value}"
+        if s.previous is not None:
+            found = self.element(s.previous.buffer, s.previous.indices)
+            yield f"{found} = T.atomic_{s.atomic}({place}, {value}, return_prev=True)"
+        else:
+            yield f"T.atomic_{s.atomic}({place}, {value})" if s.atomic else f"{place} = {value}"
 
     def sync(self, s: Sync) -> Iterator[str]:
         yield "T.sync_threads()"
@@ -276,7 +283,8 @@ class _Printer:
         if isinstance(e, Load):
             return self.element(e.buffer, e.indices), _ATOM
         if isinstance(e, Cast):
-            return f'T.cast({self.expr(e.a)}, "{e.dtype}")', _ATOM
+            name = "reinterpret" if e.bits else "cast"
+            return f'T.{name}({self.expr(e.a)}, "{e.dtype}")', _ATOM
         if isinstance(e, Binary):
             return self.binary(e)
         if isinstance(e, Call):

@@ -11,6 +11,7 @@ from foretile.kernels.handles import (
     ONE,
     BufferHandle,
     Element,
+    Previous,
     RegionHandle,
     VarHandle,
     match,
@@ -25,6 +26,7 @@ from foretile.kernels.ir import (
     Reduce,
     ReduceKind,
     Scope,
+    Store,
     Swizzle,
     Sync,
 )
@@ -182,32 +184,45 @@ def cumsum(src: Any, dst: Any = None, dim: int = 0, reverse: bool = False) -> No
     current("T.cumsum").emit(CumSum(source, target, dim, bool(reverse), loc=here()), dst_handle.name)
 
 
-def _atomic(kind: str, dst: Any, value: Any, return_prev: bool) -> None:
+def _atomic(kind: str, dst: Any, value: Any, return_prev: bool) -> Previous | None:
     call = f"T.atomic_{kind}"
-    if return_prev:
-        fail(f"return_prev of {call} is not supported")
     handle, mins, extents = side(dst, f"destination of {call}")
+    if return_prev and (kind != "add" or handle.kind != "shared"):
+        fail(f"return_prev of {call} on {handle.name}: only sums of elements of shared memory tell it")
     if handle.kind not in ("global", "shared"):
         fail(f"{call} on {handle.name} in scope {handle.kind}; only global and shared memory have atomics")
     if isinstance(value, BufferHandle | RegionHandle) or extents is not None:
         if extents == (ONE,) and not isinstance(value, BufferHandle | RegionHandle):
-            handle.store(tuple(Result(i, "int32") for i in mins), value, kind)  # a one-element buffer
-            return
+            return _update(handle, mins, value, kind, return_prev)  # a one-element buffer
         if kind != "add":
             fail(f"{call} of a whole tile; write it element by element in a T.Parallel loop")
         if handle.kind != "global":
             fail(f"{call} of a tile needs a global destination, {handle.name} is in scope {handle.kind}")
         _, source, handle, target = match(value, dst, call)
         current(call).emit(AtomicAdd(source, target, loc=here()), handle.name)
-        return
+        return None
+    return _update(handle, mins, value, kind, return_prev)
+
+
+def _update(
+    handle: BufferHandle, mins: tuple[Expr, ...], value: Any, kind: str, return_prev: bool
+) -> Previous | None:
     handle.store(tuple(Result(i, "int32") for i in mins), value, kind)
+    if not return_prev:
+        return None
+    update = handle.tracer.scopes[-1][-1]
+    assert isinstance(update, Store)
+    return Previous(update)
 
 
 def atomic_add(
     dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False, use_tma: bool = False
-) -> None:
-    """Add a value to one element, or a tile to a global region, atomically."""
-    _atomic("add", dst, value, return_prev)
+) -> Previous | None:
+    """Add a value to one element, or a tile to a global region, atomically.
+
+    ``x = T.atomic_add(shared[i], value, return_prev=True)`` keeps what the element held before.
+    """
+    return _atomic("add", dst, value, return_prev)
 
 
 def atomic_max(dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False) -> None:
@@ -238,6 +253,15 @@ def use_swizzle(panel_size: int, order: str = "row", enable: bool = True) -> Non
     if tracer.swizzle is not None:
         fail("T.use_swizzle is given twice")
     tracer.swizzle = Swizzle(panel_size, "row" if order == "row" else "col")
+
+
+def annotate_min_blocks_per_sm(blocks: int) -> None:
+    """So many blocks are to run on a core at once, which limits the registers of a thread."""
+    tracer = current("T.annotate_min_blocks_per_sm")
+    tracer.need_kernel("T.annotate_min_blocks_per_sm")
+    if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
+        fail(f"T.annotate_min_blocks_per_sm({blocks!r}): a whole number of at least 1 is needed")
+    tracer.annotations.append(("min_blocks_per_sm", str(blocks)))
 
 
 class SwizzledLayout:

@@ -185,7 +185,9 @@ class Tracer:
 # Fields of simple statements that hold expressions.
 _PARTS: dict[type[Stmt], tuple[str, ...]] = {
     cls: tuple(
-        f.name for f in fields(cls) if f.type in ("Region", "Region | None", "Expr", "tuple[Expr, ...]")
+        f.name
+        for f in fields(cls)
+        if f.type in ("Region", "Region | None", "Expr", "Load | None", "tuple[Expr, ...]")
     )
     for cls in (AtomicAdd, Copy, CumSum, Fill, Gemm, Reduce, Store, Sync)
 }

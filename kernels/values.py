@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.dtypes import dtype as look_up_dtype
 from foretile.kernels.errors import fail
 from foretile.kernels.expr import Cast, Const, Expr, Var, binary, call
@@ -390,6 +391,17 @@ def cast(value: Any, dtype: Any) -> Value:
     if source == target:
         return value if isinstance(value, Value) else Result(e, source)
     return Result(Cast(target, e), target)
+
+
+def reinterpret(value: Any, dtype: Any) -> Value:
+    """The bits of ``value``, read as ``dtype`` (either order of the two, as in TileLang)."""
+    if isinstance(value, str | type):
+        value, dtype = dtype, value
+    target = canonical(dtype)
+    e, source = operand(value)
+    if "bool" in (source, target) or DTYPES[source].bits != DTYPES[target].bits:
+        fail(f"T.reinterpret of {source} as {target}: the types must have equally many bits")
+    return Result(e if source == target else Cast(target, e, bits=True), target)
 
 
 def _describe(value: Any) -> str:

@@ -164,9 +164,11 @@ def _with_samples(
             env.setdefault(name, 0.0)
         return env, period, period
     # One point in every stratum, shifted by the golden ratio: even spacing would beat with trip
-    # counts that alternate from block to block.
+    # counts that alternate from block to block, as those that tensors decide do (every other tile of
+    # a group is padding, say).
     index = np.arange(per_index)
-    shift = 0.5 if resolution is not None else (0.618034 * (index + 1.0)) % 1.0
+    even = resolution is not None and not workload.deciding
+    shift = 0.5 if even else (0.618034 * (index + 1.0)) % 1.0
     centres = (index + shift) / per_index
     grid = np.meshgrid(*([centres] * len(names)), indexing="ij")
     for name, points in zip(names, grid, strict=True):

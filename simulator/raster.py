@@ -58,7 +58,8 @@ class Raster:
         return shares
 
     def _class(self, index: np.ndarray, size: int) -> np.ndarray:
-        found: np.ndarray = index * self.per_index // size
+        # Places in the gaps of a numbering too long to be gone through count as its last blocks.
+        found: np.ndarray = np.minimum(index * self.per_index // size, self.per_index - 1)
         return index % self.plan.period if self.plan.period else found
 
     def _indices(self, places: np.ndarray, wanted: set[str] | None = None) -> dict[str, np.ndarray]:

@@ -1,18 +1,22 @@
-"""``foretile chips``: the catalogue, one chip with every number's source, and a checker."""
+"""``foretile chips``: the catalogue, one chip with every number's source, files to fill in, comparisons."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from foretile.cli.arguments import JSON
+from foretile.cli.arguments import JSON, comma_list
 from foretile.cli.errors import WRONG_REQUEST, reported
 
 if TYPE_CHECKING:
+    from foretile.hwmodels.completeness import Completeness
     from foretile.hwmodels.schema import Chip
+    from foretile.report.specs import Spec
 
 app = typer.Typer(help="List the chips, or show one with the source of every number.")
 
@@ -132,25 +136,163 @@ def _print_chip(chip: Chip) -> None:
 
 
 _FILE = typer.Argument(..., metavar="FILE", help="A chip's YAML file.", show_default=False)
+_STRICT = typer.Option(False, "--strict", help="Refuse a file that is not complete (exit code 2).")
 
 
 @app.command("check")
-def check(file: Path = _FILE, as_json: bool = JSON) -> None:
-    """Check a chip file: schema, stated peaks against cores × rate × clock, plausibility."""
+def check(file: Path = _FILE, strict: bool = _STRICT, as_json: bool = JSON) -> None:
+    """Check a chip file: schema, plausibility, and how complete it is.
+
+    Exit code 0: nothing to object to (an incomplete file is said to be so); 2: wrong or implausible.
+    """
+    from foretile.cli import show
+
+    with reported():
+        from foretile.hwmodels.checks import check_chip
+        from foretile.hwmodels.completeness import completeness
+
+        state = completeness(file)
+        found = check_chip(state.chip) if state.chip is not None else []
+        if as_json:
+            show.emit_json({"file": str(file), "chip": state.id, "warnings": found, **state.to_json()})
+        else:
+            for warning in found:
+                typer.echo(f"{file}: {warning}")
+            verdict = "complete" if state.complete else "incomplete, so it cannot predict yet"
+            typer.echo(f"{file}: {state.id}: {verdict}: {state.words()}")
+            if state.complete and not found:
+                typer.echo(f"{file}: {state.id}: nothing to object to")
+            _print_to_do(state)
+        if found or (strict and not state.complete):
+            raise typer.Exit(WRONG_REQUEST)
+
+
+def _print_to_do(state: Completeness) -> None:
+    """What is still to be filled in, with what it means and where to find it."""
+    from foretile.cli import show
+
+    if not state.missing:
+        return
+    made = show.table("to fill in", "unit", "meaning", "found in")
+    for field in state.missing:
+        made.add_row(field.path, field.unit, field.meaning, field.where)
+    show.console().print(made)
+
+
+_NEW_ID = typer.Argument(
+    ..., metavar="ID", help="The new chip's id: lower case, hyphens.", show_default=False
+)
+_STYLE = typer.Option(None, "--style", help="How programs are lowered on it: simt, davinci, mlu.")
+_EXTENDS = typer.Option(
+    None, "--extends", metavar="CHIP", help="A chip or base (_hopper, …) it takes the rest from."
+)
+_OUT = typer.Option(
+    None, "--out", "-o", help="Where to write.  [default: standard output]", show_default=False
+)
+
+
+@app.command("new")
+def new(
+    chip_id: str = _NEW_ID,
+    style: str = _STYLE,
+    extends: str = _EXTENDS,
+    out: Path = _OUT,
+    as_json: bool = JSON,
+) -> None:
+    """Write a chip file to be filled in: every field with its unit, meaning and where to find it."""
+    from foretile.cli import show
+
+    with reported():
+        from foretile.hwmodels.skeleton import new_file
+        from foretile.report.output import OutputError, require_file, write_all
+
+        if out is not None and require_file(out).exists():
+            raise OutputError(f"{out} exists; choose another name, or remove it")
+        folder = out.parent if out is not None else Path()
+        text = new_file(chip_id, style, extends, file=str(out or ""), folder=folder)
+        if out is None:
+            typer.echo(text, nl=False)
+            return
+        write_all({out: text})
+        if as_json:
+            show.emit_json({"file": str(out), "chip": chip_id})
+            return
+        typer.echo(str(out))
+        show.console(err=True).print(f"Fill it in, then: foretile chips check {out}", markup=False)
+
+
+@app.command("schema")
+def schema(out: Path = _OUT) -> None:
+    """The JSON Schema of chip files, by which an editor completes and checks them."""
+    from foretile.cli import show
+
+    with reported():
+        from foretile.hwmodels.skeleton import json_schema
+        from foretile.report.output import require_file, write_all
+
+        if out is None:
+            show.emit_json(json_schema())
+            return
+        text = json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+        write_all({require_file(out): text})
+        typer.echo(str(out))
+
+
+_IDS = typer.Argument(..., metavar="ID ID …", help="Two or more chips, or YAML files.", show_default=False)
+_PICTURE = typer.Option(
+    None, "--out", "-o", help="Write a page (.html) or the figure alone (.svg, .png, .pdf) too."
+)
+
+
+@app.command("compare")
+def compare(chip_ids: list[str] = _IDS, out: Path = _PICTURE, as_json: bool = JSON) -> None:
+    """Two or more chips beside each other, spec by spec, with ratios and rooflines."""
     from foretile.cli import show
 
     with reported():
         from foretile.hwmodels import load_chip
-        from foretile.hwmodels.checks import check_chip
+        from foretile.report import specs
+        from foretile.report.output import require_file, write_all
 
-        chip = load_chip(file)
-        found = [str(warning) for warning in check_chip(chip)]
+        if out is not None:
+            require_file(specs.require_kind(out))
+        chips = [load_chip(name) for name in comma_list(chip_ids)]
+        lines = specs.specs(chips)
+        if out is not None:
+            write_all({out: specs.render(chips, lines, out.suffix)})
         if as_json:
-            show.emit_json({"file": str(file), "chip": chip.id, "warnings": found})
-        else:
-            for warning in found:
-                typer.echo(f"{file}: {warning}")
-            if not found:
-                typer.echo(f"{file}: {chip.id}: nothing to object to")
-        if found:
-            raise typer.Exit(WRONG_REQUEST)
+            files = {"files": [str(out)]} if out is not None else {}
+            show.emit_json({**specs.to_json(chips, lines), **files})
+            return
+        _print_specs(chips, lines)
+        if out is not None:
+            typer.echo(str(out))
+
+
+def _print_specs(chips: Sequence[Chip], lines: Sequence[Spec]) -> None:
+    from rich.text import Text
+
+    from foretile.cli import show
+    from foretile.report import units
+    from foretile.report.grounds import provenance
+
+    ids = [chip.id for chip in chips]
+    columns = [ids[0], *(name for other in ids[1:] for name in (other, f"/ {ids[0]}"))]
+    made = show.table("", *columns, right=tuple(columns))
+    for group, members in groupby(lines, key=lambda line: line.group):
+        made.add_row(Text(group, style="bold"))
+        for line in members:
+            cells = []
+            for place, ratio in enumerate(line.ratios):
+                trust = show.CONFIDENCE_STYLE.get(line.confidence[place], "")
+                sure = "?" if line.confidence[place] == "inferred" else " "
+                cells.append(Text(line.shown(place) + sure, style=trust))
+                if place:
+                    cells.append(Text(units.ratio(ratio) if ratio is not None else "–"))
+            made.add_row("  " + line.name, *cells)
+    out = show.console()
+    out.print(made)
+    err = show.console(err=True)
+    for chip in chips:
+        err.print(f"{chip.id}: {provenance(chip).words()}", style="dim")
+    err.print("?: inferred. foretile chips show ID prints every number with its source.", style="dim")

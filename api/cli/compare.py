@@ -18,7 +18,23 @@ _OUT = typer.Option(
 )
 
 
-def compare(suite: str = _SUITE, chips: list[str] = _CHIPS, out: Path = _OUT, as_json: bool = JSON) -> None:
+_WHY = typer.Option(
+    "best",
+    "--why",
+    metavar="A,B",
+    help="Explain why these two differ: resource, sizes, sensitivity; [bold]none[/bold]: leave it out.  "
+    "[default: the two that lead]",
+    show_default=False,
+)
+
+
+def compare(
+    suite: str = _SUITE,
+    chips: list[str] = _CHIPS,
+    out: Path = _OUT,
+    why: str = _WHY,
+    as_json: bool = JSON,
+) -> None:
     """Predict a suite of shapes on several chips and write a report."""
     from foretile.cli import show
 
@@ -27,12 +43,17 @@ def compare(suite: str = _SUITE, chips: list[str] = _CHIPS, out: Path = _OUT, as
 
         require_folder(out)  # before minutes of work, not after
         from foretile.hwmodels import list_chips, load_chip
+        from foretile.report.catalogue import load_all
         from foretile.report.compare import write_report
         from foretile.report.suite import load_suite
 
         loaded = load_suite(suite)
-        machines = [load_chip(name) for name in (comma_list(chips or ()) or list_chips())]
-        report = write_report(loaded, machines, out, progress=show.console(err=True))
+        machines, incomplete = load_all(comma_list(chips or ()) or list_chips())
+        pair: list[str] | None = None
+        if why != "none":
+            pair = [] if why == "best" else [load_chip(name).id for name in comma_list([why])]
+        console = show.console(err=True)
+        report = write_report(loaded, machines, out, progress=console, why=pair, incomplete=incomplete)
         if as_json:
             show.emit_json(report.to_json())
             return
@@ -41,3 +62,11 @@ def compare(suite: str = _SUITE, chips: list[str] = _CHIPS, out: Path = _OUT, as
         err = show.console(err=True)
         for line in report.findings[:3]:
             err.print(f"· {line}", markup=False)
+        for chip in report.incomplete:
+            err.print(f"· {chip.id} is incomplete: no {chip.missing_in_words()}", markup=False)
+        if report.why is not None:
+            from foretile.report.why import sentences
+
+            for phase in reversed(report.why.phases):
+                for line in sentences(report.why, phase)[:2]:
+                    err.print(f"· {phase.title}: {line}", markup=False)

@@ -72,6 +72,12 @@ def _row(p: Prediction, chip: Chip) -> dict[str, Any]:
         "model": str(p.model.get("kind", "")),
         "calibrated": calibrated(p.model),
         "error": "",
+        "details": {
+            "shape": dict(p.shape),
+            "config": dict(p.config),
+            "utilisation": dict(p.utilisation),
+            "launch_s": p.breakdown_s.get("launch", 0.0),
+        },
     }
 
 
@@ -123,6 +129,11 @@ def _all(
     return found
 
 
+def processes() -> int:
+    """How many processes share the work: one a core, at most eight."""
+    return min(8, os.cpu_count() or 1)
+
+
 def collect(
     suite: Suite,
     chips: Sequence[Chip],
@@ -133,6 +144,9 @@ def collect(
 ) -> pd.DataFrame:
     """One row a case and chip: time with interval, bound, rates, count, and totals over the count.
 
+    ``details`` (shape, configuration, utilisation by engine, launch cost) is for the analysis of a pair
+    of chips; it is not written to files.
+
     Equal calls are predicted once. ``workers`` processes share the work (default: one a core, at
     most eight); a predictor of one's own runs in this process unless told otherwise.
 
@@ -140,7 +154,7 @@ def collect(
         SuiteError: not a single case could be predicted on any chip.
     """
     if workers is None:
-        workers = min(8, os.cpu_count() or 1) if predict is None else 1
+        workers = processes() if predict is None else 1
     every = cases(suite)
     calls = list(dict.fromkeys(_call(case) for case in every))
     found = _all(predict, chips, calls, workers, console)

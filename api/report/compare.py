@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from foretile.hwmodels.schema import Chip
+    from foretile.report.catalogue import Incomplete
     from foretile.report.collect import Predictor
     from foretile.report.suite import Suite
+    from foretile.report.why import Why
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Report:
     files: tuple[Path, ...]
     findings: tuple[str, ...]
     totals: pd.DataFrame
+    why: Why | None = None
+    incomplete: tuple[Incomplete, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``: files, findings, and the time of every pass on every chip."""
@@ -38,6 +42,8 @@ class Report:
             "files": [str(path) for path in self.files],
             "findings": list(self.findings),
             "totals": whole[keep].to_dict("records"),
+            "incomplete": [chip.to_json() for chip in self.incomplete],
+            "why": self.why.to_json() if self.why is not None else None,
         }
 
 
@@ -49,23 +55,39 @@ def write_report(
     predict: Predictor | None = None,
     workers: int | None = None,
     progress: Console | None = None,
+    why: Sequence[str] | None = None,
+    incomplete: Sequence[Incomplete] = (),
 ) -> Report:
     """Write ``report.html``, ``report.md`` and ``predictions.csv`` into ``folder``: all or none.
 
+    ``why``: ids of the two chips whose difference is explained, or empty for the two that lead; None
+    for none. ``incomplete``: chips that are named with what is missing, and without any number.
+
     Raises:
         OutputError: the folder cannot be written to.
-        SuiteError: not a single case could be predicted.
+        SuiteError: not a single case could be predicted, or no such pair is among ``chips``.
     """
     require_folder(folder)
-    from foretile.report.collect import collect
+    _check_pair(chips, why)
+    from foretile.report.collect import collect, processes
     from foretile.report.page import build, html, markdown
 
+    if workers is None:
+        workers = processes() if predict is None else 1
     frame = collect(suite, chips, predict=predict, workers=workers, console=progress)
-    content = build(suite, chips, frame)
+    pair = _pair(suite, chips, frame, why)
+    explained = None
+    if pair is not None:
+        from foretile.report.why import why as explain
+
+        if progress is not None:
+            progress.print(f"Why {pair[0].id} and {pair[1].id} differ …", style="dim", markup=False)
+        explained = explain(suite, frame, *pair, chips, workers)
+    content = build(suite, chips, frame, explained, incomplete)
     files = {
         folder / "report.html": html(content),
         folder / "report.md": markdown(content),
-        folder / "predictions.csv": frame.to_csv(index=False, lineterminator="\n"),
+        folder / "predictions.csv": frame.drop(columns="details").to_csv(index=False, lineterminator="\n"),
     }
     write_all(files)
     return Report(
@@ -74,4 +96,28 @@ def write_report(
         files=tuple(files),
         findings=tuple(str(finding) for finding in content.findings),
         totals=content.total,
+        why=explained,
+        incomplete=tuple(incomplete),
     )
+
+
+def _check_pair(chips: Sequence[Chip], why: Sequence[str] | None) -> None:
+    from foretile.report.suite import SuiteError
+
+    if why and (len(set(why)) != 2 or not set(why) <= {chip.id for chip in chips}):
+        known = ", ".join(chip.id for chip in chips)
+        raise SuiteError(f"why: give two different chips of those compared ({known}), not {', '.join(why)}")
+
+
+def _pair(
+    suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame, why: Sequence[str] | None
+) -> tuple[Chip, Chip] | None:
+    """The two chips to explain: those asked for, or the two that lead; None where there are none."""
+    from foretile.report.collect import totals
+    from foretile.report.figures import ranking
+
+    if why is None:
+        return None
+    by_id = {chip.id: chip for chip in chips}
+    names = list(why) or ranking(totals(frame), suite.phases)[:2]
+    return (by_id[names[0]], by_id[names[1]]) if len(names) == 2 else None

@@ -171,11 +171,11 @@ def stacked_caption(phase: Phase, frame: pd.DataFrame, groups: Mapping[str, str]
     first, last = phase.points[0], phase.points[-1]
     if len(phase.points) == 1:
         top = share[first.id].sort_values(ascending=False)
-        return (
-            f"On the median chip most of a {phase.unit} goes to {groups[str(top.index[0])].lower()} "
-            f"({units.percent(float(top.iloc[0]))}) and {groups[str(top.index[1])].lower()} "
-            f"({units.percent(float(top.iloc[1]))})."
-        )
+        named = [
+            f"{groups[str(name)].lower()} ({units.percent(float(part))})"
+            for name, part in top.head(2).items()
+        ]
+        return f"On the median chip most of a {phase.unit} goes to {' and '.join(named)}."
     moved = (share[last.id] - share[first.id]).sort_values()
     rising, falling = str(moved.index[-1]), str(moved.index[0])
     return (

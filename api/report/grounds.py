@@ -40,8 +40,8 @@ class Provenance:
 
 
 def provenance(chip: Chip) -> Provenance:
-    """Count the confidences of a chip's numbers."""
-    found = Counter(str(q.confidence) for q in chip.quantities().values())
+    """Count the confidences of the numbers that describe a chip."""
+    found = Counter(str(q.confidence) for q in chip.described().values())
     return Provenance({c: found.get(c, 0) for c in CONFIDENCES})
 
 

@@ -17,14 +17,17 @@ import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from foretile.report import figures, findings, units
+from foretile.report import figures, findings, units, why_figure
 from foretile.report.collect import complete, totals
 from foretile.report.grounds import CONFIDENCES, peak_flop_per_s, provenance
 from foretile.report.suite import cases
+from foretile.report.why import sentences, why_words
 
 if TYPE_CHECKING:
     from foretile.hwmodels.schema import Chip
+    from foretile.report.catalogue import Incomplete
     from foretile.report.suite import Phase, Point, Suite
+    from foretile.report.why import Why
 
 GLOSSARY = (
     (
@@ -72,6 +75,8 @@ class Content:
     findings: Sequence[findings.Finding]
     figures: Sequence[Figure]
     made: dict[str, str]
+    why: Why | None = None
+    incomplete: Sequence[Incomplete] = ()
 
 
 def chip_hash(chip: Chip) -> str:
@@ -80,8 +85,14 @@ def chip_hash(chip: Chip) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def build(suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame) -> Content:
-    """Work out findings and figures of the predictions in ``frame``."""
+def build(
+    suite: Suite,
+    chips: Sequence[Chip],
+    frame: pd.DataFrame,
+    why: Why | None = None,
+    incomplete: Sequence[Incomplete] = (),
+) -> Content:
+    """Work out findings and figures of the predictions in ``frame``, with the analysis of a pair if given."""
     import foretile
 
     total = totals(frame)
@@ -98,6 +109,8 @@ def build(suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame) -> Content:
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "python": platform.python_version(),
         },
+        why=why,
+        incomplete=incomplete,
     )
 
 
@@ -184,6 +197,46 @@ def _summary(content: Content) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: place.get(row["chip"].id, len(place)))
 
 
+def _by_vendor(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of chips by vendor: the vendor of the fastest chip first, each vendor's fastest first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["chip"].vendor, []).append(row)
+    return groups
+
+
+def _why(found: Why | None) -> dict[str, Any] | None:
+    """What the templates show of the analysis of a pair."""
+    if found is None:
+        return None
+    return {
+        "pair": found,
+        "figures": [
+            Figure(
+                "From which size on the winner changes",
+                f"The ratio of times over sizes, by the cost model; below the dashed line {found.first} is "
+                "faster. Black: the whole pass; the others: the operators that decide it.",
+                why_figure.over_sizes(found),
+            ),
+            Figure(
+                "What the inferred and unknown numbers do to the answer",
+                "Each bar: the ratio of the passes while one number runs through the range given under its "
+                "name (90 %, by its confidence or its fit; for an unknown one, what other chips have). The "
+                "line is the prediction.",
+                why_figure.of_numbers(found),
+            ),
+        ],
+        "phases": [
+            {
+                "phase": phase,
+                "sentences": sentences(found, phase),
+                "rows": [{"of": d, "words": why_words(found, d)} for d in found.of(phase.id)],
+            }
+            for phase in found.phases
+        ],
+    }
+
+
 def _points(suite: Suite) -> list[tuple[Phase, Point]]:
     return [(phase, point) for phase in suite.phases for point in phase.points]
 
@@ -247,7 +300,10 @@ def _context(content: Content) -> dict[str, Any]:
         "confidences": CONFIDENCES,
         "findings": content.findings,
         "figures": content.figures,
-        "summary": _summary(content),
+        "summary": (summary := _summary(content)),
+        "vendors": _by_vendor(summary),
+        "incomplete": content.incomplete,
+        "why": _why(content.why),
         "points": _points(suite),
         "cases": cases(suite),
         "rows": _rows(content),
@@ -267,6 +323,10 @@ def html(content: Content) -> str:
     context = _context(content) | {"style": Markup(asset("page.css"))}
     # The drawings are our own SVG; everything else is escaped.
     context["figures"] = [Figure(f.title, _unbroken(f.caption), Markup(f.drawing)) for f in content.figures]
+    if context["why"] is not None:
+        context["why"]["figures"] = [
+            Figure(f.title, _unbroken(f.caption), Markup(f.drawing)) for f in context["why"]["figures"]
+        ]
     context["findings"] = [
         findings.Finding(_unbroken(f.lead), _unbroken(f.support)) for f in content.findings
     ]

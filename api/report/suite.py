@@ -228,19 +228,29 @@ def cases(suite: Suite) -> tuple[Case, ...]:
     Raises:
         SuiteError: a size that is no whole number above zero or uses an unknown name.
     """
-    found: list[Case] = []
-    for phase in suite.phases:
-        for point in phase.points:
-            names = {**suite.model.facts, **point.variables}
-            for entry in phase.entries:
-                place = f"{phase.id}.{entry.name}"
-                shape: dict[str, int | str | bool] = {}
-                for key, value in entry.shape.items():
-                    plain = isinstance(value, bool) or value in suite.dtypes
-                    shape[key] = value if plain else _evaluate(value, names, f"{place}: shape.{key}")
-                count = _evaluate(entry.count, names, f"{place}: count")
-                found.append(Case(phase, point, entry, shape, count))
-    return tuple(found)
+    return tuple(
+        Case(phase, point, entry, *shape_at(suite, phase, entry, point.variables))
+        for phase in suite.phases
+        for point in phase.points
+        for entry in phase.entries
+    )
+
+
+def shape_at(
+    suite: Suite, phase: Phase, entry: Entry, variables: Mapping[str, int]
+) -> tuple[dict[str, int | str | bool], int]:
+    """An entry's shape and count with these values of the phase's variables.
+
+    Raises:
+        SuiteError: a size that is no whole number above zero or uses an unknown name.
+    """
+    names = {**suite.model.facts, **variables}
+    place = f"{phase.id}.{entry.name}"
+    shape: dict[str, int | str | bool] = {}
+    for key, value in entry.shape.items():
+        plain = isinstance(value, bool) or value in suite.dtypes
+        shape[key] = value if plain else _evaluate(value, names, f"{place}: shape.{key}")
+    return shape, _evaluate(entry.count, names, f"{place}: count")
 
 
 _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {

@@ -9,11 +9,13 @@ from __future__ import annotations
 from foretile.calibration.libraries.attention import ATTENTION
 from foretile.calibration.libraries.latent import LATENT
 from foretile.calibration.libraries.library import Library, engine_of
+from foretile.calibration.libraries.moe import MOE
 from foretile.calibration.libraries.products import PRODUCTS
 from foretile.calibration.libraries.recurrent import RECURRENT
+from foretile.calibration.libraries.selection import SELECTION
 from foretile.kernels.operator import Shape
 
-LIBRARIES: tuple[Library, ...] = (*ATTENTION, *LATENT, *PRODUCTS, *RECURRENT)
+LIBRARIES: tuple[Library, ...] = (*ATTENTION, *LATENT, *MOE, *PRODUCTS, *RECURRENT, *SELECTION)
 
 __all__ = ["LIBRARIES", "Library", "engine_of", "library_of"]
 

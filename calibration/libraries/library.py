@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from foretile.calibration.libraries.beside import bytes_beside
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config, Shape
+from foretile.simulator.machine import Machine
 
 Array = np.ndarray
 Where = Callable[[Mapping[str, Any]], Any]  # columns of a shape by row → whether, by row
-CACHE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}  # of an element of a K/V cache
-_ACTIVATION_BYTES = 2.0  # new keys and values come in bf16, whatever the cache holds
+# Columns of a shape, a configuration and the number of cores → into how many parts keys are split, by row.
+Parts = Callable[[Mapping[str, Any], Config, int], Any]
 
 
 def always(shape: Mapping[str, Any]) -> Any:
@@ -37,14 +39,31 @@ class Library:
     ``kernels`` and ``engines`` (see :func:`engine_of`) are patterns, ``shapes`` picks static shapes.
     ``tiles``: the library's own configurations for a shape, most wanted first (None, or none of them
     fits: the operator's space). ``choices``: what the launched configuration has, for the rows where a
-    condition holds first. ``fills``: keys are split into no more parts than run at once. ``packs``:
-    rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what else a
-    call launches:
+    condition holds first. ``fills``: keys are split into no more parts than run at once. ``parts``: the
+    library's own rule instead, from the columns of a shape, a configuration and the number of cores.
+    ``merges``: how parts are combined: by a kernel of its own (empty), by one whose launch is hidden behind
+    the kernel before it (``dependent``), or by the ``last`` block of a row to end. ``combines``: where the
+    combination is launched even for one part.
+    ``packs``: rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what
+    else a call launches:
 
     * ``cache``: a kernel that writes new keys and values to the paged cache;
     * ``packed``: one that takes packed queries, keys and values apart, and writes the cache;
-    * ``cast``: one that turns queries (or keys, or values) into fp8, if the cache is;
-    * ``lengths``: one that plans the work from the sequences' lengths.
+    * ``cast``: one that turns queries into fp8, if the cache is;
+    * ``narrowed``: one that turns new keys (or values) into fp8, if the cache is;
+    * ``lengths``: one that plans the work from the sequences' lengths;
+    * ``latent``: one that writes new tokens to a cache of latent vectors;
+    * ``latent_rope``: one that does so, and turns the rotary part of every head's query and key;
+    * ``concat_q``, ``concat_k``: one that joins the rotary and the other part of queries, or of one key
+      for all heads;
+    * ``activation``: one that applies SwiGLU to the first product's results, written in bf16
+      (``activation_quantised``: in the format of its operands);
+    * ``quantised_h``, ``quantised_rows``, ``quantised_tokens``: one that quantises what the kernel before
+      it wrote in bf16: the SwiGLU's results, the permuted rows; or X, token by token.
+
+    ``walks``: how often a call's kernels go through the experts' counts one by one, an L2 access each.
+    ``row_cycles``: cycles of a core for an element of the permuted rows, in a kernel that quantises them
+    and whose pace is not that of what it moves.
     """
 
     operator: str
@@ -54,8 +73,13 @@ class Library:
     tiles: Callable[[Shape], Sequence[Config]] | None = None
     choices: tuple[tuple[Where, Mapping[str, Any]], ...] = ()
     fills: bool = False
+    parts: Parts | None = None
+    merges: str = ""
+    combines: Parts | None = None
     packs: bool = False
     beside: tuple[str, ...] = ()
+    walks: int = 0
+    row_cycles: float = 0.0
 
     def describes(self, operator: str, kernel: str, engine: str, shape: Shape) -> bool:
         """Whether these are the kernels of a source on such chips at a static shape."""
@@ -85,6 +109,22 @@ class Library:
         found[:, ~found.any(axis=0)] = True
         return found
 
+    def splits(self, shape: Shape, config: Config, cores: int) -> Any:
+        """By row, whether the library splits keys into as many parts as a configuration has.
+
+        True where it has no rule of its own, or the configuration is none of its own.
+        """
+        own = {} if self.tiles is None else {**config, "num_split": 1}
+        if self.parts is None or self.tiles is None or own not in self.tiles(shape):
+            return True
+        return self.parts(shape, config, cores) == config["num_split"]
+
+    def launches_merge(self, shape: Shape, config: Config, cores: int) -> Any:
+        """By row, whether a configuration of one part is followed by a combination all the same."""
+        if self.combines is None or config.get("num_split", 2) > 1:
+            return False
+        return self.combines(shape, config, cores)
+
     def like(self, shape: Shape, config: Config) -> Shape:
         """The shape whose blocks do what the library's do.
 
@@ -105,32 +145,24 @@ class Library:
 
     def bytes_beside(self, shape: Shape) -> list[Array]:
         """Bytes that each kernel beside the operator's moves one way, by row."""
-        return [moved for kernel in self.beside if (moved := _bytes_beside(kernel, shape)) is not None]
+        return [moved for kernel in self.beside if (moved := bytes_beside(kernel, shape)) is not None]
+
+    def waits_s(self, shape: Shape, machine: Machine) -> Array:
+        """Seconds beside what kernels move, by row: counts walked over, rows quantised at a slow pace."""
+        walks = self.walks * np.asarray(shape["experts"], dtype=np.float64) if self.walks else 0.0
+        seconds = machine.l2_latency_s * walks
+        if self.row_cycles:
+            elements = np.asarray(shape["tokens"], dtype=np.float64) * shape["topk"] * shape["hidden"]
+            seconds = seconds + self.row_cycles * machine.cycle_s * elements / machine.cores
+        return np.asarray(seconds)
 
 
 def _named(name: str, patterns: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns.split())
 
 
-def _bytes_beside(kernel: str, shape: Shape) -> Array | None:
-    batch = np.asarray(shape["batch"], dtype=np.float64)
-    if kernel == "cache":  # read in the activations' type, written in the cache's
-        each = (_ACTIVATION_BYTES + CACHE_BYTES[shape["kv_dtype"]]) / 2.0
-        return np.asarray(2.0 * each * batch * shape.get("seq", 1) * shape["kv_heads"] * shape["head_dim"])
-    if kernel == "cast":
-        if shape["kv_dtype"] != "fp8":
-            return None
-        return np.asarray(1.5 * batch * shape.get("seq", 1) * shape["heads"] * shape["head_dim"])
-    if kernel == "packed":  # read packed, written as Q and into the cache
-        heads = shape["heads"] + 2 * np.asarray(shape["kv_heads"])
-        return np.asarray(_ACTIVATION_BYTES * batch * shape.get("seq", 1) * heads * shape["head_dim"])
-    if kernel == "lengths":
-        return 4.0 * batch
-    raise ValueError(f"no kernel beside an operator's is called {kernel!r}")
-
-
 def engine_of(chip: Chip) -> str:
     """What decides which kernels a chip runs: its matrix instruction, and bulk copies beside the oldest."""
     instruction = chip.matrix.instruction
     bulk = instruction == "mma_sync" and chip.features.bulk_copy
-    return f"{instruction}, bulk copies" if bulk else instruction
+    return f"{instruction}+bulk" if bulk else instruction

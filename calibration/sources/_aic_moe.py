@@ -14,6 +14,7 @@ combination; no communication. ``power_law`` rows are five routings in one graph
   choices than experts) and scaled to tokens·topk, no more than tokens; the fullest rank is measured. The
   draws are not in the table: with one rank ``distribution`` stands for the density's quantiles, with
   several the rank's rows are not known.
+* TensorRT-LLM's Triton kernel (moe_torch_flow_triton_fp8_block) multiplies all choices: they are the rank's.
 * Weights are the same in every repetition. What fits the L2 is found there.
 """
 
@@ -26,8 +27,12 @@ import pandas as pd
 
 from foretile.calibration.sources._aic_common import Mapped, Place, Refused, refuse
 
-# Triton kernels of sglang and vllm, which pass over all choices.
-_PASSES_OVER_ALL = "^triton|sglang_fused_moe_triton|tritonexperts|vllm_fused_moe"
+# Triton kernels, which pass over all choices, and trtllm-gen, which quantises and combines all tokens: those
+# of other ranks too.
+_ALL_TOKENS = "^triton|sglang_fused_moe_triton|tritonexperts|vllm_fused_moe|flashinfer_trtllm"
+# TensorRT-LLM's Triton kernel multiplies the choices that fall on other ranks too: times at 16384 tokens
+# are the same for 1 and for 128 ranks.
+_MULTIPLIES_ALL = "torch_flow_triton"
 _DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 # (hidden, inter, experts, topk) of models whose experts are two products without a gate (relu²).
 _NO_GATE = {
@@ -72,6 +77,9 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
     if not len(kept):
         return
     routing = np.array([(0, 0, 0) if isinstance(share, str) else share for share in shares])[codes][good]
+    ranks = kept["moe_ep_size"].to_numpy()
+    everything = (ranks > 1) & kept["kernel_source"].str.contains(_MULTIPLIES_ALL).to_numpy(dtype=bool)
+    routing[everything] = _all_choices(kept[everything])
     params = {
         "tokens": routing[:, 0],
         "hidden": kept["hidden_size"].to_numpy(),
@@ -82,11 +90,18 @@ def _routed(rows: pd.DataFrame, dtype: str, place: Place) -> Iterator[Mapped | R
         "distribution": routing[:, 2],
     }
     # Also those of other ranks' experts, which the others skip.
-    shared = (kept["moe_ep_size"] > 1) & kept["kernel_source"].str.contains(_PASSES_OVER_ALL)
-    for variant, chosen in (("", ~shared.to_numpy()), ("ranks", shared.to_numpy())):
+    shared = (ranks > 1) & kept["kernel_source"].str.contains(_ALL_TOKENS).to_numpy(dtype=bool)
+    for variant, chosen in (("", ~shared), ("ranks", shared)):
         if chosen.any():
             some = {n: v[chosen] if isinstance(v, np.ndarray) else v for n, v in params.items()}
             yield Mapped(kept.index[chosen], "moe", some, variant=variant)
+
+
+def _all_choices(rows: pd.DataFrame) -> np.ndarray:
+    """(tokens, choices, distribution) where a rank's experts multiply all choices: of (rows, 3)."""
+    topk = np.minimum(rows["topk"].to_numpy(), (rows["num_experts"] // rows["moe_ep_size"]).to_numpy())
+    tokens = -(-(rows["num_tokens"] * rows["topk"]).to_numpy() // topk)
+    return np.stack([tokens, topk, np.zeros(len(rows), dtype=np.int64)], axis=1)
 
 
 def _share(tokens: int, experts: int, topk: int, ranks: int, distribution: str) -> tuple[int, int, int] | str:

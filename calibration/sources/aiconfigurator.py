@@ -266,11 +266,13 @@ def _mapped(frame: pd.DataFrame, item: Mapped, place: Place, source: str) -> Ite
         }
     )[good].reset_index(drop=True)
     params = {k: np.asarray(v)[good] if np.ndim(v) else v for k, v in item.params.items()}
-    part["family"], part["comparable"] = _described(part, params)
+    part["family"], part["comparable"] = _described(part, params, place)
     yield part
 
 
-def _described(part: pd.DataFrame, params: Mapping[str, object]) -> tuple[np.ndarray, np.ndarray]:
+def _described(
+    part: pd.DataFrame, params: Mapping[str, object], place: Place
+) -> tuple[np.ndarray, np.ndarray]:
     """Family and reason of every row; both follow from the resolved shape."""
     import json
 
@@ -281,6 +283,7 @@ def _described(part: pd.DataFrame, params: Mapping[str, object]) -> tuple[np.nda
     columns = pd.DataFrame(resolved).iloc[codes].reset_index(drop=True)
     columns["kernel_source"] = part["kernel_source"]
     columns["launch"] = part["launch"]
+    columns["engine"] = place.instruction
     return families, reasons(operator, columns)
 
 

@@ -37,11 +37,35 @@ def _sequences(rows: pd.DataFrame) -> pd.Series[int]:
     return rows["batch"] * rows["kv_heads"]
 
 
+def _masked(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Where TensorRT-LLM takes its masked multi-head kernel, not that for grouped queries.
+
+    cpp/tensorrt_llm/kernels/decoderMaskedMultiheadAttention/decoderXQAImplJIT/kernelUtils.cpp. Blackwell's
+    data-centre chips have kernels of their own (trtllmGenKernels/fmha).
+    """
+    beyond = (rows["window"] > 0) & (rows["kv_len"] > rows["window"])
+    own_window = (rows["engine"] == "wgmma") & (rows["kv_dtype"] == "fp8")
+    return (rows["engine"] != "tcgen05") & ((_group(rows) == 1) | (beyond & ~own_window))
+
+
+def _limited_groups(rows: pd.DataFrame) -> pd.Series[bool]:
+    """DeepSeek-V3's experts: 7168 to 2048 columns, 256 of them, or a rank's share of either."""
+    experts, inter = rows["experts"], rows["inter"]
+    share = (256 % experts == 0) & (2048 % inter == 0)
+    return (rows["hidden"] == 7168) & share
+
+
 _PREFILL, _DECODE = "attention_prefill", "attention_decode"
 RULES: tuple[Rule, ...] = (
     Rule("*", "*", lambda r: r["launch"] == "eager", "launched eagerly: the host's time is measured"),
     # Prefill and encoders.
     Rule(_PREFILL, "*decode *decode/*", _every, "prefill of one query a sequence by a decode kernel"),
+    Rule(
+        _PREFILL,
+        "vllm_flashinfer vllm_flashinfer/*",
+        lambda r: r["seq"] == 1,
+        "vLLM hands sequences of one query to FlashInfer's decode kernel",
+    ),
     Rule(
         _PREFILL,
         "triton vllm_triton_attn",
@@ -60,6 +84,13 @@ RULES: tuple[Rule, ...] = (
         "torch_flow torch_flow/*",
         lambda r: _group(r) > 32,
         "trtllm decode, more than 32 query heads a K/V head: a kernel that reads K and V once a query head",
+    ),
+    Rule(
+        _DECODE,
+        "torch_flow torch_flow/*",
+        _masked,
+        "trtllm decode before Blackwell without grouped queries, or (but for fp8 on Hopper) beyond a window: "
+        "a kernel without matrix instructions, a block a query head",
     ),
     Rule(
         _DECODE,
@@ -106,15 +137,23 @@ RULES: tuple[Rule, ...] = (
         lambda r: r["seq"] % (128 // r["heads"]) != 0,
         "DeepGEMM's blocks of 128 / heads queries reach into the next sequence and do the keys of both",
     ),
+    # All scores are zero: every one is a candidate to the last digit, of which the kernels keep as many as
+    # fit (sgl-kernel/csrc/elementwise/topk.cu); the operator is timed for clear winners.
     Rule("topk_select", "*/flat", _every, "all scores equal: ties only"),
     # Others.
     Rule("quantize", "sglang", _every, "four element-wise kernels one after the other"),
     Rule("moe", "*_min_latency", _every, "without the combination of the experts' results"),
     Rule(
         "moe",
+        "sglang_* vllm_fp8moe_* vllm_modelopt* vllm_compressedtensors* vllm_unquantized*",
+        _limited_groups,
+        "DeepSeek-V3's own gate: four of eight groups, so that an even routing reaches half of the experts",
+    ),
+    Rule(
+        "moe",
         "*/ranks",
         _every,
-        "several ranks' experts in Triton: every step passes over the choices that fall on other ranks too",
+        "several ranks' experts in Triton or trtllm-gen: tokens and choices of other ranks take time too",
     ),
 )
 
@@ -122,7 +161,8 @@ RULES: tuple[Rule, ...] = (
 def reasons(operator: str, rows: pd.DataFrame) -> np.ndarray:
     """Why each row is not comparable (rows,), empty if it is.
 
-    ``rows`` has a column for each parameter of the operator, ``kernel_source`` and ``launch``.
+    ``rows`` has a column for each parameter of the operator, ``kernel_source``, ``launch`` and ``engine``
+    (the matrix instruction of the chip).
     """
     result = np.full(len(rows), "", dtype=object)
     for rule in RULES:

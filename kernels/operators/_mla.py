@@ -10,7 +10,7 @@ import numpy as np
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operators._common import LOG2E
-from foretile.kernels.operators._softmax import Rows, alloc_rows, clear_rows, online_softmax
+from foretile.kernels.operators._softmax import Rows, alloc_rows, clear_rows, lazy_softmax, online_softmax
 
 NOPE, ROPE = 128, 64
 """Elements of a query or key head without and with rotary position (DeepSeek-V3, config.json)."""
@@ -73,11 +73,17 @@ def clear_tiles(tiles: Tiles) -> None:
 
 
 @T.macro
-def attend(tiles: Tiles, policy: str) -> None:
-    """One tile of keys; ``acc_s`` holds the mask, 0 where a key is seen and -inf where not."""
+def attend(tiles: Tiles, policy: str, lazy: bool = False) -> None:
+    """One tile of keys; ``acc_s`` holds the mask, 0 where a key is seen and -inf where not.
+
+    ``lazy``: the result is scaled down only where a maximum has risen far.
+    """
     T.gemm(tiles.Q_shared, tiles.KV_shared, tiles.acc_s, transpose_B=True, policy=policy)
     T.gemm(tiles.Q_rope_shared, tiles.K_rope_shared, tiles.acc_s, transpose_B=True, policy=policy)
-    online_softmax(tiles.acc_s, tiles.acc_o, tiles.rows, SCALE * LOG2E)
+    if lazy:
+        lazy_softmax(tiles.acc_s, tiles.acc_o, tiles.rows, SCALE * LOG2E)
+    else:
+        online_softmax(tiles.acc_s, tiles.acc_o, tiles.rows, SCALE * LOG2E)
     T.copy(tiles.acc_s, tiles.S_shared)
     T.gemm(tiles.S_shared, tiles.V_shared, tiles.acc_o, policy=policy)
 

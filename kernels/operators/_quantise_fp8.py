@@ -34,6 +34,29 @@ def by_tensor(M: Any, K: Any) -> TileProgram:
     return traced
 
 
+def by_tensor_in_turn(M: Any, K: Any, cores: int) -> TileProgram:
+    """By the tensor's scale, row after row on every core, none beginning before the one before has ended."""
+
+    @T.prim_func
+    def quantise_fp8_in_turn(
+        X: T.Tensor((M, K), "bfloat16"), A_scale: T.Tensor((1,), "float32"), A: T.Tensor((M, K), FP8)
+    ) -> None:
+        with T.Kernel(cores, threads=_THREADS) as core:
+            X_local = T.alloc_fragment((1, _COLS), "bfloat16")
+            A_local = T.alloc_fragment((1, _COLS), FP8)
+            scale = T.alloc_fragment((1,), "float32")
+            for row in T.Persistent([M], cores, core, group_size=1):
+                T.copy(A_scale, scale)
+                for step in T.serial(T.ceildiv(K, _COLS)):
+                    T.copy(X[row, step * _COLS], X_local)
+                    for i, j in T.Parallel(1, _COLS):
+                        A_local[i, j] = saturated(T.cast(X_local[i, j], "float32"), scale[0])
+                    T.copy(A_local, A[row, step * _COLS])
+
+    traced: TileProgram = quantise_fp8_in_turn
+    return traced
+
+
 def by_rows(M: Any, K: Any) -> TileProgram:
     """By the rows' own scales, of two passes over each."""
 

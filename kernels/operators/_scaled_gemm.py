@@ -201,9 +201,9 @@ def check_config(operator: str, config: Config, *, blocks: bool = True) -> None:
     Raises:
         OperatorError: what is wrong, and what would be right.
     """
-    for key in ("block_m", "block_n", "block_k"):
-        if config[key] % 16:
-            raise OperatorError(f"{operator}: {key}={config[key]} is not a multiple of 16")
+    for key, step in (("block_m", 16), ("block_n", 8), ("block_k", 16)):
+        if config[key] % step:
+            raise OperatorError(f"{operator}: {key}={config[key]} is not a multiple of {step}")
     if "product" in config:
         if config["product"] not in ("fp8", "bf16"):
             raise OperatorError(f"{operator}: product={config['product']!r} is not one of fp8, bf16")

@@ -65,6 +65,39 @@ def online_softmax(acc_s: Any, acc_o: Any, rows: Rows, scale: float) -> None:
         acc_o[i, j] = acc_o[i, j] * scores_scale[i]
 
 
+_RISE = 6.0  # powers of two by which weights may exceed 1 before anything is scaled down
+
+
+@T.macro
+def lazy_softmax(acc_s: Any, acc_o: Any, rows: Rows, scale: float) -> None:
+    """As :func:`online_softmax`, but the result is scaled down only where a maximum has risen far.
+
+    ``scores_max`` stays what the sums refer to while no row's maximum is more than ``_RISE`` powers of
+    two above it: weights reach 2^6 then. Scores of many keys seldom rise further once a tile or two are
+    seen (FlashAttention 4; FlashMLA's sparse prefill for sm_100), so that branch is not timed.
+    """
+    scores_max, scores_max_prev, scores_scale, scores_sum, logsum = rows
+    rise = T.alloc_fragment((1,), "float32")
+    T.copy(scores_max, scores_max_prev)
+    T.reduce_max(acc_s, scores_max, dim=1, clear=False)
+    for i in T.Parallel(acc_s.shape[0]):
+        scores_scale[i] = scores_max[i] * scale - scores_max_prev[i] * scale
+    T.reduce_max(scores_scale, rise, dim=0)
+    if T.likely(rise[0] <= _RISE):
+        T.copy(scores_max_prev, scores_max)
+    else:
+        for i in T.Parallel(acc_s.shape[0]):
+            scores_scale[i] = T.exp2(-scores_scale[i])
+            logsum[i] = logsum[i] * scores_scale[i]
+        for i, j in T.Parallel(*acc_o.shape):
+            acc_o[i, j] = acc_o[i, j] * scores_scale[i]
+    for i, j in T.Parallel(*acc_s.shape):
+        acc_s[i, j] = T.exp2(acc_s[i, j] * scale - scores_max[i] * scale)
+    T.reduce_sum(acc_s, scores_sum, dim=1)
+    for i in T.Parallel(acc_s.shape[0]):
+        logsum[i] = logsum[i] + scores_sum[i]
+
+
 @T.macro
 def load_keys(src: Any, stored: Any, staged: Any, shared: Any) -> None:
     """A tile of K or V, ``src``, into ``shared``; through registers where its type is converted.

@@ -38,7 +38,8 @@ def _tensors(shape: Shape) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 def _decode(shape: Shape, config: Config) -> TileProgram:
     """One block a K/V head (and tile of its query heads), sequence and part of the keys.
 
-    The query heads that share a K/V head are the rows of the products, padded to ``block_h``.
+    The query heads that share a K/V head are the rows of the products, padded to ``block_h``. Blocks of
+    one query head (``block_h`` 1) use no matrix instruction: sums of products, element by element.
     With one part a block writes O; with more, its own normalised O and the log-sum-exp (base
     two) of its scores, for :func:`_combine`.
     """
@@ -49,7 +50,8 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
     block_H, block_N, num_split = config["block_h"], config["block_n"], config["num_split"]
     num_stages, threads = config["num_stages"], config["threads"]
     scale = head_dim**-0.5 * LOG2E
-    convert = kv_dtype != dtype
+    plain = block_H == 1
+    convert = kv_dtype != dtype and not plain
     # A warp takes 16 rows at least: with too few rows for the warps they share the columns, and the
     # weights, which every warp then needs all of, go through shared memory.
     own_rows = block_H * 2 >= threads
@@ -59,9 +61,15 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
     def attend(Q: Any, K: Any, V: Any, part: Any, by: Any, bz: Any) -> tuple[Any, Any, Any, Any]:
         """The block's K/V head, first row among its query heads, normalised result and log-sum-exp."""
         Q_shared = T.alloc_shared((block_H, head_dim), dtype)
-        K_shared = T.alloc_shared((block_N, head_dim), dtype)
-        V_shared = T.alloc_shared((block_N, head_dim), dtype)
-        weights = (T.alloc_fragment if own_rows else T.alloc_shared)((block_H, block_N), dtype)
+        K_shared = T.alloc_shared((block_N, head_dim), kv_dtype if plain else dtype)
+        V_shared = T.alloc_shared((block_N, head_dim), kv_dtype if plain else dtype)
+        if plain:
+            q = T.alloc_fragment((head_dim,), "float32")
+            terms = T.alloc_fragment((block_N, head_dim), "float32")
+            score = T.alloc_fragment((block_N,), "float32")
+            added = T.alloc_fragment((head_dim,), "float32")
+        else:
+            weights = (T.alloc_fragment if own_rows else T.alloc_shared)((block_H, block_N), dtype)
         K_stored = T.alloc_shared((block_N, head_dim), kv_dtype) if convert else K_shared
         V_stored = T.alloc_shared((block_N, head_dim), kv_dtype) if convert else V_shared
         KV_local = T.alloc_fragment((block_N, head_dim), kv_dtype) if convert else None
@@ -82,17 +90,42 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         def visible(key: Any) -> Any:
             return T.all_of(key >= oldest, key < kv_len) if window else key < kv_len
 
+        def cut(k: Any) -> Any:
+            """Whether a tile has hidden keys: only those pay for a mask."""
+            above = (k + 1) * block_N > kv_len
+            return T.any_of(k * block_N < oldest, above) if window else above
+
         T.copy(Q[bz, kv_head, h0 : h0 + block_H, 0:head_dim], Q_shared)
+        if plain:
+            for j in T.Parallel(head_dim):
+                q[j] = T.cast(Q_shared[0, j], "float32")
         clear_rows(rows, acc_o)
         for k in T.Pipelined(first, last, num_stages=num_stages):
             load_keys(tile(K, k), K_stored, KV_local, K_shared)
-            for i, j in T.Parallel(block_H, block_N):
-                acc_s[i, j] = T.if_then_else(visible(k * block_N + j), 0.0, -T.infinity("float32"))
-            T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=policy)
+            if plain:
+                for i, j in T.Parallel(block_N, head_dim):
+                    terms[i, j] = T.cast(K_shared[i, j], "float32") * q[j]
+                T.reduce_sum(terms, score, dim=1)
+                for i in T.Parallel(block_N):
+                    acc_s[0, i] = score[i]
+            else:
+                T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=policy, clear_accum=True)
+            if cut(k):
+                for i, j in T.Parallel(block_H, block_N):
+                    acc_s[i, j] = T.if_then_else(
+                        visible(k * block_N + j), acc_s[i, j], -T.infinity("float32")
+                    )
             online_softmax(acc_s, acc_o, rows, scale)
-            T.copy(acc_s, weights)
             load_keys(tile(V, k), V_stored, KV_local, V_shared)
-            T.gemm(weights, V_shared, acc_o, policy=policy)
+            if plain:
+                for i, j in T.Parallel(block_N, head_dim):
+                    terms[i, j] = T.cast(V_shared[i, j], "float32") * acc_s[0, i]
+                T.reduce_sum(terms, added, dim=0)
+                for j in T.Parallel(head_dim):
+                    acc_o[0, j] = acc_o[0, j] + added[j]
+            else:
+                T.copy(acc_s, weights)
+                T.gemm(weights, V_shared, acc_o, policy=policy)
         # A part without keys (more parts than tiles) ends with O = 0 / tiny = 0.
         for i in T.Parallel(block_H):
             rows.logsum[i] = T.max(rows.logsum[i], _TINY)
@@ -180,7 +213,8 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
 
 
 # (block_h, block_n, num_stages, threads), likeliest first.
-# The last ones are for chips with 64 KB of shared memory a block, or wide heads.
+# The last ones are for chips with 64 KB of shared memory a block, or wide heads. None has one query head
+# a block: such kernels exist, and are slower.
 _TILES = (
     (16, 64, 3, 128),
     (16, 128, 2, 128),

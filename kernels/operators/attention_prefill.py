@@ -85,14 +85,19 @@ def program(shape: Shape, config: Config) -> TileProgram:
             @T.macro
             def attend(k: Any, masked: bool) -> None:
                 load_keys(tile(K, k), K_stored, KV_local, K_shared)
+                T.gemm(
+                    Q_shared,
+                    K_shared,
+                    acc_s,
+                    transpose_B=True,
+                    policy=T.GemmWarpPolicy.FullRow,
+                    clear_accum=True,
+                )
                 if masked:
                     for i, j in T.Parallel(block_M, block_N):
                         acc_s[i, j] = T.if_then_else(
-                            visible(first + i, k * block_N + j), 0.0, -T.infinity("float32")
+                            visible(first + i, k * block_N + j), acc_s[i, j], -T.infinity("float32")
                         )
-                else:
-                    T.clear(acc_s)
-                T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
                 online_softmax(acc_s, acc_o, rows, scale)
                 T.copy(acc_s, acc_s_cast)
                 load_keys(tile(V, k), V_stored, KV_local, V_shared)

@@ -13,7 +13,7 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Arrays, Config, Operator, OperatorError, Param, Shape, Tolerance
 from foretile.kernels.operators._common import full, random_operand, size, whole
 from foretile.kernels.operators._quant import FP8_MAX, reference_scale, round_e4m3
-from foretile.kernels.operators._quantise_fp8 import FP8, by_rows, by_tensor, tensor_scale
+from foretile.kernels.operators._quantise_fp8 import FP8, by_rows, by_tensor, by_tensor_in_turn, tensor_scale
 from foretile.kernels.operators._scaled_gemm import (
     check_config,
     depth_tile,
@@ -29,11 +29,13 @@ def _scales(shape: Shape, rows: Any) -> tuple[Any, ...]:
     return (rows,) if shape["per_row"] else (1,)
 
 
-def _quantise(shape: Shape) -> tuple[TileProgram, ...]:
+def _quantise(shape: Shape, config: Config) -> tuple[TileProgram, ...]:
     """The launches that make A of X, and with ``find_scale`` its scale before."""
     M, K = shape["m"], shape["k"]
     if shape["per_row"]:
         return (by_rows(M, K),)
+    if config["in_turn"] and not shape["find_scale"]:
+        return (by_tensor_in_turn(M, K, config["cores"]),)
     return (*tensor_scale(M, K), by_tensor(M, K)) if shape["find_scale"] else (by_tensor(M, K),)
 
 
@@ -166,7 +168,7 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
         )
     split = config["variant"] == "split_k"
     product = _split_k(shape, config) if split else (_product(shape, config),)
-    launches = (*_quantise(shape), *product) if shape["quantize_a"] else product
+    launches = (*_quantise(shape, config), *product) if shape["quantize_a"] else product
     return launches if len(launches) > 1 else launches[0]
 
 
@@ -222,12 +224,15 @@ _WIDENED = (
 
 
 def configs(shape: Shape) -> list[Config]:
-    """The space: products of fp8, then of operands widened to bf16; ``cores`` is to be set to the chip's."""
+    """The space: products of fp8, then of operands widened to bf16; ``cores`` is to be set to the chip's.
+
+    ``in_turn`` (not in the space): A is quantised row after row on every core.
+    """
     keys = ("variant", "block_m", "block_n", "block_k", "num_stages", "threads", "swizzle", "product")
 
     def config(*values: Any, split: int = 1) -> Config:
         found = dict(zip(keys, values, strict=True))
-        return {**found, "split_k": split, "cores": 132}
+        return {**found, "split_k": split, "cores": 132, "in_turn": False}
 
     space = [config("persistent", m, n, 128, s, threads, 8, "fp8") for m, n, threads, s in _PERSISTENT]
     space += [

@@ -20,16 +20,40 @@ HEAD_DIM = 128
 _FP8 = "float8_e4m3"
 
 
+_CHAINS = 4  # sums of a query's heads that a thread keeps going at a time
+
+
+def _dot(scores: Any, weights: Any, row: Any, first: Any, heads: int) -> Any:
+    """Sum of ``heads`` weighted scores of a row, negative ones left out, the first of column ``first``."""
+
+    def term(head: int) -> Any:
+        return T.max(scores[row, first + head], 0.0) * weights[first + head]
+
+    sums = []
+    for chain in range(min(_CHAINS, heads)):
+        total = term(chain)
+        for head in range(chain + _CHAINS, heads, _CHAINS):
+            total = total + term(head)
+        sums.append(total)
+    result = sums[0]
+    for total in sums[1:]:
+        result = result + total
+    return result
+
+
 def program(shape: Shape, config: Config) -> TileProgram:
     """One block ``block_q`` queries, all their heads, against ``chunk`` tiles of ``block_n`` keys (0: all).
 
-    The heads of a query are the columns of a product whose rows are the keys; ``product`` "bf16" widens
-    the operands on chip, without rounding, for matrix engines that take no fp8. Under the causal mask
-    tiles that no query of the block sees are filled without being read.
+    The heads of a query are the columns of a product whose rows are the keys, ``joined`` those of all the
+    block's queries (DeepGEMM), whether they exist or not. ``product`` "bf16" widens the operands on chip,
+    without rounding, for matrix engines that take no fp8. Under the causal mask tiles that no query of
+    the block sees are filled without being read.
     """
     batch, seq, kv_len, heads = shape["batch"], shape["seq"], shape["kv_len"], shape["heads"]
     block_Q, block_N, chunk = config["block_q"], config["block_n"], config["chunk"]
     num_stages, threads, causal = config["num_stages"], config["threads"], shape["causal"]
+    joined = config["joined"]
+    columns = block_Q * heads if joined else heads  # of a product
     product, convert = full(config["product"]), config["product"] != "fp8"
     hidden = -T.infinity("float32")
 
@@ -51,13 +75,16 @@ def program(shape: Shape, config: Config) -> TileProgram:
             K_stored = T.alloc_shared((block_N, HEAD_DIM), _FP8) if convert else K_shared
             K_local = T.alloc_fragment((block_N, HEAD_DIM), _FP8) if convert else None
             K_scale_shared = T.alloc_shared((block_N,), "float32")
-            scores = T.alloc_fragment((block_N, heads), "float32")
-            weights = T.alloc_fragment((heads,), "float32")
+            scores = T.alloc_fragment((block_N, columns), "float32")
+            weights = T.alloc_fragment((columns,), "float32")
             logits = T.alloc_fragment((block_N,), "float32")
 
             q0 = by * block_Q
             position = kv_len - seq + q0  # of the block's first query among the keys
             queries = T.min(block_Q, seq - q0)
+            if joined:
+                T.clear(Q_shared)
+                T.clear(weights)
             for s in T.serial(queries):
                 if convert:
                     T.copy(Q[bz, q0 + s, 0:heads, 0:HEAD_DIM], Q_local)
@@ -65,6 +92,9 @@ def program(shape: Shape, config: Config) -> TileProgram:
                 else:
                     T.copy(Q[bz, q0 + s, 0:heads, 0:HEAD_DIM], Q_shared[s * heads : (s + 1) * heads, :])
             T.copy(W[bz, q0 : q0 + block_Q, 0:heads], W_shared)
+            if joined:
+                for s, h in T.Parallel(block_Q, heads):
+                    weights[s * heads + h] = W_shared[s, h]
 
             first = bx * chunk
             last = T.min(first + chunk, tiles) if chunk else tiles
@@ -73,13 +103,19 @@ def program(shape: Shape, config: Config) -> TileProgram:
             for t in T.Pipelined(first, edge, num_stages=num_stages):
                 load_keys(K[bz, t * block_N : (t + 1) * block_N, 0:HEAD_DIM], K_stored, K_local, K_shared)
                 T.copy(K_scale[bz, t * block_N : (t + 1) * block_N], K_scale_shared)
+                if joined:
+                    T.gemm(K_shared, Q_shared, scores, transpose_B=True, clear_accum=True)
                 for s in T.serial(queries):
-                    q_tile = Q_shared[s * heads : (s + 1) * heads, :]
-                    T.gemm(K_shared, q_tile, scores, transpose_B=True, clear_accum=True)
-                    T.copy(W_shared[s, :], weights)
-                    for j, h in T.Parallel(block_N, heads):
-                        scores[j, h] = T.max(scores[j, h], 0.0) * weights[h]
-                    T.reduce_sum(scores, logits, dim=1)
+                    if joined:
+                        for j in T.Parallel(block_N):
+                            logits[j] = _dot(scores, weights, j, s * heads, heads)
+                    else:
+                        q_tile = Q_shared[s * heads : (s + 1) * heads, :]
+                        T.gemm(K_shared, q_tile, scores, transpose_B=True, clear_accum=True)
+                        T.copy(W_shared[s, :], weights)
+                        for j, h in T.Parallel(block_N, heads):
+                            scores[j, h] = T.max(scores[j, h], 0.0) * weights[h]
+                        T.reduce_sum(scores, logits, dim=1)
                     for j in T.Parallel(block_N):
                         if causal:
                             visible = t * block_N + j <= position + s
@@ -96,29 +132,31 @@ def program(shape: Shape, config: Config) -> TileProgram:
     return traced(indexer_logits)
 
 
-# (block_q, block_n, num_stages, threads, chunk), likeliest first; those of all keys as DeepGEMM's.
+# (block_q, block_n, num_stages, threads, chunk, joined), likeliest first; those of all keys as DeepGEMM's.
 _TILES = (
-    (4, 128, 2, 256, 8),
-    (4, 128, 2, 128, 16),
-    (2, 128, 2, 128, 8),
-    (1, 128, 2, 128, 8),
-    (1, 128, 2, 128, 4),
-    (1, 128, 3, 128, 16),
-    (1, 64, 2, 128, 8),
-    (2, 64, 2, 128, 4),
-    (4, 64, 2, 128, 8),
-    (1, 256, 2, 256, 4),
-    (8, 128, 2, 256, 8),
-    (1, 64, 2, 64, 2),
-    (4, 256, 3, 512, 0),
-    (4, 128, 3, 256, 0),
-    (2, 128, 3, 256, 0),
+    (4, 128, 2, 256, 8, False),
+    (4, 128, 2, 128, 16, False),
+    (2, 128, 2, 128, 8, False),
+    (1, 128, 2, 128, 8, False),
+    (1, 128, 2, 128, 4, False),
+    (1, 128, 3, 128, 16, False),
+    (1, 64, 2, 128, 8, False),
+    (2, 64, 2, 128, 4, False),
+    (4, 64, 2, 128, 8, False),
+    (1, 256, 2, 256, 4, False),
+    (8, 128, 2, 256, 8, False),
+    (1, 64, 2, 64, 2, False),
+    (4, 256, 3, 512, 0, False),
+    (4, 128, 3, 256, 0, False),
+    (2, 128, 3, 256, 0, False),
+    (4, 256, 3, 256, 0, True),
+    (4, 128, 3, 128, 0, True),
 )
 
 
 def configs(shape: Shape) -> list[Config]:
     """The space: type of the products, queries and keys of a tile, key tiles in flight and of a block."""
-    keys = ("block_q", "block_n", "num_stages", "threads", "chunk")
+    keys = ("block_q", "block_n", "num_stages", "threads", "chunk", "joined")
     return [
         {"product": product, **dict(zip(keys, tile, strict=True))}
         for product in ("fp8", "bf16")

@@ -63,7 +63,7 @@ def _attention(shape: Shape, config: Config) -> TileProgram:
             for i, j in T.Parallel(block_H, block_N):
                 named = T.all_of(index[j] >= 0, t * block_N + j < topk)
                 tiles.acc_s[i, j] = T.if_then_else(named, 0.0, -T.infinity("float32"))
-            attend(tiles, policy)
+            attend(tiles, policy, config["lazy"])
         finish(tiles, partial=num_split > 1)
         return tiles
 
@@ -118,23 +118,24 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
     return _attention(shape, config), combine(queries, config["num_split"], full(shape["dtype"]))
 
 
-# (block_h, block_n, block_v, num_stages, threads), likeliest first; those with few heads for small
-# shared memories, the last for accumulators in a memory of their own.
+# (block_h, block_n, block_v, num_stages, threads, lazy), likeliest first; those with few heads for small
+# shared memories, the last two for accumulators in a memory of their own.
 _TILES = (
-    (64, 64, 512, 2, 256),
-    (64, 64, 512, 1, 256),
-    (64, 32, 512, 2, 256),
-    (32, 32, 512, 2, 128),
-    (16, 16, 512, 2, 128),
-    (16, 32, 512, 2, 128),
-    (32, 64, 512, 2, 128),
-    (64, 64, 256, 2, 256),
+    (64, 64, 512, 2, 256, False),
+    (64, 64, 512, 1, 256, False),
+    (64, 32, 512, 2, 256, False),
+    (32, 32, 512, 2, 128, False),
+    (16, 16, 512, 2, 128, False),
+    (16, 32, 512, 2, 128, False),
+    (32, 64, 512, 2, 128, False),
+    (64, 64, 256, 2, 256, False),
+    (64, 64, 512, 2, 384, True),
 )
 
 
 def configs(shape: Shape) -> list[Config]:
-    """The space: heads, keys and values of a tile, tiles in flight, threads, parts of the indices."""
-    keys = ("block_h", "block_n", "block_v", "num_stages", "threads", "num_split")
+    """The space: heads, keys, values of a tile, tiles in flight, threads, rescaling, parts of the indices."""
+    keys = ("block_h", "block_n", "block_v", "num_stages", "threads", "lazy", "num_split")
     return [
         dict(zip(keys, (*tile, split), strict=True))
         for split in (1, 4, 2, 8)
@@ -207,6 +208,19 @@ def _one_key(shape: Shape, rng: np.random.Generator) -> Arrays:
     return {**operands, "Indices": np.full_like(operands["Indices"], shape["kv_len"] - 1)}
 
 
+def _rising_scores(shape: Shape, rng: np.random.Generator) -> Arrays:
+    """Keys in order, each larger than the one before: maxima rise far, and a little, from tile to tile."""
+    operands = inputs(shape, rng)
+    growth = np.geomspace(1e-2, 4, shape["kv_len"], dtype=np.float32)[:, None]
+    positive = {name: np.abs(operands[name].astype(np.float32)) for name in ("Q", "KV")}
+    dtype = operands["KV"].dtype
+    return {
+        "Q": (positive["Q"] / 8).astype(dtype),
+        "KV": (positive["KV"] * growth).astype(dtype),
+        "Indices": np.where(operands["Indices"] < 0, -1, np.sort(operands["Indices"], axis=-1)),
+    }
+
+
 def reference(shape: Shape, Q: np.ndarray, KV: np.ndarray, Indices: np.ndarray) -> Arrays:
     """O of (batch, seq, heads, 512) in float64, not rounded; zero where a query names no key."""
     kv = KV.astype(np.float64)
@@ -242,6 +256,11 @@ OPERATOR = Operator(
     inputs=inputs,
     reference=reference,
     tolerance=attention_tolerance,
-    adversarial={"holes": _holes, "nothing_named": _nothing_named, "one_key": _one_key},
+    adversarial={
+        "holes": _holes,
+        "nothing_named": _nothing_named,
+        "one_key": _one_key,
+        "rising_scores": _rising_scores,
+    },
     example={"batch": 2, "seq": 3, "heads": 20, "topk": 70, "kv_len": 300},
 )

@@ -43,6 +43,7 @@ def roles(program: TileProgram) -> Roles:
                 elif (gather := gathered(s, program)) is not None:
                     staged[gather.buffer] = loop.num_stages
     written = {s.buffer for s in stmts if isinstance(s, Store)}
+    written |= {s.previous.buffer for s in stmts if isinstance(s, Store) and s.previous is not None}
     written |= {s.dst.buffer for s in stmts if isinstance(s, Reduce | CumSum)}
     for s in stmts:  # a converted copy of something element-wise is element-wise work too
         if isinstance(s, Copy) and program.buffer(s.src.buffer).scope in ("fragment", "local", "var"):
@@ -243,7 +244,7 @@ def _changing(e: Expr, around: Sequence[Expr], on_chip: Container[str]) -> Expr:
     if isinstance(e, Call):
         return Call(e.fn, tuple(_changing(a, around, on_chip) for a in e.args))
     if isinstance(e, Cast):
-        return Cast(e.dtype, _changing(e.a, around, on_chip))
+        return Cast(e.dtype, _changing(e.a, around, on_chip), e.bits)
     return e
 
 

@@ -1,8 +1,8 @@
-"""What decides trip counts and branches has to be known before the kernel runs."""
+"""What decides trip counts and branches has to be known before the kernel runs, or said to be likely."""
 
 from __future__ import annotations
 
-from foretile.kernels.expr import Expr, loads
+from foretile.kernels.expr import Call, Expr, loads
 from foretile.kernels.ir import For, If, Stmt, TileProgram, While
 from foretile.simulator.machine import SimulationError
 
@@ -10,15 +10,24 @@ from foretile.simulator.machine import SimulationError
 def refuse_decisions(program: TileProgram) -> None:
     """Refuse while loops, and branches and loops that values computed by the kernel itself decide.
 
+    What is said not to be expected is not timed, and may hold any of them.
+
     Raises:
         SimulationError: there is one; the message names its line and the values.
     """
     _visit(program.body, frozenset(b.name for b in program.buffers), program.name)
 
 
+def expected(cond: Expr) -> bool:
+    """Whether the kernel's author says that a branch on values of the kernel itself is taken (T.likely)."""
+    return isinstance(cond, Call) and cond.fn == "likely" and bool(loads(cond))
+
+
 def _visit(body: tuple[Stmt, ...], on_chip: frozenset[str], name: str) -> None:
     for stmt in body:
-        if isinstance(stmt, If):
+        if isinstance(stmt, If) and expected(stmt.cond):
+            _visit(stmt.then, on_chip, name)
+        elif isinstance(stmt, If):
             _check((stmt.cond,), "a branch", stmt, on_chip, name)
             _visit(stmt.then, on_chip, name)
             _visit(stmt.orelse, on_chip, name)

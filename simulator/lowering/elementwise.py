@@ -7,12 +7,12 @@ special-function unit plus the multiply-adds that scale their argument or result
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field, replace
 
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import COMPARISONS, Binary, Call, Cast, Const, Expr, Load, Var
-from foretile.kernels.ir import Buffer, TileProgram
+from foretile.kernels.expr import COMPARISONS, Binary, Call, Cast, Const, Expr, Load, Var, loads, variables
+from foretile.kernels.ir import Buffer, Store, TileProgram
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ _CALLS: dict[str, dict[str, float]] = {
     "isnan": {"alu": 1},
     "if_then_else": {"alu": 1},
     "clamp": {"alu": 2},
+    "likely": {},
 }
 
 
@@ -111,6 +112,8 @@ def count(e: Expr, program: TileProgram) -> Count:
         return Count()
     if isinstance(e, Load):
         return Count(depth=1, loads=(e,))
+    if isinstance(e, Cast) and e.bits:
+        return count(e.a, program)
     if isinstance(e, Cast):
         return _cast(count(e.a, program), value_dtype(e.a, program), e.dtype)
     if isinstance(e, Call):
@@ -146,6 +149,26 @@ def _cast(below: Count, source: str, target: str) -> Count:
 def store_count(value: Expr, target: Buffer, program: TileProgram) -> Count:
     """Instructions to compute ``value`` and convert it to the target buffer's type."""
     return _cast(count(value, program), value_dtype(value, program), target.dtype)
+
+
+def update_count(
+    stmt: Store, inside: Container[str], each: Count, target: Buffer, program: TileProgram
+) -> tuple[Count, Buffer]:
+    """An atomic update of shared memory in a nest over ``inside``: instructions, and what is written.
+
+    ``each`` computes the value. An element of its own a lane is read and written (lanes that meet in a bank,
+    or in an element, are not told apart). One element for all lanes takes one update a warp: compilers let
+    each warp count its lanes first.
+    """
+    own = False
+    for index in stmt.indices:
+        each = each + count(index, program)
+        private = any(program.buffer(x.buffer).scope in ("local", "var") for x in loads(index))
+        own = own or private or any(name in inside for name in variables(index))
+    if own:
+        return each + Count(loads=(Load(stmt.buffer, stmt.indices),)), target
+    # Vote and count; where each lane is told what it finds, the lanes below it, a shuffle and a sum.
+    return each.then(alu=5 if stmt.previous is not None else 2), replace(target, scope="fragment")
 
 
 def convert_count(source: str, target: str) -> Count:

@@ -37,8 +37,8 @@ from foretile.simulator.lowering.analysis import (
     roles,
     settle,
 )
-from foretile.simulator.lowering.decisions import refuse_decisions
-from foretile.simulator.lowering.elementwise import Count, count, store_count
+from foretile.simulator.lowering.decisions import expected, refuse_decisions
+from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.styles import RULES
 from foretile.simulator.machine import Machine, SimulationError
@@ -118,6 +118,8 @@ class _Walker:
         line = stmt.loc.line if stmt.loc else 0
         if isinstance(stmt, For):
             return self.loop(stmt)
+        if isinstance(stmt, If) and expected(stmt.cond):
+            return list(self.block(stmt.then))
         if isinstance(stmt, If):
             return [self.branch(stmt)]
         return [replace(op, line=line) for op in self.operation(stmt)]
@@ -320,6 +322,8 @@ class _Walker:
         points = prod(extents.values())
         target = self.program.buffer(stmt.buffer)
         each = guard + store_count(stmt.value, target, self.program)
+        if stmt.atomic and target.scope == "shared":
+            each, target = update_count(stmt, extents, each, target, self.program)
         ops: list[Op] = []
         reads: list[str] = []
         for number, load in enumerate(dict.fromkeys(each.loads)):

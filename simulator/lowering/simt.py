@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import ceil, log2, sqrt
 
 from foretile.kernels.dtypes import DTYPES
@@ -17,6 +18,7 @@ from foretile.simulator.workload import Occupancy
 SCHEDULERS = 4
 # Registers of a producer warp's thread after redistribution (TileLang lowers Hopper pipelines with
 # setmaxnreg 24 for the producer and 240 for consumers).
+_LEAST_REGISTERS = 8  # addresses and a counter, whatever the program holds
 _PRODUCER_REGISTERS = 24
 _CONSUMER_REGISTERS = 240
 _VECTOR_BYTES = 16  # widest load, store or asynchronous copy of one thread
@@ -157,7 +159,12 @@ class SimtRules:
             for b in p.buffers
             if b.scope in ("local", "var")
         )
+        fragments = ceil((held + local) / 4 / p.threads)
         registers = ceil((held + local) / 4 / p.threads + m.registers_base)
+        wanted = dict(p.annotations).get("min_blocks_per_sm", "")
+        if wanted:  # the compiler recomputes addresses and keeps less beside what the program holds
+            room = m.register_bytes // 4 // (int(wanted) * p.threads)
+            registers = max(fragments + _LEAST_REGISTERS, min(registers, room))
         limit = min(m.registers_per_thread, _CONSUMER_REGISTERS if self.runs_ahead() else 1 << 16)
         if registers > limit:
             raise SimulationError(
@@ -255,11 +262,12 @@ class SimtRules:
         lanes = self.program.threads
         padded = ceil(elements / lanes) * lanes if elements > 1 else lanes
         pad_bytes = tensor_bytes = 0.0
+        read = Counter(load.buffer for load in set(count.loads))  # by each iteration
         for load in count.loads:
             source = self.program.buffer(load.buffer)
             if source.scope == "shared":
                 pad_bytes += elements * DTYPES[source.dtype].bytes
-            tensor_bytes += self._fetch(source, elements)
+            tensor_bytes += self._fetch(source, elements * read[load.buffer])
         if target.scope == "shared":
             pad_bytes += elements * DTYPES[target.dtype].bytes
         elif target.name in self._in_tensor_memory:

@@ -132,7 +132,8 @@ def write_elements(
     """
     axes = len(frame.axes)
     ndim = axes + len(nest)
-    indices = clip(tile, name, indices, mask, frame, ndim, loc)
+    inside = clip(tile, name, indices, mask, frame, ndim, loc)
+    apart, indices = apart and inside is indices, inside  # clipped ones coincide
     shapes = (np.shape(value), strided.shape_of(indices, ndim), np.shape(mask))
     own(tile, np.broadcast_shapes((1,) * axes, *(s[:axes] for s in shapes)), axes)
     assert tile.data is not None
@@ -163,8 +164,11 @@ def combine_elements(
     nest: tuple[int, ...],
     frame: Frame,
     loc: Loc | None,
-) -> None:
-    """Atomic updates of elements in shared memory, in some order.
+) -> Value:
+    """Atomic updates of elements in shared memory, in the order of the iterations.
+
+    Returns what each update of a sum found before it (of a maximum or minimum: what all found), by
+    (block axes, iteration axes).
 
     Raises:
         NumericsError: an element lies outside of the buffer, or was never written.
@@ -176,9 +180,26 @@ def combine_elements(
     own(tile, frame.axes, axes)
     assert tile.data is not None
     every = block_indices(tile.data.shape[:axes], ndim) + indices
-    at, values, _ = _points(tile, every, value, mask, nest, axes)
+    at, values, keep = _points(tile, every, value, mask, nest, axes)
+    found = np.zeros(keep.shape, tile.data.dtype)
+    if how == "add":
+        found[keep] = tile.data[at] + _sums_before(np.ravel_multi_index(at, tile.data.shape), values)
+        found = round_to(found, tile.dtype)
+    else:
+        found[keep] = tile.data[at]
     _COMBINE[how].at(tile.data, at, values)
     tile.data[at] = round_to(tile.data[at], tile.dtype)
+    return found
+
+
+def _sums_before(places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each of the values, the sum of those before it at the same place."""
+    order = np.argsort(places, kind="stable")
+    sums = np.cumsum(values[order]) - values[order]
+    first = np.r_[True, np.diff(places[order]) != 0] if len(order) else np.zeros(0, dtype=bool)
+    before = np.empty_like(sums)
+    before[order] = sums - sums[first][np.cumsum(first) - 1] if len(order) else sums
+    return np.asarray(before)
 
 
 def _points(

@@ -28,7 +28,7 @@ from foretile.kernels.expr import (
 )
 from foretile.kernels.infer import binary_dtype, call_dtype, dtype_of, is_float
 from foretile.kernels.ir import Loc
-from foretile.simulator.numerics.formats import carrier, round_to
+from foretile.simulator.numerics.formats import carrier, decode, encode, round_to, storage
 from foretile.simulator.numerics.frame import Frame
 
 Value = Any  # a Python number or an array over (block axes, iteration axes)
@@ -98,6 +98,8 @@ class Scope:
             return self.read(e, indices, self.mask, self), self.dtypes[e.buffer]
         if isinstance(e, Cast):
             value, dtype = self.typed(e.a)
+            if e.bits:
+                return reinterpreted(value, dtype, e.dtype), e.dtype
             return convert(value, dtype, e.dtype), e.dtype
         if isinstance(e, Binary):
             return self._binary(e)
@@ -163,6 +165,14 @@ def convert(value: Value, source: str, target: str) -> Value:
     if target in _WIDE and source not in ("float64", "int64", "uint64", "int32", "uint32"):
         return value.astype(carrier(target), copy=False)
     return round_to(value, target)
+
+
+def reinterpreted(value: Value, source: str, target: str) -> Value:
+    """The bits of ``value`` of type ``source``, read as ``target``."""
+    held = np.asarray(_number(value, source) if is_float(source) else value).astype(carrier(source))
+    return decode(np.ascontiguousarray(encode(held, source)).view(storage(target)), target).reshape(
+        held.shape
+    )
 
 
 def _plain(value: float) -> Any:

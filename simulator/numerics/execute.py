@@ -105,6 +105,7 @@ def _written(program: TileProgram) -> set[str]:
     for s in walk_stmts(program.body):
         if isinstance(s, Store):
             found.add(s.buffer)
+            found |= {s.previous.buffer} if s.previous is not None else set()
         elif isinstance(s, Copy | Fill | Reduce | CumSum | AtomicAdd):
             found.add(s.dst.buffer)
     return found

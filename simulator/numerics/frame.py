@@ -87,7 +87,9 @@ class Frame:
                 self._merge(self.tiles[name], tile, chosen, in_place=tile.data is before[name])
 
     def _merge(self, mine: Tile, theirs: Tile, chosen: _Choice, *, in_place: bool) -> None:
-        assert theirs.data is not None
+        if theirs.data is None:  # threads' own variables, of which the block keeps nothing
+            mine.changed, mine.written = True, chosen.merge_written(mine, theirs, self.axes)
+            return
         mine.changed = True
         mine.zero = mine.zero and theirs.zero
         mine.written = chosen.merge_written(mine, theirs, self.axes)

@@ -229,22 +229,35 @@ class _Nest:
                 )
                 return
             tile = self.frame.tiles[s.buffer]
-            combine_elements(tile, s.buffer, s.atomic, indices, value, scope.mask, nest, self.frame, s.loc)
+            found = combine_elements(
+                tile, s.buffer, s.atomic, indices, value, scope.mask, nest, self.frame, s.loc
+            )
+            if s.previous is not None:
+                place = tuple(_whole(scope.value(i)) for i in s.previous.indices)
+                dtype = self.machine.dtypes[s.previous.buffer]
+                kept = convert(found, self.machine.dtypes[s.buffer], dtype)
+                self.keep(s.previous.buffer, s.previous.indices, place, kept)
             return
-        if self.is_private(s.buffer):
-            self.store_private(s.buffer, indices, value)
+        self.keep(s.buffer, s.indices, indices, value)
+
+    def keep(self, name: str, exprs: tuple[Expr, ...], indices: Indices, value: Value) -> None:
+        """A value of every block and iteration into an element of a buffer (``exprs``: its indices)."""
+        scope, nest, ndim = self.scope, self.scope.nest, self.scope.ndim
+        tensor = self.machine.tensors.get(name)
+        if self.is_private(name):
+            self.store_private(name, indices, value)
             return
-        self.races.write(s.buffer, s.indices, indices, scope.mask, scope)
+        self.races.write(name, exprs, indices, scope.mask, scope)
         apart = self.told_apart(indices)
         if tensor is not None:
             number = None if apart else np.arange(int(np.prod(nest))).reshape((1,) * self.axes + nest)
             at = [wide(i, ndim) for i in indices]
-            scatter(tensor, at, value, scope.mask, self.frame, s.loc, within_block=number)
+            scatter(tensor, at, value, scope.mask, self.frame, scope.loc, within_block=number)
             return
-        tile = self.frame.tiles[s.buffer]
+        tile = self.frame.tiles[name]
         if scope.mask is None and replaces(tile, indices, value, nest, self.axes):
             return
-        write_elements(tile, s.buffer, indices, value, scope.mask, nest, self.frame, s.loc, apart=apart)
+        write_elements(tile, name, indices, value, scope.mask, nest, self.frame, scope.loc, apart=apart)
 
     def told_apart(self, indices: Indices) -> bool:
         """Whether no two iterations have the same indices, as far as one sees without looking at all."""

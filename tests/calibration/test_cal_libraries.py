@@ -13,17 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretile.calibration.libraries import LIBRARIES, Library, engine_of, library_of
+from foretile.calibration.libraries.beside import bytes_beside
 from foretile.calibration.measurements import canonical
 from foretile.calibration.predictions import allowed, around_s, batches, times
 from foretile.calibration.problem import Problem
-from foretile.calibration.sample import load_sample
+from foretile.calibration.sample import load_sample, sample_devices
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import SimulationError
+from foretile.simulator.numerics.verify import verify
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import workloads
 
-CHIPS = {"wgmma": "h200-sxm", "tcgen05": "b200-sxm", "mma_sync": "a100-sxm4-80gb"}
+CHIPS = {
+    "wgmma": "h200-sxm",
+    "tcgen05": "b200-sxm",
+    "mma_sync": "a100-sxm4-80gb",
+    "mma_sync+bulk": "rtx-pro-6000",
+}
 GROUPED = {"heads": 32, "kv_heads": 8}
 FA3 = library_of("attention_decode", "fa3", "wgmma", GROUPED)
 PACKED = library_of("attention_prefill", "fa3", "wgmma", GROUPED)
@@ -44,8 +51,13 @@ def named(library: Library) -> str:
 def sizes(library: Library, **more: Any) -> dict[str, Any]:
     operator = load_operator(library.operator)
     own = SIZES.get(operator.name) or {**operator.example, "kv_len": 8192}
-    known = {p.name for p in operator.params}
-    return operator.shape(**{n: v for n, v in {**own, **more}.items() if n in known})
+    known = {p.name: p for p in operator.params}
+    given = {n: v for n, v in {**own, **more}.items() if n in known}
+    made = operator.shape(**given)
+    if library.shapes(made) or operator.name != "moe":
+        return made
+    formats = (operator.shape(**given, dtype=name) for name in known["dtype"].choices)
+    return next(shape for shape in formats if library.shapes(shape))
 
 
 def of_source(source: str, device: str = "h200-sxm", count: int = 24) -> pd.DataFrame:
@@ -85,6 +97,18 @@ def test_a_tile_of_every_library_fits_a_chip_it_is_for(library: Library, head_di
             except SimulationError:
                 continue
     assert fitting or not configs
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=named)
+def test_every_library_is_of_some_measured_chip(library: Library) -> None:
+    source = library.kernels.split()[0].replace("*", "")
+    engines = {engine_of(load_chip(name)) for name in sample_devices()}
+    forms = [
+        sizes(library, kv_dtype=kind, **more)
+        for kind in ("bf16", "fp8")
+        for more in ({}, {"heads": 128, "batch": 1}, {"heads": 8, "kv_heads": 2}, {"head_dim": 256})
+    ]
+    assert any(library.describes(library.operator, source, e, form) for e in engines for form in forms)
 
 
 @pytest.mark.parametrize("library", [x for x in LIBRARIES if x.choices], ids=named)
@@ -215,3 +239,82 @@ def test_kernels_beside_an_operator_cost_time_that_grows_with_what_they_move() -
         assert batch.library is not None
         beside = len(batch.library.bytes_beside(batch.shape))
         assert (around_s(chip, batch) > beside * 0.9 * launch).all()
+
+
+LATENT_PREFILL = {"seq": 1024, "heads": 16, "prefix": 0}
+
+
+@pytest.mark.parametrize("chip", ["a100-sxm4-80gb", "l40s", "rtx-pro-6000", "h200-sxm", "b200-sxm", "gb300"])
+def test_latent_prefill_of_one_query_takes_as_long_as_a_tile(chip: str) -> None:
+    """Every block does a whole tile: 16 queries of 2048 heads take the time of one."""
+    rows = table("mla_prefill", ["default"] * 2, batch=[16, 16], seq=[1, 16], heads=[128, 128])
+    made = load_chip(chip).model_copy(update={"kernels": {}})
+    (batch,) = batches(rows, made)
+    assert batch.library is not None
+    assert batch.library.tiles is not None
+    configs = allowed(made, batch)
+    assert len({c["block_m"] for c in configs}) == 1
+    one, many = (times(made, batch, configs) - around_s(made, batch)).min(axis=0)
+    assert one == pytest.approx(many, rel=0.15)
+
+
+@pytest.mark.parametrize(("kernels", "engine"), [("default", "wgmma"), ("trtllm_mla", "tcgen05")])
+def test_what_runs_beside_latent_prefill_moves_whole_tokens(kernels: str, engine: str) -> None:
+    library = library_of("mla_prefill", kernels, engine, LATENT_PREFILL)
+    assert library is not None
+    sizes_of = [
+        np.array([float(np.sum(m)) for m in library.bytes_beside({**LATENT_PREFILL, "batch": np.array([b])})])
+        for b in (1.0, 4.0)
+    ]
+    np.testing.assert_allclose(sizes_of[1], 4 * sizes_of[0])
+    # At least what the cache keeps of a token, in bf16; at most what attention itself moves.
+    operator = load_operator("mla_prefill")
+    least = operator.min_bytes({**operator.example, **LATENT_PREFILL, "batch": 1, "dtype": "bf16"})
+    assert 2 * 576 * 1024 <= sizes_of[0].sum() <= least
+
+
+def test_waiting_for_counts_grows_with_the_experts_and_slow_rows_with_their_elements() -> None:
+    library = library_of("moe", "moe_torch_flow_cutlass", "wgmma", {"dtype": "fp8_block"})
+    assert library is not None
+    machine = machine_of(load_chip("h200-sxm"))
+    small = {
+        "tokens": np.array([1.0, 1024.0]),
+        "topk": 8,
+        "experts": 64,
+        "hidden": np.array([4096.0, 4096.0]),
+    }
+    few, many = library.waits_s(small, machine)
+    assert few < many
+    more = library.waits_s({**small, "experts": 256}, machine) - np.array([few, many])
+    assert np.allclose(more, 2 * 192 * machine.l2_latency_s)
+    plain = library_of("moe", "moe_torch_flow_cutlass", "wgmma", {"dtype": "fp8"})
+    assert plain is not None
+    assert not plain.waits_s(small, machine).any()
+
+
+def test_kernels_beside_a_mixture_of_experts_move_rows_not_weights() -> None:
+    shape = {"tokens": np.array([16.0, 32.0]), "topk": 8, "hidden": 4096, "inter": 1024, "dtype": "fp8_block"}
+    for kernel in ("activation", "activation_quantised", "quantised_h", "quantised_rows", "quantised_tokens"):
+        moved = bytes_beside(kernel, {**shape, "experts": 8})
+        assert moved is not None
+        assert moved[1] == 2.0 * moved[0] > 0.0
+    with pytest.raises(ValueError, match="called 'sorting'"):
+        bytes_beside("sorting", shape)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "engine", "dtype"),
+    [
+        ("vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts", "wgmma", "fp8"),
+        ("vllm_fused_moe", "tcgen05", "fp8_block"),
+    ],
+)
+def test_tiles_of_mixtures_of_experts_compute_what_the_operator_does(
+    kernel: str, engine: str, dtype: str
+) -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(tokens=20, hidden=200, inter=104, topk=2, experts=5, align=128, dtype=dtype)
+    library = library_of("moe", kernel, engine, shape)
+    assert library is not None
+    assert library.tiles is not None
+    assert all(verify(moe, shape, config).ok for config in library.tiles(shape))

@@ -308,11 +308,56 @@ def test_one_operator_or_family_alone(tmp_path: Path) -> None:
 def test_rules_speak_of_shapes_and_kernels_only() -> None:
     """A rule sees parameters, kernel source and launch: no time can enter."""
     rows = pd.DataFrame({"heads": [64], "kv_heads": [1], "batch": [1], "kv_len": [9], "head_dim": [128]})
-    rows = rows.assign(kv_dtype="bf16", causal=True, window=0, kernel_source="torch_flow", launch="graph")
+    rows = rows.assign(
+        seq=1, kv_dtype="bf16", causal=True, window=0, kernel_source="torch_flow", launch="graph"
+    )
+    rows = rows.assign(engine="wgmma")
+    rows = rows.assign(hidden=4096, inter=1024, experts=8)
     assert "latency_s" not in rows
     for operator in ("attention_decode", "attention_prefill", "mla_decode", "gemm", "moe"):
         reasons(operator, rows)
     assert len({rule.reason for rule in RULES}) == len(RULES)
+
+
+def test_decode_without_grouped_queries_is_another_kernel_before_blackwell() -> None:
+    columns = {
+        "heads": [8, 8, 8, 8],
+        "kv_heads": [8, 2, 2, 2],
+        "kv_len": [512, 512, 512, 64],
+        "window": [0, 0, 128, 128],
+    }
+    rows = pd.DataFrame(columns).assign(batch=1, head_dim=128, kernel_source="torch_flow", launch="graph")
+
+    def kept(engine: str, kv_dtype: str) -> list[bool]:
+        found = reasons("attention_decode", rows.assign(engine=engine, kv_dtype=kv_dtype))
+        return [not reason for reason in found]
+
+    assert kept("mma_sync", "fp8") == [False, True, False, True]
+    assert kept("wgmma", "bf16") == [False, True, False, True]
+    assert kept("wgmma", "fp8") == [False, True, True, True], "its kernel has windows"
+    assert kept("tcgen05", "bf16") == [True] * 4
+
+
+def test_experts_behind_limited_groups_are_left_out_whatever_the_rank_holds() -> None:
+    rows = pd.DataFrame(
+        {
+            "hidden": [7168, 7168, 7168, 7168, 4096],
+            "inter": [2048, 256, 2048, 3072, 2048],
+            "experts": [256, 32, 384, 256, 256],
+        }
+    ).assign(kernel_source="vllm_fp8moe_triton_tritonexperts", launch="graph")
+    assert [bool(r) for r in reasons("moe", rows)] == [True, True, False, False, False]
+    assert not any(reasons("moe", rows.assign(kernel_source="moe_torch_flow_cutlass")))
+
+
+def test_a_kernel_that_multiplies_all_choices_has_the_same_rows_on_every_rank(tmp_path: Path) -> None:
+    ours = {"kernel_source": "moe_torch_flow_triton_fp8_block", "moe_dtype": "fp8_block"}
+    write(tmp_path, "moe/trtllm/1.3.0", "moe", [moe(**ours, moe_ep_size=n) for n in (1, 4, 64)])
+    found = load(tmp_path)
+    shapes = [json.loads(s) for s in found["shape"]]
+    assert {s["tokens"] * s["topk"] for s in shapes} == {4096 * 8}
+    assert sorted(s["experts"] for s in shapes) == [4, 64, 256]
+    assert set(found["comparable"]) == {""}
 
 
 def test_without_the_package_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,14 @@ PEAK = "stated_peak_flop_per_s:\n  {}: {{value: {}, source: datasheet, confidenc
         ("registers.base_per_thread", 255, "registers.base_per_thread: 255 leaves none"),
         ("launch.kernel_s", 1.28, "launch.kernel_s: 1.28 s is outside 0.1 to 100 us"),
         ("launch.ramp_s", 0.3, "launch.ramp_s: 0.3 s is above 100 us"),
+        ("scratchpad.capacity_bytes", 164 * 2**20,
+         "scratchpad.capacity_bytes: 1.72e+08 is outside 4.1e+03 to 2.1e+06; is it of one core, in bytes?"),
+        ("registers.bytes_per_core", 256, "registers.bytes_per_core: 256 is outside"),
+        ("dram.capacity_bytes", 80, "dram.capacity_bytes: 80 is outside"),
+        ("dram.latency_cycles", 397e-9, "dram.latency_cycles: 3.97e-07 cycles of max_hz are"),
+        ("l2.latency_cycles", 2000, "l2.latency_cycles: 2000 cycles of max_hz are 1.42e+03 ns, outside"),
+        ("l2.bandwidth_bytes_per_cycle", 40000,
+         "l2.bandwidth_bytes_per_cycle: 5.64e+13 B/s at max_hz exceeds 20x the DRAM's"),
         ("sync.atomic_bytes_per_cycle", 5000, "sync.atomic_bytes_per_cycle: 5000 is above the L2's 3840"),
     ],
 )  # fmt: skip
@@ -57,6 +65,21 @@ def test_each_contradiction_is_found(write: Write, path: str, value: float, star
     )
     warnings = check_chip(load_chip(write(text)))
     assert any(w.startswith(start) for w in warnings), warnings
+
+
+def test_the_memory_bus_says_what_the_bandwidth_is(write: Write) -> None:
+    """H100: five stacks of 1024 bits at 5.2 GT/s are 3.33 TB/s, which the stated bandwidth is."""
+
+    def warnings(bits: int) -> list[str]:
+        known = {"source": "the test", "confidence": "datasheet"}
+        bus = {"bus_bits": {"value": bits, **known}, "transfers_per_s": {"value": 5.2e9, **known}}
+        return check_chip(load_chip(write({"id": "v", "extends": "h100", "dram": bus}, f"{bits}.yaml")))
+
+    assert warnings(5120) == []
+    assert warnings(6144) == [
+        "dram.bandwidth_bytes_per_s: 3.352e+12 is stated, but bus_bits x transfers_per_s / 8 gives "
+        "3.994e+12 (+19.1%)"
+    ]
 
 
 def test_bulk_copies_are_asynchronous(write: Write) -> None:

@@ -201,6 +201,22 @@ CASES: dict[str, tuple[str, str]] = {
         "T.atomic_add on a in scope fragment; only global and shared memory have atomics",
     ),
     "atomic result": ("T.atomic_add(A[0, 0], 1, return_prev=True)  # <-", "return_prev of T.atomic_add"),
+    "atomic result under a name": (
+        """
+        s = T.alloc_shared((8,), "int32")
+        x = T.atomic_add(s[0], 1, return_prev=True)  # <-
+        """,
+        "`x` stands for what an atomic update finds; keep it in a variable",
+    ),
+    "atomic result in a tensor": (
+        """
+        s = T.alloc_shared((8,), "int32")
+        A[0, 0] = T.atomic_add(s[0], 1, return_prev=True)  # <-
+        """,
+        "what T.atomic_add finds is kept on chip",
+    ),
+    "bits of another width": ("A[0, 0] = T.reinterpret(A[0, 1], 'int16')  # <-", "equally many bits"),
+    "blocks of a core": ("T.annotate_min_blocks_per_sm(0)  # <-", "a whole number of at least 1"),
     "break under a condition": (
         """
         for i in T.serial(4):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from foretile.frontdoor import predict
@@ -15,7 +16,7 @@ from foretile.kernels.operator import load_operator
 from foretile.simulator.lowering import lower
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import workloads
+from foretile.simulator.search import evaluate_config, workloads
 from foretile.simulator.workload import Loop, Node, Op, Workload
 
 TILE = {
@@ -295,3 +296,21 @@ def test_few_rows_take_little_tensor_memory_so_wide_heads_fit(chip: str, kv_dtyp
     results = config["block_h"] * 512 * 4 / machine.tensor_memory_bytes_per_s
     assert results <= moved < 4 * results, "the results pass through it, fetched and written back"
     assert scores < 0.1 * moved
+
+
+def test_a_sum_over_columns_fetches_each_of_them_from_the_tensor_memory() -> None:
+    """The same scores leave it whether one statement reads all of a row or each reads one of them."""
+    indexer = load_operator("indexer_logits")
+    shape = indexer.shape(batch=1, seq=64, heads=32, kv_len=4096, causal=False)
+    fetched = [
+        evaluate_config(
+            indexer,
+            shape,
+            indexer.config(shape, block_q=4, block_n=128, num_stages=3, threads=256, chunk=0, joined=joined),
+            machine_of(load_chip("b200-sxm")),
+        )
+        .estimates[0]
+        .busy["tensor_memory"]
+        for joined in (False, True)
+    ]
+    assert np.ravel(fetched[1]) == pytest.approx(np.ravel(fetched[0]), rel=0.05)

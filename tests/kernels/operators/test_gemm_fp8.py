@@ -103,6 +103,21 @@ def test_program_computes_the_reference(per_row: bool, chosen: dict[str, Any]) -
         assert np.abs(got - want).max() <= tolerance.peak * np.abs(want).max()
 
 
+@pytest.mark.parametrize("rows", [1, 70, 300])
+def test_quantising_in_turn_makes_the_same_operand(rows: int) -> None:
+    """Every row once, whatever part of a turn the rows leave."""
+    operator = load_operator("gemm_fp8")
+    shape = operator.shape(m=rows, n=32, k=2100, quantize_a=True)
+    x = operator.inputs(shape, np.random.default_rng(4))
+    made = []
+    for in_turn in (False, True):
+        config = operator.config(shape, variant="tile", cores=64, in_turn=in_turn)
+        launches = operator.program(shape, config)
+        assert isinstance(launches, tuple)
+        made.append(execute(launches[0], x)["A"].view(np.uint8))
+    assert np.array_equal(*made)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_configuration_traces_alike_with_numbers_and_with_symbols(form: dict[str, bool]) -> None:
     operator = load_operator("gemm_fp8")

@@ -32,7 +32,7 @@ CONTRACT: dict[str, tuple[tuple[str, Any, bool], ...]] = {
         ("heads", 64, False),
         ("causal", True, False),
     ),
-    "topk_select": (("rows", None, True), ("cols", None, False), ("k", None, True)),
+    "topk_select": (("rows", None, True), ("cols", None, False), ("k", None, False)),
     "sparse_mla": (
         ("batch", None, True),
         ("seq", None, True),

@@ -34,6 +34,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("indexer_logits", INDEXER, {"block_q": 2, "block_n": 64, "chunk": 2, "product": "bf16"}),
     ("indexer_logits", {**INDEXER, "causal": False, "heads": 64}, {"block_q": 1, "chunk": 2}),
     ("indexer_logits", {**INDEXER, "seq": 150, "kv_len": 150}, {"block_q": 8, "chunk": 1, "block_n": 32}),
+    ("indexer_logits", INDEXER, {"block_q": 4, "joined": True}),
+    ("indexer_logits", {**INDEXER, "causal": False, "heads": 64}, {"block_q": 2, "chunk": 2, "joined": True}),
+    ("indexer_logits", {**INDEXER, "seq": 7, "kv_len": 150}, {"product": "bf16", "chunk": 1, "joined": True}),
     ("sparse_mla", SPARSE, {"num_split": 1, "block_h": 64}),
     ("sparse_mla", SPARSE, {"num_split": 2, "block_h": 16, "block_n": 16}),
     ("sparse_mla", {**SPARSE, "topk": 50, "kv_len": 40}, {"num_split": 1, "block_n": 32}),
@@ -43,11 +46,18 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 NEEDS_EXECUTOR: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mla_decode", {**DECODE, "heads": 100}, {"num_split": 2, "block_v": 256}),
     ("sparse_mla", SPARSE, {"num_split": 2, "block_v": 256}),
+    ("sparse_mla", SPARSE, {"num_split": 1, "lazy": True}),
+    ("sparse_mla", {**SPARSE, "dtype": "fp16"}, {"num_split": 2, "block_n": 16, "lazy": True}),
     ("topk_select", SELECT, {"variant": "resident", "bits": 2, "block_cols": 64}),
     ("topk_select", SELECT, {"variant": "streamed", "bits": 4, "block_cols": 128}),
     ("topk_select", {**SELECT, "k": 300}, {"variant": "resident", "bits": 4, "block_cols": 512}),
     ("topk_select", {**SELECT, "k": 1}, {"variant": "streamed", "bits": 2, "block_cols": 100}),
     ("topk_select", {"rows": 2, "cols": 1, "k": 1}, {}),
+    # Whole tiles and smaller last ones; more candidates than are kept; all of a row; both sums.
+    ("topk_select", SELECT, {"variant": "radix", "block_cols": 64, "last_cols": 32, "scan": "steps"}),
+    ("topk_select", SELECT, {"variant": "radix_kept", "block_cols": 128, "last_cols": 64, "listed": 8}),
+    ("topk_select", {**SELECT, "k": 300}, {"variant": "radix", "block_cols": 256, "last_cols": 64}),
+    ("topk_select", {**SELECT, "k": 1}, {"variant": "radix_kept", "block_cols": 512, "listed": 1}),
 ]
 EVERY_KIND = pytest.mark.parametrize(
     ("name", "kind"), [(name, kind) for name in CONTRACT for kind in load_operator(name).adversarial]
@@ -117,6 +127,29 @@ def test_special_cases(name: str, kind: str) -> None:
         assert found.ok, found
 
 
+@pytest.mark.parametrize("kind", load_operator("topk_select").adversarial)
+@pytest.mark.parametrize("k", [1, 40, 257])
+@pytest.mark.parametrize("listed", [8, 300])
+def test_radix_selection_of_ties_and_extremes(kind: str, k: int, listed: int) -> None:
+    operator = load_operator("topk_select")
+    shape = operator.shape(rows=3, cols=257, k=k)
+    config = operator.config(shape, block_cols=128, last_cols=64, threads=64, listed=listed, scan="steps")
+    found = verify(operator, shape, config, kind=kind)
+    assert found.ok, found
+
+
+def test_a_result_that_is_seldom_rescaled_is_right_all_the_same() -> None:
+    """Few keys a tile, so that maxima rise between tiles by more than is let pass and by less."""
+    sparse = load_operator("sparse_mla")
+    shape = sparse.shape(**{**SPARSE, "topk": 96, "kv_len": 200})
+    for kind in sparse.adversarial:
+        for tile in (16, 64):
+            found = verify(
+                sparse, shape, sparse.config(shape, num_split=1, block_n=tile, lazy=True), kind=kind
+            )
+            assert found.ok, found
+
+
 def test_special_cases_of_an_fp8_cache() -> None:
     decode = load_operator("mla_decode")
     shape = decode.shape(**DECODE, kv_dtype="fp8")
@@ -139,8 +172,9 @@ def test_one_trace_serves_every_size(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variant": "x"}, "variant='x' is not one of resident, streamed"),
-        ({"bits": 3}, "bits=3 is not one of"),
+        ({"variant": "x"}, "variant='x' is not one of radix, radix_kept, resident, streamed"),
+        ({"variant": "streamed", "bits": 3}, "bits=3 is not one of"),
+        ({"scan": "x"}, "scan='x' is not one of"),
     ],
 )
 def test_selection_refuses_configurations_it_cannot_trace(change: dict[str, Any], message: str) -> None:

@@ -43,6 +43,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("attention_decode", {**DECODE, "window": 500}, {"num_split": 1}),
     ("attention_decode", {**DECODE, "kv_dtype": "fp8"}, {"num_split": 4}),
     ("attention_decode", {**DECODE, "dtype": "fp8"}, {"num_split": 4}),
+    ("attention_decode", {**DECODE}, {"num_split": 1, "block_h": 1}),
+    ("attention_decode", {**DECODE, "window": 100, "kv_dtype": "fp8"}, {"num_split": 3, "block_h": 1}),
     ("rmsnorm", {"rows": 9, "cols": 300}, {"variant": "row", "block_rows": 4}),
     ("rmsnorm", {"rows": 9, "cols": 3000}, {"variant": "tiled", "block_rows": 4}),
     ("softmax", {"rows": 9, "cols": 300}, {"variant": "row", "block_rows": 4}),

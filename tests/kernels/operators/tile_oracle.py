@@ -16,6 +16,7 @@ from foretile.kernels.ir import (
     Fill,
     For,
     Gemm,
+    If,
     Reduce,
     Region,
     Stmt,
@@ -98,6 +99,8 @@ class _Block:
             buffer[index] = np.asarray(self.at(s.value)).astype(buffer.dtype)
         elif isinstance(s, For):
             self.loop(s)
+        elif isinstance(s, If):
+            self.run(s.then if self.at(s.cond) else s.orelse)
         else:
             raise AssertionError(f"the oracle does not know {type(s).__name__}")
 
