@@ -102,8 +102,7 @@ _GUIDE: dict[str, tuple[str, str]] = {
     "davinci.vector_bytes_per_cycle": ("Width of each vector core.", _ISA),
     "davinci.vector_issue_cycles": ("Fixed cycles of a vector instruction.", "toolkit's cost model"),
     "davinci.cube_issue_cycles": ("Fixed cycles of a cube instruction.", "toolkit's cost model"),
-    "davinci.handoff": ("How accumulators reach the vector cores: through the l2, by direct paths, or fused in "
-                        "one core.", _SHEET),
+    "davinci.handoff": ("How accumulators reach the vector cores: through the l2, direct, or fused.", _SHEET),
     "davinci.handoff_cycles": ("Synchronisation that the hand-over costs.", "toolkit's cost model"),
     "davinci.l0c_to_ub_bytes_per_cycle": ("Path of accumulators to the vector unit, not through memory.",
                                           _TOOLKIT),
