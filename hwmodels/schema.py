@@ -17,7 +17,7 @@ Style = Literal["simt", "davinci", "mlu"]
 STYLE_PARTS: dict[Style, tuple[str, ...]] = {
     "simt": ("registers", "scratchpad", "residency"),
     "davinci": ("davinci",),
-    "mlu": ("scratchpad",),
+    "mlu": ("mlu",),
 }
 T = TypeVar("T")
 
@@ -65,7 +65,8 @@ class Matrix(_Frozen):
     ``flop_per_cycle`` maps a dtype's short name to dense FLOP (or integer OP) a cycle and core.
     ``instruction``: ``mma_sync`` (warps feed it from registers and wait), ``wgmma`` (asynchronous,
     operands in the scratchpad, accumulators in registers), ``tcgen05`` (asynchronous, accumulators in
-    tensor memory), ``mfma`` (wave-wide, from registers), ``cube`` (a core of its own with its own buffers).
+    tensor memory), ``mfma`` (wave-wide, from registers), ``cube`` (a core of its own with its own buffers),
+    ``stationary`` (weights stay in a memory of their own while operands stream past).
     ``m``/``n`` are the smallest tile one instruction works on at full rate, ``k_bytes`` its depth.
     ``mainloop_fraction`` is the share of the peak rate a well-written main loop reaches when
     nothing else limits it (issue gaps, operand fetch, barriers). ``sync_fraction``: where the
@@ -74,7 +75,7 @@ class Matrix(_Frozen):
     products keep when an instruction sums them, where they are fewer than the accumulator's.
     """
 
-    instruction: Literal["mma_sync", "wgmma", "tcgen05", "mfma", "cube"]
+    instruction: Literal["mma_sync", "wgmma", "tcgen05", "mfma", "cube", "stationary"]
     flop_per_cycle: dict[str, Positive]
     m: Count
     n: Count
@@ -135,8 +136,8 @@ class L2(_Frozen):
     ``reuse_fraction``: share of the capacity that reuse within a kernel can count on. ``partitions``:
     parts that each keep a copy of what their cores read, so that a repeated kernel finds no more than
     a part's capacity. ``bulk_copy_cycles``: what a bulk tensor copy takes beyond a plain load of the
-    same line. ``write_bytes_per_cycle`` and ``core_store_bytes_per_cycle``: the rates of writes where
-    they differ from those of reads.
+    same line. ``line_bytes``: a cache line, 128 bytes if absent. ``write_bytes_per_cycle`` and
+    ``core_store_bytes_per_cycle``: the rates of writes where they differ from those of reads.
     """
 
     capacity_bytes: Count
@@ -148,6 +149,19 @@ class L2(_Frozen):
     partitions: Count | None = None
     write_bytes_per_cycle: Positive | None = None
     core_store_bytes_per_cycle: Positive | None = None
+    line_bytes: Count | None = None
+
+
+class Chiplets(_Frozen):
+    """Compute dies that each have an L2 of their own, in front of one cache beside the memory.
+
+    ``l2`` then gives the capacity and latency of that cache, and the bandwidth of all the dies' L2s
+    together. ``bandwidth_bytes_per_cycle``: between the memory-side cache and all the dies, read or written.
+    """
+
+    dies: Count
+    die_l2_bytes: Count
+    bandwidth_bytes_per_cycle: Positive
 
 
 class Dram(_Frozen):
@@ -213,9 +227,17 @@ class Launch(_Frozen):
 
 
 class Davinci(_Frozen):
-    """The separate cube and vector cores of an Ascend AI core, their buffers and copy queues.
+    """The cube and vector cores of an Ascend AI core, their buffers and copy queues.
 
-    Bandwidths are bytes a cycle and core. ``handoff``: how accumulators reach the vector cores.
+    Bandwidths are bytes a cycle and core. ``handoff``: how accumulators reach the vector cores: ``l2``
+    (out by the fix-pipe, back by the vector cores' copies), ``direct`` (L0C to UB and UB to L1 by paths of
+    their own) or ``fused`` (one core: the vector unit moves them, one copy queue and one scalar unit serve
+    both, and there is no fix-pipe). ``l0c_to_ub_bytes_per_cycle`` and ``ub_to_l1_bytes_per_cycle`` are
+    needed where it is ``fused``; where it is ``direct`` and they are absent, as fast as out to global memory.
+    ``gm_burst_bytes``: what a row of a tile takes of a copy from or to global memory at least, and in
+    multiples of which it moves. ``l1_copy_cycles``, ``l1_row_cycles``: fixed cycles of a copy from global
+    memory into L1, and of each row in it (its way into fractals). ``l0_issue_cycles``: of one from L1 to L0.
+    ``scalar_issue_cycles``: cycles of the scalar unit an instruction.
     """
 
     vector_cores_per_cube: Count
@@ -227,14 +249,51 @@ class Davinci(_Frozen):
     l1_to_l0a_bytes_per_cycle: Positive
     l1_to_l0b_bytes_per_cycle: Positive
     gm_to_l1_bytes_per_cycle: Positive
-    l0c_to_gm_bytes_per_cycle: Positive
+    l0c_to_gm_bytes_per_cycle: Positive | None = None
     gm_to_ub_bytes_per_cycle: Positive
     ub_to_gm_bytes_per_cycle: Positive
     vector_bytes_per_cycle: Positive
     vector_issue_cycles: Positive
     cube_issue_cycles: Positive
-    handoff: Literal["l2", "direct"]
+    handoff: Literal["l2", "direct", "fused"]
     handoff_cycles: Positive
+    l0c_to_ub_bytes_per_cycle: Positive | None = None
+    ub_to_l1_bytes_per_cycle: Positive | None = None
+    gm_burst_bytes: Count | None = None
+    l1_copy_cycles: NonNegative | None = None
+    l1_row_cycles: NonNegative | None = None
+    l0_issue_cycles: NonNegative | None = None
+    scalar_issue_cycles: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _has_its_paths(self) -> Davinci:
+        needed = {
+            "l2": ("l0c_to_gm_bytes_per_cycle",),
+            "direct": ("l0c_to_gm_bytes_per_cycle",),
+            "fused": ("l0c_to_ub_bytes_per_cycle", "ub_to_l1_bytes_per_cycle"),
+        }[self.handoff]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"handoff {self.handoff} needs {', '.join(missing)}")
+        return self
+
+
+class Mlu(_Frozen):
+    """Clusters of cores with memories of their own and a memory core that owns one they share.
+
+    NRAM holds operands and results of a core, WRAM the weights that stay while operands stream past,
+    SRAM what the memory core brings for its cluster: a tile that several of its cores need is read once.
+    Rates are bytes a cycle and core: of the DMA between global memory and NRAM or WRAM, of copies
+    from SRAM, of vector instructions, which work from NRAM to NRAM.
+    """
+
+    cores_per_cluster: Count
+    nram_bytes: Count
+    wram_bytes: Count
+    sram_bytes: Count
+    dma_bytes_per_cycle: Positive
+    sram_bytes_per_cycle: Positive
+    vector_bytes_per_cycle: Positive
 
 
 Tiles = Literal["any", "one_a_block", "powers_of_two"]
@@ -305,7 +364,9 @@ class Chip(_Frozen):
     scratchpad: Scratchpad | None = None
     tensor_memory: TensorMemory | None = None
     davinci: Davinci | None = None
+    mlu: Mlu | None = None
     l2: L2
+    chiplets: Chiplets | None = None
     dram: Dram
     residency: Residency | None = None
     features: Features

@@ -39,6 +39,11 @@ def quotient_up(e: Expr, step: int) -> Expr:
     return binary("floordiv", binary("add", e, Const(step - 1)), Const(step))
 
 
+def terms(e: Expr) -> tuple[int, ...]:
+    """The factors of a sum's terms: (128, 64) for ``bx * 128 + ko * 64``; what is no sum has the factor 1."""
+    return tuple(_polynomial(e).values())
+
+
 def _polynomial(e: Expr) -> dict[Monomial, int]:
     if isinstance(e, Const) and isinstance(e.value, int):
         return {(): int(e.value)} if e.value else {}

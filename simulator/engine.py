@@ -160,6 +160,11 @@ class Core:
             agent.pc += 1
             if instruction.load is not None:
                 arrivals[instruction.load.target] = self._load(agent, instruction.load, now)
+            if instruction.result >= 0:
+                finish = self._queue(agent, instruction, now)
+                if finish > now:
+                    return finish
+                continue
             finish = now
             for engine, service in instruction.service:
                 start = free[engine]
@@ -182,6 +187,20 @@ class Core:
                     return self._ready(agent, instructions[agent.pc], finish)
                 return finish
         return -1
+
+    def _queue(self, agent: _Agent, instruction: Instruction, now: int) -> int:
+        """Send an operation to its queues; returns when it starts, which is when the agent goes on."""
+        begun = ended = now
+        for engine, service in instruction.service:
+            start = max(now, self.free[engine])
+            self.free[engine] = start + service
+            self.busy[engine] += service
+            begun, ended = max(begun, start), max(ended, start + service)
+            if self.trace:
+                self._record(engine, instruction.label, agent, start, start + service)
+        ended = max(ended + instruction.beyond_ps, begun + instruction.duration_ps)
+        agent.arrivals[instruction.result] = ended + instruction.latency_ps
+        return begun
 
     @staticmethod
     def _ready(agent: _Agent, instruction: Instruction, now: int) -> int:

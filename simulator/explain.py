@@ -26,6 +26,10 @@ _ENGINE_WORDS = {
     "atomic": "atomic updates in the L2",
     "feed": "the copy queue into the core",
     "drain": "the copy queue out of the core",
+    "vector_feed": "the copy queue into the vector cores",
+    "vector_drain": "the copy queue out of the vector cores",
+    "share": "the copies that a cluster's cores share",
+    "scalar": "the scalar unit that sends the instructions",
 }
 _WORTH_SAYING = 0.005
 

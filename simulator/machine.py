@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from foretile.hwmodels.schema import Chip, Davinci, KernelProfile, Quantity
+from foretile.hwmodels.schema import Chip, Davinci, KernelProfile, Mlu, Quantity
 
 
 class SimulationError(ValueError):
@@ -74,6 +74,10 @@ class Machine:
     store_cost: float  # time of a byte from core to L2 over that of one from L2 to core
     l2_write_cost: float  # the same for the L2's own bandwidth
     l2_latency_s: float
+    line_bytes: float
+    dies: int  # with an L2 each, in front of the cache beside the memory (1: one L2 for all)
+    die_bytes: float  # of a die's L2, what reuse can count on
+    fabric_cost: float  # time of a byte from that cache to the dies over that of one from their L2s
     bulk_copy_s: float
     dram_bytes_per_s: float
     dram_read_fraction: float
@@ -99,7 +103,10 @@ class Machine:
     overlap: float  # exponent of the norm that joins the engines' busy times; infinite: they overlap fully
     setup_s: float = 0.0  # what these kernels' blocks take longer to start than this machine's
     pace: float = 1.0  # rate of the cores' engines in these kernels, over what this machine says
+    copy_pace: float = 1.0  # rate of the copies between a core's buffers, over what the chip file says
+    cluster_cores: float = 2.0  # blocks of a cluster, which read what all of them need once
     davinci: Davinci | None = field(default=None)
+    mlu: Mlu | None = field(default=None)
 
     def matrix_rate(self, dtype: str) -> float:
         """FLOP a second of one core's matrix engine for the dtype with this short name.
@@ -173,6 +180,10 @@ _OUTSIDE = frozenset(
         "store_cost",
         "l2_write_cost",
         "l2_latency_s",
+        "line_bytes",
+        "dies",
+        "die_bytes",
+        "fabric_cost",
         "bulk_copy_s",
         "dram_bytes_per_s",
         "dram_read_fraction",
@@ -204,7 +215,9 @@ RESOURCES: dict[str, Callable[[Machine, float], Machine]] = {
     "matrix": _matrix,
     "vector": lambda m, f: _times(m, f, "fp32_per_s", "alu_per_s", "convert_per_s", "issue_per_s"),
     "special": lambda m, f: _times(m, f, "special_per_s"),
-    "scratchpad": lambda m, f: _times(m, f, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s"),
+    "scratchpad": lambda m, f: _times(
+        m, f, "scratchpad_bytes_per_s", "tensor_memory_bytes_per_s", "copy_pace"
+    ),
     "l2": lambda m, f: _times(m, f, "l2_chip_bytes_per_s", "port_bytes_per_s"),
     "l2_capacity": lambda m, f: _times(m, f, "l2_bytes"),
     "dram": lambda m, f: _times(m, f, "dram_bytes_per_s"),
@@ -298,6 +311,10 @@ def machine(chip: Chip) -> Machine:
         store_cost=port / _of(chip.l2.core_store_bytes_per_cycle, port),
         l2_write_cost=l2 / _of(chip.l2.write_bytes_per_cycle, l2),
         l2_latency_s=chip.l2.latency_cycles.value * cycle,
+        line_bytes=_of(chip.l2.line_bytes, 128.0),
+        dies=chip.chiplets.dies.value if chip.chiplets else 1,
+        die_bytes=chip.chiplets.die_l2_bytes.value * chip.l2.reuse_fraction.value if chip.chiplets else 0.0,
+        fabric_cost=l2 / chip.chiplets.bandwidth_bytes_per_cycle.value if chip.chiplets else 0.0,
         bulk_copy_s=_of(chip.l2.bulk_copy_cycles) * cycle,
         dram_bytes_per_s=chip.dram.bandwidth_bytes_per_s.value,
         dram_read_fraction=chip.dram.read_fraction.value,
@@ -321,5 +338,7 @@ def machine(chip: Chip) -> Machine:
         dispatch_s=cycle / chip.launch.blocks_per_cycle.value,
         block_s=_of(chip.launch.block_cycles) * cycle,
         overlap=_of(chip.overlap_exponent, math.inf),
+        cluster_cores=float(chip.mlu.cores_per_cluster.value) if chip.mlu else 2.0,
         davinci=chip.davinci,
+        mlu=chip.mlu,
     )

@@ -32,7 +32,6 @@ from foretile.simulator.conditions import COLD, Conditions, resident
 from foretile.simulator.machine import Machine
 from foretile.simulator.workload import Access, Workload
 
-_LINE_BYTES = 128  # a cache line
 Array = Any  # float or float64 array; everything here broadcasts
 
 
@@ -163,6 +162,8 @@ class Traffic:
     l2_read_bytes: Array
     l2_write_bytes: Array
     atomic_bytes: Array
+    l2_read_cost: Array  # bytes read, weighted by the slowest level that they pass on their way to the cores
+    fabric_bytes: Array  # between a memory-side cache and the dies, where there is one
 
 
 def traffic(
@@ -201,12 +202,13 @@ def traffic(
     held = resident(_by_tensor(workload, total_bytes, env), conditions, machine.l2_kept_bytes)
 
     l2, port, share = [], [], []
-    read = first = write = l2_read = l2_write = atomic = np.zeros(1)
+    crossing = _between_dies(workload, tiles, run, waves, env) if machine.dies > 1 else None
+    read = first = write = l2_read = l2_write = atomic = cost = fabric = np.zeros(1)
     # Several accesses to one tensor with the same footprint (masked and unmasked loops over the
     # same keys) must not be counted as separate first touches.
     first_touch: dict[str, Array] = {}
-    for access, count, tile, in_wave, in_total in zip(
-        workload.accesses, counts, tile_bytes, wave_bytes, total_bytes, strict=True
+    for i, (access, count, tile, in_wave, in_total) in enumerate(
+        zip(workload.accesses, counts, tile_bytes, wave_bytes, total_bytes, strict=True)
     ):
         moved = tile * count * blocks
         if access.direction == "read":
@@ -221,14 +223,21 @@ def traffic(
             first = first + np.minimum(moved, fresh)
             pair = _pair(workload, access, env)
             l2_read = l2_read + moved / pair
-            l2.append(tile / pair)
+            weight: Array = 1.0
+            if crossing is not None:  # the slower of the two levels that its bytes pass
+                over = np.clip(crossing[i], np.minimum(moved, in_total), moved)
+                fabric = fabric + over
+                weight = np.maximum(1.0, machine.fabric_cost * over / np.maximum(moved, 1e-30))
+            cost = cost + moved * weight / pair
+            l2.append(tile * weight / pair)
             port.append(tile / (pair if machine.matrix_instruction == "tcgen05" else 1.0))
-            share.append(np.where(moved > 0, dram * pair / np.maximum(moved, 1e-30), 0.0))
+            share.append(np.where(moved > 0, dram * pair / np.maximum(moved * weight, 1e-30), 0.0))
         else:
             # What the next run overwrites before it is evicted never leaves the L2.
             dram = np.minimum(moved, in_total) * (1.0 - held.get(access.tensor, 0.0))
             write = write + dram
             l2_write = l2_write + moved
+            fabric = fabric + (moved if crossing is not None else 0.0)
             if access.direction == "atomic":
                 atomic = atomic + moved
             l2.append(tile)
@@ -240,7 +249,34 @@ def traffic(
         s if access.direction == "read" else s * (1.0 - waiting)
         for access, s in zip(workload.accesses, share, strict=True)
     ]
-    return Traffic(l2, port, share, stall, latency, read, write, first, l2_read, l2_write, atomic)
+    return Traffic(
+        l2, port, share, stall, latency, read, write, first, l2_read, l2_write, atomic, cost, fabric
+    )
+
+
+def _between_dies(
+    workload: Workload, tiles: Array, run: Array, waves: Array, env: Mapping[str, Any]
+) -> list[Array]:
+    """Bytes of each access that come from the memory-side cache, each die's L2 keeping a copy of its own.
+
+    Neighbouring blocks share a die, as libraries deal them (hipBLASLt's mapping by XCC), and walk their
+    loops in step. What a die's wave touches survives in its L2 as far as it fits.
+    """
+    machine = workload.machine
+    once, ever = (covered(workload, np.maximum(1.0, n / machine.dies), env) for n in (run, tiles))
+    used = np.minimum(machine.dies, run)
+    wave_bytes, total_bytes = [], []
+    for access in workload.accesses:
+        tensor = workload.program.buffer(access.tensor)
+        loops = {var: _longest(extent, env) for var, extent in access.loops}
+        wave_bytes.append(footprint(access, tensor, once | loops, env))
+        total_bytes.append(footprint(access, tensor, ever | loops, env))
+    touched = sum(_by_tensor(workload, wave_bytes, env).values())
+    survive = np.minimum(1.0, machine.die_bytes / np.maximum(1.0, touched))
+    return [
+        used * (total + (1.0 - survive) * np.maximum(0.0, waves * wave - total))
+        for wave, total in zip(wave_bytes, total_bytes, strict=True)
+    ]
 
 
 def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:
@@ -249,7 +285,7 @@ def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:
     A tile is complete when its slowest line is; of ``n`` lines, none comes from DRAM with
     probability ``(1 - share) ** n``.
     """
-    lines = max(1.0, access.full_bytes / _LINE_BYTES)
+    lines = max(1.0, access.full_bytes / machine.line_bytes)
     missing = 1.0 - (1.0 - np.minimum(1.0, dram_share)) ** lines
     bulk = machine.bulk_copy_s if machine.bulk_copy and access.bulk else 0.0
     return bulk + machine.l2_latency_s + (machine.dram_latency_s - machine.l2_latency_s) * missing
@@ -278,7 +314,7 @@ def _size(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
 
 
 def _pair(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
-    """Blocks served by one L2 read: two where a cluster's blocks both need the tile.
+    """Blocks served by one L2 read: those of a cluster (two, on most chips) where they all need the tile.
 
     Chips with clusters multicast it (CUTLASS and cuBLAS do so by default on Hopper); the two-core
     matrix instruction of Blackwell splits it between the cores. A block without a partner reads alone.
@@ -289,4 +325,4 @@ def _pair(workload: Workload, access: Access, env: Mapping[str, Any]) -> Array:
     if any(isinstance(x, Var) and x.name == name for m in access.region.mins for x in walk(m)):
         return 1.0
     extent = np.maximum(1.0, evaluate(workload.ranges[name], env))
-    return extent / np.ceil(extent / 2.0)
+    return extent / np.ceil(extent / workload.machine.cluster_cores)

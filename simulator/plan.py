@@ -107,7 +107,7 @@ def plan(
     # The mix of what has to cross at least: with it a larger L2 never lowers the rate.
     rate = dram_rate(workload, moved.dram_first_bytes, moved.dram_write_bytes)
     chip_busy = {
-        "l2": (moved.l2_read_bytes + machine.l2_write_cost * moved.l2_write_bytes)
+        "l2": (moved.l2_read_cost + max(machine.l2_write_cost, machine.fabric_cost) * moved.l2_write_bytes)
         / machine.l2_chip_bytes_per_s,
         "dram": (moved.dram_read_bytes + moved.dram_write_bytes) / rate,
         "atomic": moved.atomic_bytes / machine.atomic_chip_bytes_per_s,

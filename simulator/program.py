@@ -48,6 +48,8 @@ class Instruction:
 
     ``duration_ps`` when nothing competes, ``beyond_ps`` the part of it beyond its longest single
     service; ``target`` is where an empty loop continues, or where the next iteration begins.
+    ``result``: what is ready when a queued operation ends; the agent itself goes on when it starts (-1:
+    the agent waits for the end).
     """
 
     kind: Literal["op", "enter", "end"]
@@ -60,6 +62,7 @@ class Instruction:
     load: LoadSpec | None = None
     loop: LoopSpec | None = None
     target: int = 0
+    result: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,10 @@ class _Compiler:
         self.passing: list[Instruction] = []  # element-wise operations, not yet added
 
     def compile(self) -> _Compiler:
+        # Who reads the result of a queued operation may stand before it in a loop's body.
+        for node in _inside(self.plan.workload.nodes):
+            if isinstance(node, Op) and node.queued:
+                self._target(node.writes)
         self.emit(self.plan.workload.nodes, 1.0)
         self.flush()
         self._link_loops()
@@ -253,15 +260,25 @@ class _Compiler:
             service = _service({e: s for e, s in seconds.items() if e in CORE_ENGINES})
             posted = _service({e: s for e, s in seconds.items() if e in CHIP_ENGINES})
             write = LoadSpec(op.label, self._target(f"{_POSTED}{op.access}"), posted, 0, posted=True)
+            result = self._target(op.writes) if op.queued else -1
             return Instruction(
-                "op", op.label, _ps(duration), _ps(duration) - _ps(longest), 0, service, waits, write
+                "op",
+                op.label,
+                _ps(duration),
+                _ps(duration) - _ps(longest),
+                0,
+                service,
+                waits,
+                write,
+                result=result,
             )
         load = self.load(op, chance) if op.kind == "load" else None
         service = () if load else _service(seconds)
         issue = _ps(duration) if load is None else _ps(op.serial_s / self.rate * chance)
         beyond = issue - (_ps(longest) if load is None else 0)
         latency = _ps(op.latency_s * chance) if op.kind == "matrix" else 0
-        return Instruction("op", op.label, issue, beyond, latency, service, waits, load)
+        result = self._target(op.writes) if op.queued else -1
+        return Instruction("op", op.label, issue, beyond, latency, service, waits, load, result=result)
 
     def _chip(self, op: Op, chance: float, seconds: dict[str, float]) -> None:
         traffic = self.plan.traffic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,30 @@ def _after(t: Array, pending: dict[str, Array], names: tuple[str, ...]) -> Array
         if name in pending:
             t = np.maximum(t, pending.pop(name))
     return t
+
+
+@dataclass
+class _Queues:
+    """Operations that an agent has sent off: when each ends, and when its queues are free again."""
+
+    ends: dict[str, Array] = field(default_factory=dict)
+    free: dict[str, Array] = field(default_factory=dict)
+
+    def send(self, op: Op, at: Array, duration: Array) -> Array:
+        """Queue ``op`` at ``at``; returns when it starts."""
+        for engine, _ in op.work:
+            at = np.maximum(at, self.free.get(engine, 0.0))
+        for engine, _ in op.work:
+            self.free[engine] = at + duration
+        self.ends[op.writes] = at + duration
+        return at
+
+    def after(self, t: Array) -> _Queues:
+        """The same, counted from ``t``."""
+        return _Queues(
+            {name: np.maximum(0.0, end - t) for name, end in self.ends.items()},
+            {engine: np.maximum(0.0, end - t) for engine, end in self.free.items()},
+        )
 
 
 class Timeline:
@@ -108,19 +133,32 @@ class Timeline:
         longest = np.maximum(longest, self.active * moved * t.stall_share[op.access] / self.plan.dram_rate)
         return np.maximum(0.0, longest - own)
 
-    def sequence(self, nodes: tuple[Node, ...], spans: dict[str, tuple[Array, Array]] | None = None) -> Array:
-        """Time of ``nodes`` in program order; ``spans`` collects first and last use of each engine."""
+    def sequence(
+        self,
+        nodes: tuple[Node, ...],
+        spans: dict[str, tuple[Array, Array]] | None = None,
+        queues: _Queues | None = None,
+    ) -> Array:
+        """Time of ``nodes`` in program order; ``spans`` collects first and last use of each engine.
+
+        What ``queues`` hold at the end is not waited for; without them, everything is.
+        """
         t: Array = np.zeros((1, 1))
         pending: dict[str, Array] = {}
+        sent = _Queues() if queues is None else queues
         for node in nodes:
             before = t
             if isinstance(node, Op):
-                t = _after(t, pending, node.reads)
+                t = _after(_after(t, pending, node.reads), sent.ends, node.reads)
                 began = t
-                t = t + self.duration(node)
+                if node.queued:
+                    began = t = sent.send(node, t, self.duration(node))
+                    ended = sent.ends[node.writes]
+                else:
+                    ended = t = t + self.duration(node)
                 if spans is not None:
                     for engine, _ in node.work:
-                        spans[engine] = (spans[engine][0] if engine in spans else began, t)
+                        spans[engine] = (spans[engine][0] if engine in spans else began, ended)
                 if node.kind == "load":
                     pending[node.writes] = t + self.arrival(node)
                 self._ahead = np.where(self._ahead > 0, self._ahead + t - before, self._ahead)
@@ -128,7 +166,25 @@ class Timeline:
                 t = t + self._enter(node, t, pending)
             else:
                 t = _after(t, pending, tuple(pending)) + self._branch(node)
-        return _after(t, pending, tuple(pending))
+        t = _after(t, pending, tuple(pending))
+        return t if queues is not None else _after(t, sent.ends, tuple(sent.ends))
+
+    def _pace(
+        self, body: tuple[Node, ...], spans: dict[str, tuple[Array, Array]] | None = None
+    ) -> tuple[Array, Array, Array]:
+        """One iteration until everything is done, the agent's own part of it, and the next one's pace.
+
+        An agent that sends operations to queues is through before they are: what the next iteration
+        waits for, a second pass shows.
+        """
+        queues = _Queues()
+        own = self.sequence(body, spans, queues)
+        if not queues.ends and not queues.free:
+            return own, own, own
+        whole = own
+        for end in queues.ends.values():
+            whole = np.maximum(whole, end)
+        return whole, own, self.sequence(body, None, queues.after(own))
 
     def _enter(self, node: Loop, t: Array, pending: Mapping[str, Array]) -> Array:
         """Duration of a loop entered at ``t`` while loads its body needs are still on their way."""
@@ -161,8 +217,12 @@ class Timeline:
             if isinstance(node, Op):
                 duration = self.duration(node)
                 before = queued
-                queued = _after(queued, pending, node.reads) + duration
-                quiet = _after(quiet, pending_quiet, node.reads) + duration
+                queued = _after(queued, pending, node.reads)
+                quiet = _after(quiet, pending_quiet, node.reads)
+                if node.queued:
+                    pending[node.writes], pending_quiet[node.writes] = queued + duration, quiet + duration
+                else:
+                    queued, quiet = queued + duration, quiet + duration
                 self._outside(node)
                 if node.kind == "load":
                     arrival = self.arrival(node)
@@ -215,22 +275,21 @@ class Timeline:
         ahead_before = self._ahead
         self._ahead = 0.0
         spans: dict[str, tuple[Array, Array]] = {}
-        chain = self.sequence(loop.body, spans=spans)
-        interval = chain
+        chain, own, interval = self._pace(loop.body, spans)
         if nested:  # agents drift apart: one's epilogue hides behind the others' products
             shared = self.resident, self.active
             self.resident, self.active = 1.0 / self.agents, shared[1] / (shared[0] * self.agents)
             # Only the first tile's first loads are waited for where the loads run ahead.
             self._ahead = np.inf if loop.run_ahead else 0.0
-            single = self.sequence(loop.body)
+            _, _, single = self._pace(loop.body)
             self.resident, self.active = shared
-            interval = np.minimum(chain, single)
+            interval = np.minimum(interval, single)
         self._ahead = ahead_before
         rest: Array = np.zeros((1, 1))
         wait: Array = np.zeros((1, 1))
         if loop.loads:
             # Later tiles arrive behind the operations that use the leading ones.
-            wait = np.maximum(0.0, (self.arrival(*loop.loads[: loop.lead]) + chain) / loop.stages - interval)
+            wait = np.maximum(0.0, (self.arrival(*loop.loads[: loop.lead]) + own) / loop.stages - interval)
             ahead = self._ahead if loop.run_ahead else 0.0
             rest = np.maximum(0.0, self.arrival(*loop.loads[: loop.lead], first=True) - ahead)
         rest = np.maximum(rest, late)

@@ -15,7 +15,20 @@ from foretile.kernels.expr import Expr
 from foretile.kernels.ir import Region, TileProgram
 from foretile.simulator.machine import Machine
 
-CORE_ENGINES = ("matrix", "vector", "special", "scratchpad", "tensor_memory", "port", "feed", "drain")
+CORE_ENGINES = (
+    "matrix",
+    "vector",
+    "special",
+    "scratchpad",
+    "tensor_memory",
+    "port",
+    "feed",
+    "drain",
+    "vector_feed",
+    "vector_drain",
+    "scalar",
+    "share",
+)
 # Engines in the cores' clock domain: they slow down together when matrix load lowers the clock.
 CLOCKED = frozenset({"matrix", "vector", "special", "scratchpad", "tensor_memory"})
 BLOCK_START = "block start"  # label of a block's first operation, where it stages tiles
@@ -49,7 +62,9 @@ class Op:
     ``work``: core engine → seconds of service for the whole block; ``serial_s``: its duration when
     nothing competes (whole block, all agents together); ``latency_s``: from issue of the last
     instruction until the result can be used; ``reads``: buffers whose loads it waits for;
-    ``access``: index of the memory access a load or store makes; ``writes``: buffer a load fills.
+    ``access``: index of the memory access a load or store makes; ``writes``: buffer a load or a queued
+    operation fills; ``queued``: sent to an in-order queue of its own: the agent goes on as soon as it
+    starts there, and who reads ``writes`` waits for its end.
     """
 
     label: str
@@ -63,6 +78,7 @@ class Op:
     flops: float = 0.0  # executed, padding to the instruction's shape included
     tile_flops: float = 0.0  # of the tile itself
     line: int = 0
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)

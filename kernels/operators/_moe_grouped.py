@@ -33,6 +33,8 @@ _PLAIN = (
     (32, 64, 64, 2, 128),
     (16, 64, 64, 2, 128),
     (16, 32, 64, 4, 64),
+    # Long rows, for cores with half a megabyte of memory of their own; no other has room for them.
+    (128, 128, 256, 2, 256),
 )
 TILES = {"bf16": _PLAIN, "fp16": _PLAIN}
 """Tiles by dtype, as the configuration's first keys."""

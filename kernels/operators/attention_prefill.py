@@ -152,13 +152,23 @@ _TILES = (
 )
 
 
+# Bytes of a row of keys times their number in a tile, for cores with half a megabyte of memory of their own
+# (two tiles of K and V in flight); no other has room for it.
+_WIDE_BYTES = 65536
+_WIDEST = 256
+
+
 def configs(shape: Shape) -> list[Config]:
     """The space: query and key rows of a tile, K/V tiles in flight, threads, order of the blocks."""
-    return [
+    wide = max(16, _WIDE_BYTES // (size(shape["dtype"]) * shape["head_dim"]) // 16 * 16)
+    space = [
         {"block_m": m, "block_n": n, "num_stages": stages, "threads": threads, "swizzle": swizzle}
         for swizzle in (8, 0)
         for m, n, stages, threads in _TILES
     ]
+    if wide <= _WIDEST:
+        space.append({"block_m": 128, "block_n": wide, "num_stages": 2, "threads": 256, "swizzle": 8})
+    return space
 
 
 def visible_pairs(shape: Shape) -> Any:

@@ -144,6 +144,14 @@ _TILES = (
     (64, 32, 128, 0, ((128, 6),)),
     (64, 16, 128, 0, ((128, 8),)),
 )
+# (variant, block_m, block_n, threads, swizzle, bytes of a K row, stages): long rows, for cores with half a
+# megabyte and more of memory of their own, whose copies move them faster. No other has room for them.
+_DEEP_TILES = (
+    ("persistent", 128, 256, 256, 8, 512, 2),
+    ("persistent", 256, 256, 512, 8, 512, 2),
+    ("tile", 128, 128, 256, 8, 512, 3),
+    ("tile", 64, 128, 128, 8, 1024, 2),
+)
 # (block_m, block_n, threads, bytes of a K row, stages, parts of the sum)
 _SPLIT_TILES = (
     (128, 128, 256, 128, 4, (4, 2, 8, 16)),
@@ -193,6 +201,10 @@ def configs(shape: Shape) -> list[Config]:
         config("split_k", m, n, threads, row, stages, split_k=split)
         for m, n, threads, row, stages, splits in _SPLIT_TILES
         for split in splits
+    ]
+    space += [
+        config(variant, m, n, threads, row, stages, swizzle=swizzle)
+        for variant, m, n, threads, swizzle, row, stages in _DEEP_TILES
     ]
     return space
 

@@ -242,6 +242,12 @@ _PLAIN_TILES = (
     (16, 128, 64, 5, 128, 0),
     (16, 128, 128, 4, 128, 0),
     (16, 64, 64, 6, 128, 0),
+    # Long rows, for cores with half a megabyte and more of memory of their own; no other has room for them.
+    (128, 256, 256, 2, 256, 8),
+    (128, 128, 256, 3, 256, 8),
+    (64, 256, 256, 2, 256, 8),
+    (64, 128, 256, 3, 128, 8),
+    (16, 128, 256, 4, 128, 0),
 )
 
 

@@ -113,6 +113,7 @@ def settle(nodes: tuple[Node, ...], machine: Machine, *, cyclic: bool) -> tuple[
         if isinstance(node, Op):
             chained = (
                 node.kind == "matrix"
+                and not node.queued
                 and isinstance(following, Op)
                 and following.kind in ("matrix", "barrier")
             )
@@ -121,7 +122,7 @@ def settle(nodes: tuple[Node, ...], machine: Machine, *, cyclic: bool) -> tuple[
             body = settle(node.body, machine, cyclic=True)
             settled.append(replace(node, body=body))
             last = next((n for n in reversed(body) if not (isinstance(n, Op) and n.kind == "barrier")), None)
-            if isinstance(last, Op) and last.kind == "matrix" and last.latency_s == 0.0:
+            if isinstance(last, Op) and last.kind == "matrix" and not last.queued and last.latency_s == 0.0:
                 settled.append(Op("wait for accumulators", "barrier", serial_s=machine.matrix_latency_s))
         else:
             then = settle(node.then, machine, cyclic=False)

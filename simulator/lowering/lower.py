@@ -37,15 +37,13 @@ from foretile.simulator.lowering.analysis import (
     roles,
     settle,
 )
-from foretile.simulator.lowering.davinci import DavinciRules
 from foretile.simulator.lowering.decisions import expected, refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
 from foretile.simulator.lowering.rules import Cost, Rules
-from foretile.simulator.lowering.simt import SimtRules
+from foretile.simulator.lowering.styles import RULES
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
-_RULES: dict[str, type[SimtRules] | type[DavinciRules]] = {"simt": SimtRules, "davinci": DavinciRules}
 _SECTOR_BYTES = 32  # smallest unit a cache moves for a scattered element (32-byte sectors)
 
 
@@ -55,12 +53,12 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     Raises:
         SimulationError: the program does not fit the machine, or uses what it cannot time.
     """
-    if machine.style not in _RULES:
+    if machine.style not in RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
     refuse_decisions(program)
     used = roles(program)
     loaded = machine.under_matrix_load() if used.accumulators else machine
-    rules: Rules = _RULES[machine.style](program, loaded, used)
+    rules: Rules = RULES[machine.style](program, loaded, used)
     walker = _Walker(program, rules)
     # Barriers, descriptors and the scratchpad's layout are set up where tiles are staged in it.
     staged = machine.block_s and any(b.scope == "shared" for b in program.buffers)
@@ -243,7 +241,7 @@ class _Walker:
         if isinstance(stmt, Copy):
             return self.copy(stmt)
         if isinstance(stmt, Gemm):
-            return [self.gemm(stmt)]
+            return self.gemm(stmt)
         if isinstance(stmt, Store):
             return self.store(stmt, {}, Count())
         if isinstance(stmt, Fill):
@@ -281,7 +279,7 @@ class _Walker:
             total *= int(evaluate(extent, {}))
         return total
 
-    def gemm(self, stmt: Gemm) -> Op:
+    def gemm(self, stmt: Gemm) -> list[Op]:
         rows, depth = (int(evaluate(e, {})) for e in stmt.a.extents[-2:])
         if stmt.trans_a:
             rows, depth = depth, rows
@@ -293,8 +291,15 @@ class _Walker:
         self.dtype = self.dtype or dtype
         cost = self.rules.gemm(stmt, rows, columns, depth, dtype)
         reads = tuple(r.buffer for r in (stmt.a, stmt.b, stmt.a_scale, stmt.b_scale) if r)
-        op = _op("matrix", f"gemm {stmt.c.buffer}", cost, reads=reads)
-        return replace(op, latency_s=cost.latency_s, tile_flops=2.0 * rows * columns * depth)
+        label, ops = f"gemm {stmt.c.buffer}", []
+        if cost.before is not None:
+            ops.append(_op("matrix", f"operands of {label}", cost.before, reads=reads))
+            reads = ()
+        op = _op("matrix", label, cost, reads=reads)
+        if cost.queued:
+            op = replace(op, writes=stmt.c.buffer)
+        ops.append(replace(op, latency_s=cost.latency_s, tile_flops=2.0 * rows * columns * depth))
+        return ops
 
     def copy(self, stmt: Copy) -> list[Op]:
         source, target = self.program.buffer(stmt.src.buffer), self.program.buffer(stmt.dst.buffer)
@@ -420,9 +425,19 @@ class _Walker:
         scattered: bool = False,
     ) -> Op:
         access = self._access(region, tensor, direction, points, scattered)
-        return replace(_op("store", label, cost, reads=reads), access=access)
+        return replace(
+            _op("store", label, cost, reads=reads), access=access, writes=label if cost.queued else ""
+        )
 
 
 def _op(kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
     work = tuple((engine, seconds) for engine, seconds in cost.work.items() if seconds > 0.0)
-    return Op(label=label, kind=kind, work=work, serial_s=cost.serial_s, reads=reads, flops=cost.flops)
+    return Op(
+        label=label,
+        kind=kind,
+        work=work,
+        serial_s=cost.serial_s,
+        reads=reads,
+        flops=cost.flops,
+        queued=cost.queued,
+    )

@@ -13,12 +13,18 @@ from foretile.simulator.workload import Occupancy
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of service per core engine for a whole block, duration alone, and result latency."""
+    """Seconds of service per core engine for a whole block, duration alone, and result latency.
+
+    ``queued``: the instruction stream sends it to a queue and goes on when it starts there;
+    ``before``: a step that the stream takes first.
+    """
 
     work: dict[str, float]
     serial_s: float
     latency_s: float = 0.0
     flops: float = 0.0
+    queued: bool = False
+    before: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,11 @@ class Roles:
     right_operands: frozenset[str]
     staged: dict[str, int]  # shared buffers filled by a pipelined loop → versions
     vector_written: frozenset[str]  # written by element-wise code
+
+    @property
+    def made_on_core(self) -> frozenset[str]:
+        """What element-wise code writes but for rows it only brings in, ahead of a pipelined loop."""
+        return self.vector_written - frozenset(self.staged)
 
 
 class Rules(Protocol):

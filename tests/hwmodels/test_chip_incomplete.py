@@ -47,7 +47,7 @@ def test_what_is_missing_is_named_field_by_field(write: Write) -> None:
 
 @pytest.mark.parametrize(
     ("style", "section"),
-    [("simt", "residency.warp_size"), ("davinci", "davinci.l1_bytes"), ("mlu", "scratchpad.capacity_bytes")],
+    [("simt", "residency.warp_size"), ("davinci", "davinci.l1_bytes"), ("mlu", "mlu.nram_bytes")],
 )
 def test_the_sections_of_its_style_are_missing_too(write: Write, style: str, section: str) -> None:
     assert section in known(write(HEAD + f"style: {style}\n")).missing

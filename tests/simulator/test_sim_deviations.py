@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ladder import LADDER_910B1, ladder
 
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
 from foretile.hwmodels.schema import L2, Dram
 from foretile.kernels import language as T
+from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import load_operator
 from foretile.simulator.cost import core_slowdown
 from foretile.simulator.engine import Core
@@ -20,7 +22,8 @@ from foretile.simulator.plan import plan
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.program import Code, Instruction
 from foretile.simulator.search import dynamic_part, workloads
-from foretile.simulator.workload import Loop
+from foretile.simulator.simulate import simulate
+from foretile.simulator.workload import Loop, Op
 
 PAGE = Path(__file__).parents[2] / "docs" / "deviations.md"
 TILE = {
@@ -220,3 +223,38 @@ def test_gap_stream_k_is_not_searched() -> None:
     assert "stream_k" not in {c["variant"] for c in gemm.configs(shape)}
     config = {"variant": "stream_k", "block_m": 128, "block_n": 128, "num_stages": 3}
     assert predict("gemm", "h100", m=512, n=512, k=4096, config=config).time_s > 0
+
+
+def ascend_s(program: TileProgram) -> float:
+    chip = load_chip(str(Path(__file__).parent / "chips" / "split-24-cores.yaml"))
+    return simulate(lower(program, machine_of(chip)), {}).time_s
+
+
+def test_gap_ascend_hands_over_without_l2_traffic() -> None:
+    """The scores of attention cross the L2 twice; counted are the operator's own tensors."""
+    documented("Ascend's vector cores and flags are coarse")
+    p = predict("attention_prefill", "ascend-910b3", batch=1, seq=4096, heads=8, head_dim=128, causal=False)
+    scores = 2 * 8 * 4096 * 4096 * 4
+    operator = load_operator("attention_prefill")
+    full = operator.shape(batch=1, seq=4096, heads=8, head_dim=128, causal=False)
+    (workload,) = workloads(operator, full, dict(p.config), machine_of(load_chip("ascend-910b3")))
+    moved = plan(workload, dynamic_part(operator, full)).traffic
+    assert float(moved.l2_read_bytes.max()) < scores
+
+
+def test_gap_ascend_cores_read_the_same_rows_for_free() -> None:
+    documented("Same addresses and alternating passes on Ascend")
+    steps = {step.name[0]: step for step in LADDER_910B1}
+    dealt, even, split = (ascend_s(ladder(steps[name])) for name in ("2", "3", "6"))
+    assert dealt == pytest.approx(even, rel=0.01)
+    assert split == pytest.approx(ascend_s(ladder(steps["5"])), rel=0.005)
+
+
+def test_gap_cambricon_weights_arrive_in_their_layout() -> None:
+    documented("Weights need no rearranging on Cambricon")
+    operator = load_operator("gemm")
+    full = operator.shape(m=4096, n=4096, k=4096, dtype="fp16")
+    config = operator.config(full, **{**TILE, "num_stages": 2})
+    (workload,) = workloads(operator, full, config, machine_of(load_chip("cambricon-mlu370-x8")))
+    (loop,) = (node for node in workload.nodes if isinstance(node, Loop))
+    assert {engine for op in loop.body if isinstance(op, Op) for engine, _ in op.work} == {"matrix"}

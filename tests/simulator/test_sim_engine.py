@@ -66,6 +66,36 @@ def test_operations_of_one_agent_follow_each_other() -> None:
     assert run([code(work(0, 100), work(1, 50, latency=7))]).finish_ps == [157]
 
 
+def queued(engine_index: int, duration: int, result: int, waits: tuple[int, ...] = ()) -> Instruction:
+    return Instruction(
+        "op",
+        "queued",
+        duration_ps=duration,
+        service=((engine_index, duration),),
+        waits=waits,
+        result=result,
+    )
+
+
+def test_an_agent_goes_on_when_its_queued_operation_starts() -> None:
+    """And the block ends when the operation does: what ``code`` adds waits for result 0."""
+    found = run([code(queued(0, 100, result=0), work(1, 30))])
+    assert found.finish_ps == [100]
+    assert [(s.engine, s.start_ps, s.end_ps) for s in found.slices] == [("a", 0, 100), ("b", 0, 30)]
+
+
+def test_a_second_queued_operation_holds_the_agent_until_the_first_one_ends() -> None:
+    found = run([code(queued(0, 100, result=1), queued(0, 100, result=0), work(1, 30))])
+    assert [(s.start_ps, s.end_ps) for s in found.slices if s.engine == "b"] == [(100, 130)]
+    assert found.finish_ps == [200]
+
+
+def test_who_reads_a_queued_result_waits_for_it() -> None:
+    reader = Instruction("op", "reader", duration_ps=10, service=((1, 10),), waits=(0,))
+    found = run([code(queued(0, 100, result=0), reader)])
+    assert found.finish_ps == [110]
+
+
 def test_agents_of_a_block_queue_for_an_engine_and_overlap_on_two() -> None:
     found = run([code(work(0, 100), work(1, 50))], agents=2)
     assert found.finish_ps == [250]  # the second waits 100 for engine a, then runs 100 + 50
