@@ -271,7 +271,6 @@ ATTENTION: tuple[Library, ...] = (
     _prefill("vllm_vit_flash_attn_fa3", _FA3_PREFILL, "wgmma", beside=("lengths",)),
     _prefill("fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache",)),
     _prefill("vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache", "lengths")),
-    _prefill("vllm_flash_attn_fa2*", _FA2, beside=("cache", "lengths", "lengths")),
     _prefill("vllm_flash_attn*", _FA2, beside=("cache",)),
     _prefill("*fa4 *_v4", _PAIRED, "tcgen05"),
     _prefill("flash_attention", _FLASH, beside=("cache",)),
@@ -287,7 +286,8 @@ ATTENTION: tuple[Library, ...] = (
     _prefill("*flashinfer*", _PAIRED, "tcgen05", beside=("cache",)),
     _prefill("torch_flow*", _PAIRED, "tcgen05", beside=("packed", "lengths", "lengths", "lengths")),
     _prefill("torch_flow*", _FA3_PREFILL, "wgmma", beside=("packed", "lengths", "lengths", "lengths")),
-    _prefill("torch_flow*", _FLASH, beside=("packed", "lengths", "lengths", "lengths")),
+    _prefill("torch_flow*", _FLASH, "mma_sync+*", beside=("packed", "lengths", "lengths")),
+    _prefill("torch_flow*", _FLASH, beside=("packed",)),
     _prefill("*flashinfer*", _FLASH, beside=("cache",)),
     _prefill("*triton*", _unknown, beside=("cache",)),
 )
