@@ -8,7 +8,7 @@ PYTHON = python3
 VENV = .venv
 REPORT = report
 SUITE = deepseek-v3
-CHIPS = h20,h100-sxm5-80gb,h200-sxm,h800-sxm,b200-sxm,b300-sxm,gb200,gb300,a100-sxm4-80gb,l40s,rtx-4090,rtx-pro-6000,amd-mi300x,amd-mi355x,ascend-910b3,metax-c550,hygon-bw1000
+CHIPS = h20,h100-sxm5-80gb,h200-sxm,h800-sxm,b200-sxm,b300-sxm,gb300,a100-sxm4-80gb,l40s,rtx-pro-6000,amd-mi300x,amd-mi355x,ascend-910c,ascend-950pr,metax-c550,mthreads-s5000,hygon-bw1000,kunlunxin-p800
 PYTEST_ARGS =
 ROOMS = api calibration hwmodels kernels simulator
 
