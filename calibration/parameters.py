@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def _number(chip: Chip, path: str) -> Quantity[float] | None:
     node: Any = chip
     for name in path.split("."):
         node = getattr(node, name)
-    return node  # type: ignore[no-any-return]
+    return cast("Quantity[float] | None", node)
 
 
 CHIP_PARAMETERS: tuple[Parameter, ...] = (
