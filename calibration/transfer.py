@@ -11,6 +11,7 @@ import numpy as np
 from foretile.calibration.parameters import (
     CHIP_PARAMETERS,
     FAMILY_PARAMETERS,
+    FamilyParameter,
     Parameter,
     prepared,
     with_factors,
@@ -31,6 +32,7 @@ DIES: tuple[frozenset[str], ...] = (
 # system is alike (a divided L2 before HBM, or one cache before GDDR).
 _SAME_FAMILY, _SAME_MEMORY = 4.0, 2.0
 _LEAST_SIGMA = 0.05
+_MIDDLE = 10**0.5  # of a decade
 _LAUNCH = next(p for p in CHIP_PARAMETERS if p.name == "launch")
 
 
@@ -88,9 +90,8 @@ def prior_for(
     parameters["sustained"] = (_cooler(chip, teachers, weight, mean), sigma)
     if launch_s is None:
         launch_s = _launch_s(prepared(chip)) * float(np.exp(parameters["launch"][0]))
-    return Prior(
-        parameters, _kernels(teachers, weight, launch_s), _residual(teachers, weight), tuple(sorted(teachers))
-    )
+    kernels = _kernels(teachers, weight, launch_s)
+    return Prior(parameters, kernels, _residual(teachers, weight), tuple(sorted(teachers)))
 
 
 def transferred(chip: Chip, taught_by: Mapping[str, Chip] | None = None, *, own_die: bool = False) -> Chip:
@@ -226,16 +227,31 @@ def _kernels(
         held = {n: kernels[key] for n, kernels in own.items() if key in kernels}
         fields = {}
         for p in FAMILY_PARAMETERS:
-            logs = {n: float(np.log(max(p.low, getattr(k, p.name).value))) for n, k in held.items()}
+            value = float(np.exp(_pooled(_logs(p, held, teachers), weight)[0]))
             if p.name == "launch_fraction":
-                logs = {n: v + np.log(_launch_s(teachers[n]) / launch_s) for n, v in logs.items()}
-            value = float(np.clip(np.exp(_pooled(logs, weight)[0]), p.low, p.high))
+                value /= launch_s
             fields[p.name] = Quantity[float](
-                value=value, source=f"mean of {', '.join(sorted(held))}", confidence="inferred"
+                value=float(np.clip(value, p.low, p.high)),
+                source=f"mean of {', '.join(sorted(held))}",
+                confidence="inferred",
             )
         tiles = max(held, key=lambda n: weight[n])
         found[key] = KernelProfile(**fields, tiles=held[tiles].tiles)
     return found
+
+
+def _logs(
+    parameter: FamilyParameter, held: Mapping[str, KernelProfile], teachers: Mapping[str, Chip]
+) -> dict[str, float]:
+    """Logarithm of one number of the teachers' profiles: rates as shares, a launch in seconds."""
+    of_launch = parameter.name == "launch_fraction"
+    return {
+        n: float(
+            np.log(max(parameter.low, getattr(profile, parameter.name).value))
+            + (np.log(_launch_s(teachers[n])) if of_launch else 0.0)
+        )
+        for n, profile in held.items()
+    }
 
 
 def _measured(profile: KernelProfile) -> bool:
@@ -243,21 +259,37 @@ def _measured(profile: KernelProfile) -> bool:
 
 
 def _residual(teachers: Mapping[str, Chip], weight: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Spread of each family's errors on another chip: the teachers' own, and how far they are apart.
+
+    What teachers disagree on adds to what their fits left: on the cost of a launch in the share of a
+    kernel's time that it takes, on the rates of cores and memory (it is bound by one of them) in the rest.
+    """
     found: dict[str, dict[str, float]] = {}
     for family in sorted({f for c in teachers.values() for f in _calibration(c).residual}):
-        held = {
-            n: _calibration(c).residual[family]
-            for n, c in teachers.items()
-            if family in _calibration(c).residual
-        }
-        regimes = sorted({r for v in held.values() for r in v})
-        found[family] = {
-            r: float(
-                np.average(
-                    [v[r] for v in held.values() if r in v],
-                    weights=[weight[n] for n, v in held.items() if r in v],
-                )
-            )
-            for r in regimes
-        }
+        held = {n: c for n, c in teachers.items() if family in _calibration(c).residual}
+        left = {n: _calibration(c).residual[family] for n, c in held.items()}
+        launch, rates, idle_s = _apart(family, held, weight)
+        found[family] = {}
+        for regime in sorted({r for v in left.values() for r in v}):
+            mine = [n for n, v in left.items() if regime in v]
+            own = np.average([left[n][regime] for n in mine], weights=[weight[n] for n in mine])
+            share = 0.0 if regime == "all" else min(1.0, idle_s / (float(regime) * _MIDDLE))
+            found[family][regime] = float(np.linalg.norm((own, share * launch, (1.0 - share) * rates)))
     return found
+
+
+def _apart(
+    family: str, teachers: Mapping[str, Chip], weight: Mapping[str, float]
+) -> tuple[float, float, float]:
+    """Standard deviations between a family's teachers, of launches and of rates, and seconds of a launch."""
+    profiles = {n: c.kernels[family] for n, c in teachers.items() if family in c.kernels}
+    held = {n: p for n, p in profiles.items() if _measured(p)}
+    mean, launch = _pooled({n: float(np.log(_launch_s(c) + _gap_s(c))) for n, c in teachers.items()}, weight)
+    if len(held) < 2:
+        return launch, 0.0, float(np.exp(mean))
+    core, memory, own = (_pooled(_logs(p, held, teachers), weight)[1] for p in FAMILY_PARAMETERS)
+    return max(launch, own), float(np.hypot(core, memory) / np.sqrt(2.0)), float(np.exp(mean))
+
+
+def _gap_s(chip: Chip) -> float:
+    return chip.launch.graph_s.value if chip.launch.graph_s is not None else 0.0
