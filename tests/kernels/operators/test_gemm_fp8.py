@@ -144,7 +144,8 @@ def test_every_configuration_traces_alike_with_numbers_and_with_symbols(form: di
     [
         ({"variant": "stream_k"}, "variant='stream_k' is not one of tile, persistent, split_k"),
         ({"product": "fp32"}, "product='fp32' is not one of fp8, bf16, fp16"),
-        ({"block_n": 40}, "block_n=40 is not a multiple of 16"),
+        ({"block_n": 36}, "block_n=36 is not a multiple of 8"),
+        ({"block_m": 40}, "block_m=40 is not a multiple of 16"),
     ],
 )
 def test_refuses_configurations(chosen: dict[str, Any], message: str) -> None:
