@@ -224,6 +224,8 @@ def _rich(table: Any) -> Any:
     from foretile.cli import show
 
     made = show.table(*table.heads, right=table.heads[table.labels :])
+    made.columns[0].no_wrap = True  # whose numbers they are: the last to be cut on a narrow terminal
+    made.columns[0].min_width = max((len(row[0].text) for row in table.rows), default=0)
     for row in table.rows:
         cells = []
         for cell in row:
