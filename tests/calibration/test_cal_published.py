@@ -151,6 +151,7 @@ def test_the_command_prints_and_gives_json(
         return [Reproduction(p, p.measured_s, (p.measured_s, p.measured_s)) for p in points]
 
     monkeypatch.setattr(published_module, "reproduce", fake)
+    monkeypatch.setenv("COLUMNS", "160")
 
     def run(*argv: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as left:
