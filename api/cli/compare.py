@@ -23,7 +23,7 @@ _WHY = typer.Option(
     "--why",
     metavar="A,B",
     help="Explain why these two differ: resource, sizes, sensitivity; [bold]none[/bold]: leave it out.  "
-    "[default: the two that lead]",
+    "[default: the one that leads and the next of another architecture]",
     show_default=False,
 )
 

@@ -61,8 +61,9 @@ def write_report(
 ) -> Report:
     """Write ``report.html``, ``report.md`` and ``predictions.csv`` into ``folder``: all or none.
 
-    ``why``: ids of the two chips whose difference is explained, or empty for the two that lead; None
-    for none. ``incomplete``: chips that are named with what is missing, and without any number.
+    ``why``: ids of the two chips whose difference is explained, or empty for the one that leads
+    and the next of another architecture; None for none. ``incomplete``: chips that are named with what is
+    missing, and without any number.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -118,12 +119,17 @@ def _check_pair(chips: Sequence[Chip], why: Sequence[str] | None) -> None:
 def _pair(
     suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame, why: Sequence[str] | None
 ) -> tuple[Chip, Chip] | None:
-    """The two chips to explain: those asked for, or the two that lead; None where there are none."""
+    """The two chips to explain: those asked for, or the leader and the next of another architecture."""
     from foretile.report.collect import totals
     from foretile.report.figures import ranking
 
     if why is None:
         return None
     by_id = {chip.id: chip for chip in chips}
-    names = list(why) or ranking(totals(frame), suite.phases)[:2]
-    return (by_id[names[0]], by_id[names[1]]) if len(names) == 2 else None
+    if why:
+        return by_id[why[0]], by_id[why[1]]
+    ranked = [by_id[name] for name in ranking(totals(frame), suite.phases)]
+    if len(ranked) < 2:
+        return None
+    # Products of one architecture differ by little: the next of another says more.
+    return ranked[0], next((c for c in ranked[1:] if c.family != ranked[0].family), ranked[1])
