@@ -96,3 +96,40 @@ def test_no_calibration_lets_a_chip_beat_its_peak(name: str) -> None:
         dtype = "fp8" if family == "gemm_fp8_block" else "bf16"
         peak = chip.matrix.flop_per_cycle[dtype].value * chip.cores.value * chip.clock.max_hz.value
         assert prediction.flops / prediction.time_s <= peak
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_launch_is_taught_in_seconds_whatever_the_files_say(name: str) -> None:
+    """It lies among the teachers', and twice as long a launch in the chip's own file changes nothing."""
+    base = load_chip(name, calibrated=False)
+    prior = prior_for(base)
+    taught = [
+        c.launch.kernel_s.value + c.launch.ramp_s.value
+        for n, c in fitted_chips().items()
+        if n in prior.teachers and c.launch.ramp_s is not None
+    ]
+    kernel = base.launch.kernel_s
+    slower = kernel.model_copy(update={"value": 2.0 * kernel.value})
+    other = base.model_copy(update={"launch": base.launch.model_copy(update={"kernel_s": slower})})
+    made = []
+    for chip in (base, other):
+        launch = transferred(chip).launch
+        assert launch.ramp_s is not None
+        made.append(launch.kernel_s.value + launch.ramp_s.value)
+    assert min(taught) <= made[0] <= max(taught)
+    assert made[1] == pytest.approx(made[0])
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_what_teachers_disagree_on_widens_what_they_left(name: str) -> None:
+    prior = prior_for(load_chip(name, calibrated=False))
+    for family, regimes in prior.residual.items():
+        for regime, sigma in regimes.items():
+            left = [
+                c.calibration.residual[family][regime]
+                for n, c in fitted_chips().items()
+                if n in prior.teachers
+                and c.calibration is not None
+                and regime in c.calibration.residual.get(family, {})
+            ]
+            assert sigma >= min(left)
