@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from ladder import LADDER_910B1, LADDER_950PR, Step, ladder
 from simcases import Case, Source, case
+from workload_operations import operations
 
 from foretile.frontdoor import predict
 from foretile.hwmodels import Chip, load_chip
@@ -32,7 +32,7 @@ from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.plan import plan
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.simulate import simulate
-from foretile.simulator.workload import Branch, Loop, Node, Op, Workload
+from foretile.simulator.workload import Workload
 
 FOLDER = Path(__file__).parent / "chips"
 SPLIT, DIRECT, FUSED = "split-24-cores", "direct-32-cores", "fused-32-cores"
@@ -45,18 +45,6 @@ def chip(name: str) -> Chip:
 
 def machine(name: str) -> Machine:
     return machine_of(chip(name))
-
-
-def operations(nodes: Iterable[Node]) -> list[Op]:
-    found: list[Op] = []
-    for node in nodes:
-        if isinstance(node, Op):
-            found.append(node)
-        elif isinstance(node, Loop):
-            found += [*node.loads, *operations(node.body)]
-        elif isinstance(node, Branch):
-            found += [*operations(node.then), *operations(node.orelse)]
-    return found
 
 
 def busy(workload: Workload, engine: str, label: str = "") -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from simcases import Source, case
+from workload_operations import operations
 
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
@@ -20,7 +20,7 @@ from foretile.simulator.lowering.lower import lower
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.plan import plan
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.workload import Branch, Loop, Node, Op, Workload
+from foretile.simulator.workload import Workload
 
 CHIP = "cambricon-mlu370-x8"
 SIDES = {"m": 4096, "n": 4096, "k": 4096, "batch": 1}
@@ -28,18 +28,6 @@ SIDES = {"m": 4096, "n": 4096, "k": 4096, "batch": 1}
 
 def machine() -> Machine:
     return machine_of(load_chip(CHIP))
-
-
-def operations(nodes: Iterable[Node]) -> list[Op]:
-    found: list[Op] = []
-    for node in nodes:
-        if isinstance(node, Op):
-            found.append(node)
-        elif isinstance(node, Loop):
-            found += [*node.loads, *operations(node.body)]
-        elif isinstance(node, Branch):
-            found += [*operations(node.then), *operations(node.orelse)]
-    return found
 
 
 def product(m: int = 128, n: int = 128, k: int = 64, stages: int = 3) -> TileProgram:
