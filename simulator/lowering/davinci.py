@@ -25,7 +25,7 @@ from foretile.simulator.lowering.placement import (
     place,
     shape_of,
 )
-from foretile.simulator.lowering.rules import Cost, Roles
+from foretile.simulator.lowering.rules import Cost, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
@@ -86,11 +86,7 @@ class DavinciRules:
 
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         machine, d = self.machine, self.d
-        if stmt.a_scale is not None and "fp4" not in machine.matrix_flop_per_s:
-            raise SimulationError(
-                f"{machine.id} has no block-scaled products; widen the operands on chip, "
-                "or scale partial products"
-            )
+        require_block_scaling(machine, stmt)
         element = DTYPES[self.program.buffer(stmt.a.buffer).dtype].bytes
         step = max(1, int(machine.matrix_k_bytes / element))
         rows, columns = ceil(m / FRACTAL) * FRACTAL, ceil(n / FRACTAL) * FRACTAL

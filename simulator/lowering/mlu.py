@@ -16,7 +16,7 @@ from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
 from foretile.simulator.lowering.elementwise import Count, convert_count
 from foretile.simulator.lowering.placement import shape_of, size_of
-from foretile.simulator.lowering.rules import Cost, Roles
+from foretile.simulator.lowering.rules import Cost, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
@@ -100,11 +100,7 @@ class MluRules:
 
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         machine = self.machine
-        if stmt.a_scale is not None and "fp4" not in machine.matrix_flop_per_s:
-            raise SimulationError(
-                f"{machine.id} has no block-scaled products; widen the operands on chip, "
-                "or scale partial products"
-            )
+        require_block_scaling(machine, stmt)
         element = DTYPES[self.program.buffer(stmt.a.buffer).dtype].bytes
         step = max(1, int(machine.matrix_k_bytes / element))
         rows = ceil(m / machine.matrix_m) * machine.matrix_m

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
 from foretile.simulator.lowering.elementwise import Count
-from foretile.simulator.machine import Machine
+from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
 
@@ -85,3 +85,18 @@ class Rules(Protocol):
 
     def runs_ahead(self) -> bool:
         """Whether copies are issued by warps of their own, across loop boundaries."""
+
+
+def require_block_scaling(machine: Machine, stmt: Gemm) -> None:
+    """Refuse a product with scales on a machine whose matrix engine applies none.
+
+    Engines that scale groups of the depth are those that take fp4.
+
+    Raises:
+        SimulationError: what to do instead.
+    """
+    if stmt.a_scale is not None and "fp4" not in machine.matrix_flop_per_s:
+        raise SimulationError(
+            f"{machine.id} has no block-scaled products; widen the operands on chip, "
+            "or scale partial products"
+        )

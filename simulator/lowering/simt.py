@@ -9,7 +9,7 @@ from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import evaluate
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram, walk_stmts
 from foretile.simulator.lowering.elementwise import Count, convert_count
-from foretile.simulator.lowering.rules import Cost, Roles
+from foretile.simulator.lowering.rules import Cost, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
@@ -196,12 +196,7 @@ class SimtRules:
 
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         machine = self.machine
-        if stmt.a_scale is not None and "fp4" not in machine.matrix_flop_per_s:
-            # Engines that scale groups of the depth are those that take fp4.
-            raise SimulationError(
-                f"{machine.id} has no block-scaled products; widen the operands on chip, "
-                "or scale partial products"
-            )
+        require_block_scaling(machine, stmt)
         element = DTYPES[self.program.buffer(stmt.a.buffer).dtype].bytes
         columns = ceil(n / 8) * 8
         depth_step = max(1, int(machine.matrix_k_bytes / element))
