@@ -44,21 +44,6 @@ def _drawn(chip: str) -> list[Case]:
     return found
 
 
-def floor_s(drawn: Case) -> float:
-    """Seconds no kernel can beat: its arithmetic at the matrix peak, its compulsory bytes at DRAM bandwidth.
-
-    The peak is cores × rate × highest clock of the fastest type the kernel multiplies in, so that it holds
-    whatever the calibration says of clocks and fractions.
-    """
-    chip = drawn.chip
-    bounds = [float(drawn.operator.min_bytes(drawn.shape)) / chip.dram.bandwidth_bytes_per_s.value]
-    types = {w.dtype for w in drawn.workloads() if w.dtype}
-    if types:
-        peak = max(peak_flop_per_s(chip, dtype) for dtype in types)
-        bounds.append(float(drawn.operator.flops(drawn.shape)) / peak)
-    return max(bounds)
-
-
 def test_most_of_the_catalogue_predicts() -> None:
     assert len(CHIPS) >= 30
 
@@ -66,7 +51,7 @@ def test_most_of_the_catalogue_predicts() -> None:
 @pytest.mark.parametrize("chip", CHIPS)
 def test_no_prediction_beats_the_chips_own_peak(chip: str) -> None:
     for drawn in _drawn(chip):
-        floor = floor_s(drawn)
+        floor = drawn.floor_s()
         for model in ("cost_model", "engine"):
             found = predict_shape(drawn.operator, drawn.shape, drawn.chip, drawn.config, model)
             assert found.time_s >= floor, (drawn, model)
