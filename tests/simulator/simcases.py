@@ -110,9 +110,9 @@ class Case:
         return tuple(plan(w, dims, tensors) for w in self.workloads())
 
     def floor_s(self) -> float:
-        """Seconds no kernel can beat: its arithmetic at the matrix peak, its compulsory bytes at peak bandwidth.
+        """Seconds no kernel can beat: its arithmetic and its compulsory bytes, each at the chip's peak.
 
-        The peak is cores × rate × highest clock of the fastest type the kernel multiplies in, so that it
+        The matrix peak is cores × rate × highest clock of the fastest type the kernel multiplies in, so that it
         holds whatever the calibration says of clocks and fractions.
         """
         bounds = [float(self.operator.min_bytes(self.shape)) / self.chip.dram.bandwidth_bytes_per_s.value]
