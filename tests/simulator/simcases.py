@@ -112,7 +112,7 @@ class Case:
     def floor_s(self) -> float:
         """Seconds no kernel can beat: its arithmetic and its compulsory bytes, each at the chip's peak.
 
-        The matrix peak is cores × rate × highest clock of the fastest type the kernel multiplies in, so that it
+        The matrix peak is cores × rate × highest clock of the fastest type the kernel multiplies in: it
         holds whatever the calibration says of clocks and fractions.
         """
         bounds = [float(self.operator.min_bytes(self.shape)) / self.chip.dram.bandwidth_bytes_per_s.value]
