@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from foretile.hwmodels.incomplete import IncompleteChip
-from foretile.hwmodels.schema import Chip
+from foretile.hwmodels.schema import L2, Chip
 
 PEAK_TOLERANCE = 0.03
 BUS_TOLERANCE = 0.03
@@ -172,6 +172,7 @@ def _memories(chip: Chip) -> Iterator[str]:
             f"l2.latency_cycles: {l2.latency_cycles.value:g} is not below the DRAM's "
             f"{chip.dram.latency_cycles.value:g}"
         )
+    yield from _far_hits(l2)
     if l2.capacity_bytes.value >= chip.dram.capacity_bytes.value:
         yield f"l2.capacity_bytes: {l2.capacity_bytes.value} is not below the DRAM's; is the unit right?"
     if pad is not None:
@@ -185,6 +186,20 @@ def _memories(chip: Chip) -> Iterator[str]:
             yield f"scratchpad.latency_cycles: {pad.latency_cycles.value:g} is not below the L2's"
         if pad.bandwidth_bytes_per_cycle.value < l2.core_bytes_per_cycle.value:
             yield "scratchpad.bandwidth_bytes_per_cycle: below l2.core_bytes_per_cycle"
+
+
+def _far_hits(l2: L2) -> Iterator[str]:
+    if l2.far_latency_cycles is None:
+        return
+    mean, far = l2.latency_cycles.value, l2.far_latency_cycles.value
+    parts = l2.partitions.value if l2.partitions else 1
+    if parts < 2:
+        yield "l2.far_latency_cycles: without partitions there is no other part to hit"
+    elif not mean <= far <= mean * parts / (parts - 1):
+        yield (
+            f"l2.far_latency_cycles: {far:g} does not fit latency_cycles {mean:g}, the mean over {parts} "
+            f"partitions; expected {mean:g} to {mean * parts / (parts - 1):g}"
+        )
 
 
 def _dram(chip: Chip) -> Iterator[str]:

@@ -135,8 +135,9 @@ class L2(_Frozen):
 
     ``reuse_fraction``: share of the capacity that reuse within a kernel can count on. ``partitions``:
     parts that each keep a copy of what their cores read, so that a repeated kernel finds no more than
-    a part's capacity. ``bulk_copy_cycles``: what a bulk tensor copy takes beyond a plain load of the
-    same line. ``line_bytes``: a cache line, 128 bytes if absent. ``write_bytes_per_cycle`` and
+    a part's capacity. ``latency_cycles``: of a hit, the mean over the parts; ``far_latency_cycles``: of one
+    in another part than the core's own. ``bulk_copy_cycles``: what a bulk tensor copy takes beyond a plain
+    load of the same line. ``line_bytes``: a cache line, 128 bytes if absent. ``write_bytes_per_cycle`` and
     ``core_store_bytes_per_cycle``: the rates of writes where they differ from those of reads.
     """
 
@@ -144,6 +145,7 @@ class L2(_Frozen):
     bandwidth_bytes_per_cycle: Positive
     core_bytes_per_cycle: Positive
     latency_cycles: Positive
+    far_latency_cycles: Positive | None = None
     bulk_copy_cycles: NonNegative | None = None
     reuse_fraction: Fraction
     partitions: Count | None = None
@@ -157,11 +159,13 @@ class Chiplets(_Frozen):
 
     ``l2`` then gives the capacity and latency of that cache, and the bandwidth of all the dies' L2s
     together. ``bandwidth_bytes_per_cycle``: between the memory-side cache and all the dies, read or written.
+    ``latency_cycles``: of a hit in the die's own L2, that of ``l2`` if absent.
     """
 
     dies: Count
     die_l2_bytes: Count
     bandwidth_bytes_per_cycle: Positive
+    latency_cycles: Positive | None = None
 
 
 class Dram(_Frozen):
