@@ -176,10 +176,3 @@ def test_what_is_known_is_checked_by_itself(write: Write, lines: dict[str, Any],
     warnings = check_chip(known(write(data)))
     assert any(w.startswith(start) for w in warnings), warnings
     assert len(warnings) == 1
-
-
-@pytest.mark.parametrize("name", list_incomplete())
-def test_what_is_known_of_the_catalogues_incomplete_chips_is_plausible(name: str) -> None:
-    chip = describe_chip(name)
-    assert isinstance(chip, IncompleteChip)
-    assert check_chip(chip) == []
