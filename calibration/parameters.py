@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from foretile.hwmodels.schema import Chip, Confidence, KernelProfile, Quantity, Tiles
+from foretile.hwmodels.quantity import Confidence, Quantity
+from foretile.hwmodels.schema import Chip, KernelProfile, Tiles
 
 STARTING_POINT = "starting point of a calibration (docs/accuracy.md, parameters)"
 

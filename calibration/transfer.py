@@ -17,7 +17,8 @@ from foretile.calibration.parameters import (
     with_factors,
 )
 from foretile.hwmodels import Chip, list_chips, load_chip
-from foretile.hwmodels.schema import Calibration, KernelProfile, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import Calibration, KernelProfile
 from foretile.kernels.families import multiplies
 
 # Products of one die, whatever part of it they have switched on, are never each other's evidence.

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from foretile.hwmodels.incomplete import IncompleteChip
-from foretile.hwmodels.schema import L2, Chip, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import L2, Chip
 
 PEAK_TOLERANCE = 0.03
 BUS_TOLERANCE = 0.03

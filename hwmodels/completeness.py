@@ -15,7 +15,8 @@ from foretile.hwmodels.fields import Field, fields
 from foretile.hwmodels.incomplete import IncompleteChip
 from foretile.hwmodels.loader import _line, file_chain, merge_documents
 from foretile.hwmodels.problems import ChipError, is_leaf, number_problems, schema_problems
-from foretile.hwmodels.schema import STYLE_PARTS, Chip, Confidence, Style
+from foretile.hwmodels.quantity import Confidence
+from foretile.hwmodels.schema import STYLE_PARTS, Chip, Style
 
 CONFIDENCES: tuple[Confidence, ...] = typing.get_args(Confidence)
 

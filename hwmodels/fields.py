@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from foretile.hwmodels.schema import STYLE_PARTS, Chip, Quantity, Style
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import STYLE_PARTS, Chip, Style
 
 # Sections that some styles have and others do not.
 _OF_A_STYLE = frozenset(part for parts in STYLE_PARTS.values() for part in parts) | {"tensor_memory"}

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from foretile.hwmodels.schema import L2, Chip, Davinci, KernelProfile, Mlu, Quantity
+from foretile.hwmodels.explicit import Davinci, Mlu
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import L2, Chip, KernelProfile
 
 
 class SimulationError(ValueError):

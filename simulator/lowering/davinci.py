@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from math import ceil, gcd, prod
 
-from foretile.hwmodels.schema import Quantity
+from foretile.hwmodels.quantity import Quantity
 from foretile.kernels.affine import terms
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Const, evaluate, variables
