@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from foretile.hwmodels import Chip
-from foretile.hwmodels.schema import Quantity
+from foretile.hwmodels.quantity import Quantity
 
 _HEADER = """\
 # Numbers of {chip} as a calibration left them (foretile calibrate --chip {chip}): they override those of

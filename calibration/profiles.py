@@ -15,7 +15,8 @@ from foretile.calibration.parameters import FAMILY_PARAMETERS, with_profile
 from foretile.calibration.predictions import batches, kernels_of, summary
 from foretile.calibration.problem import Pool
 from foretile.hwmodels import Chip
-from foretile.hwmodels.schema import KernelProfile, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import KernelProfile
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.search import frozen, static_part

@@ -17,7 +17,9 @@ from foretile.calibration.parameters import (
     with_factors,
 )
 from foretile.hwmodels import Chip, list_chips, load_chip
-from foretile.hwmodels.schema import Calibration, KernelProfile, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import Calibration, KernelProfile
+from foretile.kernels.families import multiplies
 
 # Products of one die, whatever part of it they have switched on, are never each other's evidence.
 DIES: tuple[frozenset[str], ...] = (
@@ -90,7 +92,7 @@ def prior_for(
     parameters["sustained"] = (_cooler(chip, teachers, weight, mean), sigma)
     if launch_s is None:
         launch_s = _launch_s(prepared(chip)) * float(np.exp(parameters["launch"][0]))
-    kernels = _kernels(teachers, weight, launch_s)
+    kernels = _kernels(chip, teachers, weight, launch_s)
     return Prior(parameters, kernels, _residual(teachers, weight), tuple(sorted(teachers)))
 
 
@@ -147,10 +149,39 @@ def without_family(device: str, family: str) -> Chip:
 def _taught(parameter: Parameter, chip: Chip, teacher: Chip) -> float:
     """The logarithm of the factor that one teacher says ``chip`` has."""
     if parameter.shared == "factor":
-        return float(np.log(_calibration(teacher).factors[parameter.name]))
+        factor = _calibration(teacher).factors[parameter.name]
+        if parameter.name == "matrix" and _pace(chip, teacher) != 1.0:
+            start = prepared(chip).matrix.mainloop_fraction.value
+            factor = _kept(factor * start, chip, teacher) / start
+        return float(np.log(factor))
     own, other = parameter.amounts(prepared(chip)), parameter.amounts(teacher)
     both = own.keys() & other.keys()  # a file may leave one out
     return float(np.log(sum(other[path] for path in both) / sum(own[path] for path in both)))
+
+
+def _kept(fraction: float, chip: Chip, teacher: Chip) -> float:
+    """The share of its matrix rate that ``chip`` keeps where ``teacher`` keeps ``fraction`` of its own.
+
+    What a core loses between products are cycles of issuing, waiting and adding up. A core of the same
+    architecture with a slower matrix engine loses as many, beside products that take longer; of other
+    architectures only the share is known.
+    """
+    pace = _pace(chip, teacher)
+    return fraction if pace == 1.0 else 1.0 / (1.0 + pace * (1.0 / fraction - 1.0))
+
+
+def _pace(chip: Chip, teacher: Chip) -> float:
+    """Matrix rate of a core of ``chip`` over that of its teacher's, of the same architecture (else 1)."""
+    own, other = (_rate(c) for c in (chip, teacher))
+    if chip.family != teacher.family or own is None or other is None:
+        return 1.0
+    return own / other
+
+
+def _rate(chip: Chip) -> float | None:
+    """16-bit matrix rate of a core in FLOP a cycle."""
+    rate = chip.matrix.flop_per_cycle.get("bf16") or chip.matrix.flop_per_cycle.get("fp16")
+    return rate.value if rate else None
 
 
 def _launch_s(chip: Chip) -> float:
@@ -194,10 +225,10 @@ def _cooler(chip: Chip, teachers: Mapping[str, Chip], weight: Mapping[str, float
     """
 
     def hunger(c: Chip) -> float | None:
-        rate = c.matrix.flop_per_cycle.get("bf16") or c.matrix.flop_per_cycle.get("fp16")
+        rate = _rate(c)
         if c.tdp_w is None or rate is None:
             return None
-        return rate.value * c.cores.value * c.clock.max_hz.value / c.tdp_w.value
+        return rate * c.cores.value * c.clock.max_hz.value / c.tdp_w.value
 
     own = hunger(chip)
     kin = {n: c for n, c in teachers.items() if c.family == chip.family} or teachers
@@ -213,7 +244,7 @@ def _cooler(chip: Chip, teachers: Mapping[str, Chip], weight: Mapping[str, float
 
 
 def _kernels(
-    teachers: Mapping[str, Chip], weight: Mapping[str, float], launch_s: float
+    chip: Chip, teachers: Mapping[str, Chip], weight: Mapping[str, float], launch_s: float
 ) -> dict[str, KernelProfile]:
     """Mean profiles of each family: rates as shares of a chip's, what a launch costs in seconds.
 
@@ -230,6 +261,8 @@ def _kernels(
             value = float(np.exp(_pooled(_logs(p, held, teachers), weight)[0]))
             if p.name == "launch_fraction":
                 value /= launch_s
+            elif p.name == "core_fraction" and multiplies(key.split("/")[0]):
+                value = float(np.exp(_pooled(_kept_logs(held, chip, teachers), weight)[0]))
             fields[p.name] = Quantity[float](
                 value=float(np.clip(value, p.low, p.high)),
                 source=f"mean of {', '.join(sorted(held))}",
@@ -252,6 +285,15 @@ def _logs(
         )
         for n, profile in held.items()
     }
+
+
+def _kept_logs(
+    held: Mapping[str, KernelProfile], chip: Chip, teachers: Mapping[str, Chip]
+) -> dict[str, float]:
+    """Logarithm of the cores' rate in kernels with products, as ``chip``'s cores keep it."""
+    lowest = next(p.low for p in FAMILY_PARAMETERS if p.name == "core_fraction")
+    kept = {n: max(lowest, profile.core_fraction.value) for n, profile in held.items()}
+    return {n: float(np.log(_kept(fraction, chip, teachers[n]))) for n, fraction in kept.items()}
 
 
 def _measured(profile: KernelProfile) -> bool:

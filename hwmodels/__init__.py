@@ -2,7 +2,8 @@
 
 from foretile.hwmodels.incomplete import IncompleteChip, IncompleteChipError
 from foretile.hwmodels.loader import ChipError, describe_chip, list_chips, list_incomplete, load_chip
-from foretile.hwmodels.schema import Chip, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import Chip
 
 __all__ = [
     "Chip",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from foretile.hwmodels.incomplete import IncompleteChip
-from foretile.hwmodels.schema import Chip
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import L2, Chip
 
 PEAK_TOLERANCE = 0.03
 BUS_TOLERANCE = 0.03
@@ -57,18 +58,19 @@ def ridge_flop_per_byte(chip: Chip) -> float:
 def check_chip(chip: Chip | IncompleteChip) -> list[str]:
     """Warnings about numbers that contradict each other or physics; empty for a plausible chip.
 
-    Of an incomplete chip only the stated peaks are checked, where its numbers give any.
-    A stated peak that ``conflicts`` explains (an entry that begins with the field's name) is not repeated.
+    Of an incomplete chip, what its numbers allow: each by itself, and the stated peaks, the memory bus, the
+    ridge point and the caches where both sides are known. A stated peak that ``conflicts`` explains (an
+    entry that begins with the field's name) is not repeated.
     """
     if isinstance(chip, IncompleteChip):
-        return list(_known_peaks(chip))
+        return [*_known_peaks(chip), *_units(chip.quantities()), *_known_memories(chip)]
     return [
         *_peaks(chip),
         *_clocks(chip),
         *_matrix(chip),
         *_memories(chip),
         *_dram(chip),
-        *_sizes(chip),
+        *_units(chip.quantities()),
         *_threads(chip),
         *_overheads(chip),
     ]
@@ -111,8 +113,6 @@ def _peak_warning(chip: Chip | IncompleteChip, dtype: str, stated: float, comput
 def _clocks(chip: Chip) -> Iterator[str]:
     clock = chip.clock
     top, burst, sustained = clock.max_hz.value, clock.matrix_burst_hz, clock.matrix_sustained_hz
-    if not 2e8 <= top <= 5e9:
-        yield f"clock.max_hz: {top:.4g} Hz is outside 0.2 to 5 GHz; is the unit right?"
     if burst and burst.value > top:
         yield f"clock.matrix_burst_hz: {burst.value:.4g} is above max_hz {top:.4g}"
     if sustained:
@@ -172,6 +172,7 @@ def _memories(chip: Chip) -> Iterator[str]:
             f"l2.latency_cycles: {l2.latency_cycles.value:g} is not below the DRAM's "
             f"{chip.dram.latency_cycles.value:g}"
         )
+    yield from _far_hits(l2)
     if l2.capacity_bytes.value >= chip.dram.capacity_bytes.value:
         yield f"l2.capacity_bytes: {l2.capacity_bytes.value} is not below the DRAM's; is the unit right?"
     if pad is not None:
@@ -187,6 +188,20 @@ def _memories(chip: Chip) -> Iterator[str]:
             yield "scratchpad.bandwidth_bytes_per_cycle: below l2.core_bytes_per_cycle"
 
 
+def _far_hits(l2: L2) -> Iterator[str]:
+    if l2.far_latency_cycles is None:
+        return
+    mean, far = l2.latency_cycles.value, l2.far_latency_cycles.value
+    parts = l2.partitions.value if l2.partitions else 1
+    if parts < 2:
+        yield "l2.far_latency_cycles: without partitions there is no other part to hit"
+    elif not mean <= far <= mean * parts / (parts - 1):
+        yield (
+            f"l2.far_latency_cycles: {far:g} does not fit latency_cycles {mean:g}, the mean over {parts} "
+            f"partitions; expected {mean:g} to {mean * parts / (parts - 1):g}"
+        )
+
+
 def _dram(chip: Chip) -> Iterator[str]:
     dram = chip.dram
     fractions = {
@@ -194,36 +209,63 @@ def _dram(chip: Chip) -> Iterator[str]:
         "write_fraction": dram.write_fraction.value,
         "copy_fraction": dram.copy_fraction.value,
     }
-    for name, value in fractions.items():
-        if value < 0.4:
-            yield f"dram.{name}: {value:g} is low for a streaming kernel; was the measurement long enough?"
     best = max(fractions["read_fraction"], fractions["write_fraction"])
     if fractions["copy_fraction"] > best:
         yield f"dram.copy_fraction: {fractions['copy_fraction']:g} is above both read and write"
-    ridge = ridge_flop_per_byte(chip) if chip.matrix.flop_per_cycle else 0.0
-    if ridge and not 5 <= ridge <= 1500:
+    if chip.matrix.flop_per_cycle:
+        yield from _ridge(ridge_flop_per_byte(chip))
+
+
+def _ridge(flop_per_byte: float) -> Iterator[str]:
+    if not 5 <= flop_per_byte <= 1500:
         yield (
-            f"dram.bandwidth_bytes_per_s: the ridge point is {ridge:.3g} FLOP a byte, outside 5 to 1500; "
-            "are matrix rate, clock and bandwidth in FLOP/cycle, Hz and B/s?"
+            f"dram.bandwidth_bytes_per_s: the ridge point is {flop_per_byte:.3g} FLOP a byte, outside 5 to "
+            "1500; are matrix rate, clock and bandwidth in FLOP/cycle, Hz and B/s?"
         )
 
 
-def _sizes(chip: Chip) -> Iterator[str]:
-    """Sizes, latencies and the memory bus: each by itself, where a wrong unit shows."""
-    known = chip.quantities()
+def _known_memories(chip: IncompleteChip) -> Iterator[str]:
+    """The memories of an incomplete chip beside each other, as far as they are known."""
+    bandwidth = chip.value("dram.bandwidth_bytes_per_s")
+    peak = chip.value("stated_peak_flop_per_s.bf16") or chip.value("stated_peak_flop_per_s.fp16")
+    if bandwidth and peak:
+        yield from _ridge(peak / bandwidth)
+    near, far = chip.value("l2.capacity_bytes"), chip.value("dram.capacity_bytes")
+    if near and far and near >= far:
+        yield f"l2.capacity_bytes: {near:g} is not below the DRAM's; is the unit right?"
+    near, far = chip.value("l2.latency_cycles"), chip.value("dram.latency_cycles")
+    if near and far and near >= far:
+        yield f"l2.latency_cycles: {near:g} is not below the DRAM's {far:g}"
+
+
+def _units(known: Mapping[str, Quantity[float] | Quantity[int]]) -> Iterator[str]:
+    """Clock, sizes, latencies, fractions and the memory bus: each by itself, where a wrong unit shows."""
+    clock = known.get("clock.max_hz")
+    if clock is not None and not 2e8 <= clock.value <= 5e9:
+        yield f"clock.max_hz: {clock.value:.4g} Hz is outside 0.2 to 5 GHz; is the unit right?"
+    for name in ("read_fraction", "write_fraction", "copy_fraction"):
+        share = known.get(f"dram.{name}")
+        if share is not None and share.value < 0.4:
+            yield (
+                f"dram.{name}: {share.value:g} is low for a streaming kernel; "
+                "was the measurement long enough?"
+            )
     for path, low, high, meant in _SIZES:
         if path in known and not low <= known[path].value <= high:
             yield f"{path}: {known[path].value:.4g} is outside {low:.3g} to {high:.3g}; is it {meant}?"
     for path, low, high in _LATENCIES_S:
-        seconds = known[path].value / chip.clock.max_hz.value
+        if path not in known or clock is None:
+            continue
+        seconds = known[path].value / clock.value
         if not low <= seconds <= high:
             yield (
                 f"{path}: {known[path].value:g} cycles of max_hz are {seconds * 1e9:.3g} ns, outside "
                 f"{low * 1e9:g} to {high * 1e9:g}; is it in cycles?"
             )
-    if chip.dram.bus_bits and chip.dram.transfers_per_s:
-        stated = chip.dram.bandwidth_bytes_per_s.value
-        computed = chip.dram.bus_bits.value * chip.dram.transfers_per_s.value / 8
+    bus = [known.get(f"dram.{n}") for n in ("bandwidth_bytes_per_s", "bus_bits", "transfers_per_s")]
+    if all(bus):
+        stated, bits, rate = (q.value for q in bus if q is not None)
+        computed = bits * rate / 8
         if abs(computed / stated - 1) > BUS_TOLERANCE:
             yield (
                 f"dram.bandwidth_bytes_per_s: {stated:.4g} is stated, but bus_bits x transfers_per_s / 8 "

@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from foretile.hwmodels.fields import Field, fields
+from foretile.hwmodels.incomplete import IncompleteChip
 from foretile.hwmodels.loader import _line, file_chain, merge_documents
 from foretile.hwmodels.problems import ChipError, is_leaf, number_problems, schema_problems
-from foretile.hwmodels.schema import STYLE_PARTS, Chip, Confidence, Style
+from foretile.hwmodels.quantity import Confidence
+from foretile.hwmodels.schema import STYLE_PARTS, Chip, Style
 
 CONFIDENCES: tuple[Confidence, ...] = typing.get_args(Confidence)
 
@@ -30,7 +32,7 @@ class Completeness:
 
     id: str
     style: Style | None
-    chip: Chip | None
+    chip: Chip | IncompleteChip
     needed: int
     optional: int
     missing: tuple[Field, ...]
@@ -89,7 +91,7 @@ def completeness(path: Path, search: Sequence[Path] = ()) -> Completeness:
     optional = [f for f in fields(style) if f not in needed and f.kind not in ("text", "list")]
     absent = {f.path for f in needed if _at(data, f.path) is None}
     problems = list(number_problems(data))
-    chip: Chip | None = None
+    chip: Chip | IncompleteChip | None = None
     try:
         chip = Chip.model_validate(data)
     except ValidationError as error:
@@ -108,15 +110,37 @@ def completeness(path: Path, search: Sequence[Path] = ()) -> Completeness:
     if problems:
         raise ChipError("\n".join(_line(problem, names, documents) for problem in problems))
     known = Counter(_confidences({k: v for k, v in data.items() if k not in ("kernels", "calibration")}))
+    chip_id = str(data.get("id", path.stem))
+    missing = tuple(f for f in needed if f.path in absent)
     return Completeness(
-        id=str(data.get("id", path.stem)),
+        id=chip_id,
         style=style,
-        chip=chip,
+        chip=chip or _known(chip_id, style, data, missing),
         needed=len(needed),
         optional=len(optional),
-        missing=tuple(f for f in needed if f.path in absent),
+        missing=missing,
         open=tuple(f for f in optional if _at(data, f.path) is None),
         counts={c: known.get(c, 0) for c in CONFIDENCES},
+    )
+
+
+def _known(
+    chip_id: str, style: Style | None, data: Mapping[str, Any], missing: Sequence[Field]
+) -> IncompleteChip:
+    """What a file says so far, of which even the name may be missing."""
+    name, vendor, family = (str(data.get(field, "")) for field in ("name", "vendor", "family"))
+    return IncompleteChip(
+        id=chip_id,
+        name=name,
+        vendor=vendor,
+        family=family,
+        style=style,
+        aliases=tuple(data.get("aliases", ())),
+        summary=str(data.get("summary", "")),
+        unknown=tuple(data.get("unknown", ())),
+        conflicts=tuple(data.get("conflicts", ())),
+        missing=tuple(field.path for field in missing),
+        known=data,
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from foretile.hwmodels.schema import STYLE_PARTS, Chip, Quantity, Style
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import STYLE_PARTS, Chip, Style
 
 # Sections that some styles have and others do not.
 _OF_A_STYLE = frozenset(part for parts in STYLE_PARTS.values() for part in parts) | {"tensor_memory"}
@@ -124,10 +125,12 @@ _GUIDE: dict[str, tuple[str, str]] = {
     "chiplets.die_l2_bytes": ("L2 of one die.", _SHEET),
     "chiplets.bandwidth_bytes_per_cycle": ("Between the cache beside the memory and all the dies.",
                                            "reads of a buffer that fits it and no die's L2"),
+    "chiplets.latency_cycles": ("Of a hit in the die's own L2.", _CHASE),
     "l2.capacity_bytes": ("Last on-chip cache.", f"{_SHEET}; {_PROPS}"),
     "l2.bandwidth_bytes_per_cycle": ("Of the whole chip.", "read test of a buffer that fits, all cores"),
     "l2.core_bytes_per_cycle": ("Of one core's port.", "the same with one core"),
     "l2.latency_cycles": ("Mean of near and far hits.", _CHASE),
+    "l2.far_latency_cycles": ("Of a hit in another part than the core's own.", _CHASE),
     "l2.bulk_copy_cycles": ("What a bulk tensor copy takes beyond a plain load.", "latency of a bulk copy"),
     "l2.reuse_fraction": ("Share of the capacity that reuse within a kernel can count on.",
                           "no direct test; relatives have 0.25 to 0.6"),

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from foretile.hwmodels.problems import LEAF_KEYS, ChipError, Location, is_leaf, model_at
-from foretile.hwmodels.schema import STYLE_PARTS, Chip, Quantity, Style
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import STYLE_PARTS, Chip, Style
 
 # What every file can say: a chip without them is a broken file, not an incomplete one.
 _IDENTITY = frozenset({"id", "name", "vendor", "family"})

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from foretile.hwmodels.schema import Chip, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import Chip
 
 LEAF = "{value, source, confidence}"
 LEAF_KEYS = ("value", "source", "confidence")

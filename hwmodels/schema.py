@@ -7,11 +7,13 @@ Field names carry their unit. *Cycles* are cycles of ``clock.max_hz``; *core* is
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
-Confidence = Literal["measured", "datasheet", "derived", "inferred"]
+from foretile.hwmodels.explicit import Davinci, Mlu
+from foretile.hwmodels.quantity import Count, Fraction, Frozen, NonNegative, Positive, Quantity
+
 Style = Literal["simt", "davinci", "mlu"]
 # The sections that a chip of a style needs beyond those that every chip has.
 STYLE_PARTS: dict[Style, tuple[str, ...]] = {
@@ -19,33 +21,9 @@ STYLE_PARTS: dict[Style, tuple[str, ...]] = {
     "davinci": ("davinci",),
     "mlu": ("mlu",),
 }
-T = TypeVar("T")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Quantity(_Frozen, Generic[T]):
-    """One number with its source (paper, datasheet, data set) and how far to trust it."""
-
-    value: T
-    source: str = Field(min_length=2)
-    confidence: Confidence
-    note: str | None = None
-
-
-_Pos = Annotated[float, Field(gt=0)]
-_PosInt = Annotated[int, Field(gt=0)]
-_Frac = Annotated[float, Field(gt=0, le=1)]
-_NonNeg = Annotated[float, Field(ge=0)]
-Positive = Quantity[_Pos]
-Count = Quantity[_PosInt]
-Fraction = Quantity[_Frac]
-NonNegative = Quantity[_NonNeg]
-
-
-class Clock(_Frozen):
+class Clock(Frozen):
     """Clocks of the cores.
 
     Matrix work draws the most power: under it a chip sinks to ``matrix_burst_hz`` at once and to
@@ -59,7 +37,7 @@ class Clock(_Frozen):
     settle_s: Positive | None = None
 
 
-class Matrix(_Frozen):
+class Matrix(Frozen):
     """The matrix engine of one core.
 
     ``flop_per_cycle`` maps a dtype's short name to dense FLOP (or integer OP) a cycle and core.
@@ -86,7 +64,7 @@ class Matrix(_Frozen):
     accumulate_fraction_bits: dict[str, Count] | None = None
 
 
-class Vector(_Frozen):
+class Vector(Frozen):
     """Per-cycle rates of a core's other arithmetic, in results a cycle.
 
     ``fp32`` multiply-adds, ``half`` packed 16-bit operations, ``alu`` integer/compare/select/min/max,
@@ -105,7 +83,7 @@ class Vector(_Frozen):
     latency_cycles: Positive | None = None
 
 
-class Scratchpad(_Frozen):
+class Scratchpad(Frozen):
     """The software-managed memory of a core that ``alloc_shared`` takes from."""
 
     capacity_bytes: Count
@@ -115,7 +93,7 @@ class Scratchpad(_Frozen):
     latency_cycles: Positive
 
 
-class Registers(_Frozen):
+class Registers(Frozen):
     """The register file of a core; ``base_per_thread`` is what addressing and loop state take."""
 
     bytes_per_core: Count
@@ -123,20 +101,21 @@ class Registers(_Frozen):
     base_per_thread: NonNegative
 
 
-class TensorMemory(_Frozen):
+class TensorMemory(Frozen):
     """A memory of a core that holds matrix accumulators outside the register file."""
 
     capacity_bytes: Count
     read_bytes_per_cycle: Positive
 
 
-class L2(_Frozen):
+class L2(Frozen):
     """The last on-chip cache.
 
     ``reuse_fraction``: share of the capacity that reuse within a kernel can count on. ``partitions``:
     parts that each keep a copy of what their cores read, so that a repeated kernel finds no more than
-    a part's capacity. ``bulk_copy_cycles``: what a bulk tensor copy takes beyond a plain load of the
-    same line. ``line_bytes``: a cache line, 128 bytes if absent. ``write_bytes_per_cycle`` and
+    a part's capacity. ``latency_cycles``: of a hit, the mean over the parts; ``far_latency_cycles``: of one
+    in another part than the core's own. ``bulk_copy_cycles``: what a bulk tensor copy takes beyond a plain
+    load of the same line. ``line_bytes``: a cache line, 128 bytes if absent. ``write_bytes_per_cycle`` and
     ``core_store_bytes_per_cycle``: the rates of writes where they differ from those of reads.
     """
 
@@ -144,6 +123,7 @@ class L2(_Frozen):
     bandwidth_bytes_per_cycle: Positive
     core_bytes_per_cycle: Positive
     latency_cycles: Positive
+    far_latency_cycles: Positive | None = None
     bulk_copy_cycles: NonNegative | None = None
     reuse_fraction: Fraction
     partitions: Count | None = None
@@ -152,19 +132,21 @@ class L2(_Frozen):
     line_bytes: Count | None = None
 
 
-class Chiplets(_Frozen):
+class Chiplets(Frozen):
     """Compute dies that each have an L2 of their own, in front of one cache beside the memory.
 
     ``l2`` then gives the capacity and latency of that cache, and the bandwidth of all the dies' L2s
     together. ``bandwidth_bytes_per_cycle``: between the memory-side cache and all the dies, read or written.
+    ``latency_cycles``: of a hit in the die's own L2, that of ``l2`` if absent.
     """
 
     dies: Count
     die_l2_bytes: Count
     bandwidth_bytes_per_cycle: Positive
+    latency_cycles: Positive | None = None
 
 
-class Dram(_Frozen):
+class Dram(Frozen):
     """Off-chip memory; the fractions are of ``bandwidth_bytes_per_s``, by read/write mix.
 
     ``bus_bits`` × ``transfers_per_s`` / 8 is the bandwidth, if the sources are right: they serve to check it.
@@ -180,7 +162,7 @@ class Dram(_Frozen):
     transfers_per_s: Positive | None = None
 
 
-class Residency(_Frozen):
+class Residency(Frozen):
     """How many threads, warps and blocks fit a core at once."""
 
     warp_size: Count
@@ -189,7 +171,7 @@ class Residency(_Frozen):
     blocks_per_core: Count
 
 
-class Features(_Frozen):
+class Features(Frozen):
     """What copies and warps can do.
 
     ``async_copy``: global → scratchpad past the registers (cp.async). ``bulk_copy``: whole tiles by
@@ -202,7 +184,7 @@ class Features(_Frozen):
     clusters: bool = False
 
 
-class Sync(_Frozen):
+class Sync(Frozen):
     """Barriers and atomics. A block barrier costs ``barrier_cycles + barrier_cycles_per_warp × warps``."""
 
     barrier_cycles: NonNegative
@@ -211,7 +193,7 @@ class Sync(_Frozen):
     atomic_bytes_per_cycle: Positive  # coalesced read-modify-write in the L2, whole chip
 
 
-class Launch(_Frozen):
+class Launch(Frozen):
     """Fixed costs of a kernel: ``kernel_s`` in a graph, ``ramp_s`` until all cores run, dispatch rate.
 
     ``block_cycles``: from a block's start to its first instruction of work where it stages tiles in
@@ -226,80 +208,10 @@ class Launch(_Frozen):
     graph_s: NonNegative | None = None
 
 
-class Davinci(_Frozen):
-    """The cube and vector cores of an Ascend AI core, their buffers and copy queues.
-
-    Bandwidths are bytes a cycle and core. ``handoff``: how accumulators reach the vector cores: ``l2``
-    (out by the fix-pipe, back by the vector cores' copies), ``direct`` (L0C to UB and UB to L1 by paths of
-    their own) or ``fused`` (one core: the vector unit moves them, one copy queue and one scalar unit serve
-    both, and there is no fix-pipe). ``l0c_to_ub_bytes_per_cycle`` and ``ub_to_l1_bytes_per_cycle`` are
-    needed where it is ``fused``; where it is ``direct`` and they are absent, as fast as out to global memory.
-    ``gm_burst_bytes``: what a row of a tile takes of a copy from or to global memory at least, and in
-    multiples of which it moves. ``l1_copy_cycles``, ``l1_row_cycles``: fixed cycles of a copy from global
-    memory into L1, and of each row in it (its way into fractals). ``l0_issue_cycles``: of one from L1 to L0.
-    ``scalar_issue_cycles``: cycles of the scalar unit an instruction.
-    """
-
-    vector_cores_per_cube: Count
-    l1_bytes: Count
-    l0a_bytes: Count
-    l0b_bytes: Count
-    l0c_bytes: Count
-    ub_bytes: Count
-    l1_to_l0a_bytes_per_cycle: Positive
-    l1_to_l0b_bytes_per_cycle: Positive
-    gm_to_l1_bytes_per_cycle: Positive
-    l0c_to_gm_bytes_per_cycle: Positive | None = None
-    gm_to_ub_bytes_per_cycle: Positive
-    ub_to_gm_bytes_per_cycle: Positive
-    vector_bytes_per_cycle: Positive
-    vector_issue_cycles: Positive
-    cube_issue_cycles: Positive
-    handoff: Literal["l2", "direct", "fused"]
-    handoff_cycles: Positive
-    l0c_to_ub_bytes_per_cycle: Positive | None = None
-    ub_to_l1_bytes_per_cycle: Positive | None = None
-    gm_burst_bytes: Count | None = None
-    l1_copy_cycles: NonNegative | None = None
-    l1_row_cycles: NonNegative | None = None
-    l0_issue_cycles: NonNegative | None = None
-    scalar_issue_cycles: NonNegative | None = None
-
-    @model_validator(mode="after")
-    def _has_its_paths(self) -> Davinci:
-        needed = {
-            "l2": ("l0c_to_gm_bytes_per_cycle",),
-            "direct": ("l0c_to_gm_bytes_per_cycle",),
-            "fused": ("l0c_to_ub_bytes_per_cycle", "ub_to_l1_bytes_per_cycle"),
-        }[self.handoff]
-        missing = [name for name in needed if getattr(self, name) is None]
-        if missing:
-            raise ValueError(f"handoff {self.handoff} needs {', '.join(missing)}")
-        return self
-
-
-class Mlu(_Frozen):
-    """Clusters of cores with memories of their own and a memory core that owns one they share.
-
-    NRAM holds operands and results of a core, WRAM the weights that stay while operands stream past,
-    SRAM what the memory core brings for its cluster: a tile that several of its cores need is read once.
-    Rates are bytes a cycle and core: of the DMA between global memory and NRAM or WRAM, of copies
-    from SRAM, of vector instructions, which work from NRAM to NRAM.
-    """
-
-    cores_per_cluster: Count
-    nram_bytes: Count
-    wram_bytes: Count
-    sram_bytes: Count
-    dma_bytes_per_cycle: Positive
-    sram_bytes_per_cycle: Positive
-    vector_bytes_per_cycle: Positive
-
-
 Tiles = Literal["any", "one_a_block", "powers_of_two"]
 
 
-class KernelProfile(_Frozen):
+class KernelProfile(Frozen):
     """What a library's kernels of one operator family do otherwise than a well-made tile program.
 
     ``core_fraction`` scales the rates of the cores' engines, ``memory_fraction`` those of DRAM, L2 and
@@ -315,7 +227,7 @@ class KernelProfile(_Frozen):
     tiles: Tiles = "any"
 
 
-class Calibration(_Frozen):
+class Calibration(Frozen):
     """Where a chip's fitted numbers come from, and how far they can be trusted.
 
     ``kind``: ``fitted`` to measurements of this chip, or ``transferred`` from others of its kind.
@@ -329,15 +241,15 @@ class Calibration(_Frozen):
     kind: Literal["fitted", "transferred"]
     data: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    rows: Annotated[int, Field(ge=0)]
+    rows: NonNegativeInt
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
-    factors: dict[str, _Pos]
-    sigma: dict[str, _NonNeg]
+    factors: dict[str, PositiveFloat]
+    sigma: dict[str, NonNegativeFloat]
     unseen: tuple[str, ...] = ()
-    residual: dict[str, dict[str, _Pos]]
+    residual: dict[str, dict[str, PositiveFloat]]
 
 
-class Chip(_Frozen):
+class Chip(Frozen):
     """One device as a runtime shows it (a die, where a package holds several).
 
     ``stated_peak_flop_per_s`` is the vendor's figure by dtype, kept to be checked against

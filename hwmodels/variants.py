@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from foretile.hwmodels.schema import Chip, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import Chip
 
 
 def with_values(chip: Chip, values: Mapping[str, float]) -> Chip:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
+
+from foretile.kernels.ir import Gemm, TileProgram, walk_stmts
+from foretile.kernels.operator import load_operator
 
 # Operators that have a family of their own for each type of operand.
 _BY_DTYPE = ("gemm", "grouped_gemm", "moe")
@@ -26,3 +30,18 @@ def family_of(operator: str, shape: Mapping[str, Any]) -> str:
         name = "bmm" if batched else operator
         return f"{name}.{shape['dtype']}"
     return operator
+
+
+# Families named after something else than their operator.
+_OPERATOR = {"bmm": "gemm", "attention_encoder": "attention_prefill"}
+
+
+@cache
+def multiplies(family: str) -> bool:
+    """Whether the kernels of this family use the matrix engine."""
+    name = family.partition(".")[0]
+    operator = load_operator(_OPERATOR.get(name, name))
+    shape = operator.shape(**operator.example)
+    traced = operator.program(shape, operator.configs(shape)[0])
+    programs = (traced,) if isinstance(traced, TileProgram) else traced
+    return any(isinstance(stmt, Gemm) for program in programs for stmt in walk_stmts(program.body))

@@ -15,6 +15,7 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from foretile.simulator.program import Code, Instruction, LoadSpec, LoopSpec
 
@@ -22,6 +23,7 @@ _TOLERANCE = 0.005  # relative difference of windows that count as equally long
 # Looking for the steady state of an innermost loop, and of one around it, in iterations: windows that
 # are compared; when the mean pace counts as the steady state if no period shows; since when.
 _WINDOW, _PATIENCE, _SETTLED = (2, 1), (48, 12), (16, 4)
+_COMPARED = 3  # windows of equal length, at least
 
 
 Arrivals = list[tuple[int, int]]  # (buffer, picoseconds) of the tiles of one iteration
@@ -355,16 +357,21 @@ def _pace(loop: LoopSpec, state: _LoopState) -> tuple[int, int]:
     """The steady state of a loop: a window of iterations and its length in picoseconds.
 
     Windows of a fixed size are compared, and of as many iterations as there are buffers, over which
-    who waits for whom repeats. (0, 0) while neither has settled.
+    who waits for whom repeats. Tiles that are asked for together arrive together, in bursts of as many
+    as there are buffers, so the windows compared reach at least from one burst into the next one.
+    (0, 0) while neither has settled.
     """
     marks, done, outer = state.marks, state.done, not loop.innermost
     size = _WINDOW[outer]
     for window in (size,) if outer or loop.stages <= size else (size, loop.stages):
-        if done % window or len(marks) <= 3 * window or (loop.innermost and done <= loop.stages + window):
+        compared = _COMPARED if outer else max(_COMPARED, -(-loop.stages // window))
+        if done % window or len(marks) <= compared * window:
             continue
-        ends = [marks[-1 - i * window][0] for i in range(4)]
-        last, before, earlier = ends[0] - ends[1], ends[1] - ends[2], ends[2] - ends[3]
-        if max(abs(last - before), abs(last - earlier)) <= _TOLERANCE * last:
+        if loop.innermost and done <= loop.stages + window:
+            continue
+        ends = [marks[-1 - i * window][0] for i in range(compared + 1)]
+        last, *others = (later - earlier for later, earlier in pairwise(ends))
+        if all(abs(last - other) <= _TOLERANCE * last for other in others):
             return window, last
     settled = _SETTLED[outer]
     if done % size or len(marks) < _PATIENCE[outer]:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from foretile.hwmodels.schema import Chip, Davinci, KernelProfile, Mlu, Quantity
+from foretile.hwmodels.explicit import Davinci, Mlu
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import L2, Chip, KernelProfile
 
 
 class SimulationError(ValueError):
@@ -73,10 +75,13 @@ class Machine:
     port_bytes_per_s: float
     store_cost: float  # time of a byte from core to L2 over that of one from L2 to core
     l2_write_cost: float  # the same for the L2's own bandwidth
-    l2_latency_s: float
+    l2_latency_s: float  # of a hit in the part of the L2 that is the core's own
+    l2_far_latency_s: float  # of a hit in another part
+    l2_parts: int
     line_bytes: float
     dies: int  # with an L2 each, in front of the cache beside the memory (1: one L2 for all)
     die_bytes: float  # of a die's L2, what reuse can count on
+    die_latency_s: float  # of a hit in it
     fabric_cost: float  # time of a byte from that cache to the dies over that of one from their L2s
     bulk_copy_s: float
     dram_bytes_per_s: float
@@ -180,9 +185,12 @@ _OUTSIDE = frozenset(
         "store_cost",
         "l2_write_cost",
         "l2_latency_s",
+        "l2_far_latency_s",
+        "l2_parts",
         "line_bytes",
         "dies",
         "die_bytes",
+        "die_latency_s",
         "fabric_cost",
         "bulk_copy_s",
         "dram_bytes_per_s",
@@ -226,6 +234,8 @@ RESOURCES: dict[str, Callable[[Machine, float], Machine]] = {
         1 / f,
         "dram_latency_s",
         "l2_latency_s",
+        "l2_far_latency_s",
+        "die_latency_s",
         "bulk_copy_s",
         "scratchpad_latency_s",
         "matrix_latency_s",
@@ -259,6 +269,18 @@ def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
     return replace(slowed, setup_s=setup, pace=min(profile.core_fraction.value, headroom))
 
 
+def _near_and_far(l2: L2) -> tuple[float, float, int]:
+    """Cycles of a hit in the core's own part of the L2 and in another one, and the number of parts.
+
+    The file's latency is the mean over the parts, between which addresses are spread evenly.
+    """
+    mean, parts = l2.latency_cycles.value, int(_of(l2.partitions, 1.0))
+    if l2.far_latency_cycles is None or parts == 1:
+        return mean, mean, parts
+    far = max(mean, l2.far_latency_cycles.value)
+    return max(0.0, parts * mean - (parts - 1) * far), far, parts
+
+
 def machine(chip: Chip) -> Machine:
     """The numbers of ``chip``; absent optional values become zero-cost or the nearest stated one."""
     hz = chip.clock.max_hz.value
@@ -271,6 +293,8 @@ def machine(chip: Chip) -> Machine:
     stay = chip.residency
     tmem = chip.tensor_memory
     l2, port = chip.l2.bandwidth_bytes_per_cycle.value, chip.l2.core_bytes_per_cycle.value
+    near, far, parts = _near_and_far(chip.l2)
+    die = chip.chiplets.latency_cycles if chip.chiplets else None
     return Machine(
         id=chip.id,
         style=chip.style,
@@ -310,10 +334,13 @@ def machine(chip: Chip) -> Machine:
         l2_kept_bytes=chip.l2.capacity_bytes.value / _of(chip.l2.partitions, 1.0),
         store_cost=port / _of(chip.l2.core_store_bytes_per_cycle, port),
         l2_write_cost=l2 / _of(chip.l2.write_bytes_per_cycle, l2),
-        l2_latency_s=chip.l2.latency_cycles.value * cycle,
+        l2_latency_s=near * cycle,
+        l2_far_latency_s=far * cycle,
+        l2_parts=parts,
         line_bytes=_of(chip.l2.line_bytes, 128.0),
         dies=chip.chiplets.dies.value if chip.chiplets else 1,
         die_bytes=chip.chiplets.die_l2_bytes.value * chip.l2.reuse_fraction.value if chip.chiplets else 0.0,
+        die_latency_s=_of(die, near) * cycle,
         fabric_cost=l2 / chip.chiplets.bandwidth_bytes_per_cycle.value if chip.chiplets else 0.0,
         bulk_copy_s=_of(chip.l2.bulk_copy_cycles) * cycle,
         dram_bytes_per_s=chip.dram.bandwidth_bytes_per_s.value,

@@ -201,7 +201,7 @@ def traffic(
     survive = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, touched))
     held = resident(_by_tensor(workload, total_bytes, env), conditions, machine.l2_kept_bytes)
 
-    l2, port, share = [], [], []
+    l2, port, share, missed, crossed = [], [], [], [], []
     crossing = _between_dies(workload, tiles, run, waves, env) if machine.dies > 1 else None
     read = first = write = l2_read = l2_write = atomic = cost = fabric = np.zeros(1)
     # Several accesses to one tensor with the same footprint (masked and unmasked loops over the
@@ -224,14 +224,18 @@ def traffic(
             pair = _pair(workload, access, env)
             l2_read = l2_read + moved / pair
             weight: Array = 1.0
+            between: Array = 1.0
             if crossing is not None:  # the slower of the two levels that its bytes pass
                 over = np.clip(crossing[i], np.minimum(moved, in_total), moved)
                 fabric = fabric + over
-                weight = np.maximum(1.0, machine.fabric_cost * over / np.maximum(moved, 1e-30))
+                between = over / np.maximum(moved, 1e-30)
+                weight = np.maximum(1.0, machine.fabric_cost * between)
             cost = cost + moved * weight / pair
+            crossed.append(between)
             l2.append(tile * weight / pair)
             port.append(tile / (pair if machine.matrix_instruction == "tcgen05" else 1.0))
             share.append(np.where(moved > 0, dram * pair / np.maximum(moved * weight, 1e-30), 0.0))
+            missed.append(np.where(moved > 0, dram * pair / np.maximum(moved, 1e-30), 0.0))
         else:
             # What the next run overwrites before it is evicted never leaves the L2.
             dram = np.minimum(moved, in_total) * (1.0 - held.get(access.tensor, 0.0))
@@ -240,10 +244,15 @@ def traffic(
             fabric = fabric + (moved if crossing is not None else 0.0)
             if access.direction == "atomic":
                 atomic = atomic + moved
+            crossed.append(1.0)
             l2.append(tile)
             port.append(tile * machine.store_cost)
             share.append(np.where(moved > 0, dram / np.maximum(moved, 1e-30), 0.0))
-    latency = [_latency(machine, access, s) for access, s in zip(workload.accesses, share, strict=True)]
+            missed.append(share[-1])
+    latency = [
+        _latency(machine, access, m, c)
+        for access, m, c in zip(workload.accesses, missed, crossed, strict=True)
+    ]
     waiting = np.minimum(1.0, machine.l2_bytes / np.maximum(1.0, write))
     stall = [
         s if access.direction == "read" else s * (1.0 - waiting)
@@ -279,16 +288,25 @@ def _between_dies(
     ]
 
 
-def _latency(machine: Machine, access: Access, dram_share: Array) -> Array:
-    """Latency of a tile: with a share of its lines from DRAM, the chance that at least one is.
+def _latency(machine: Machine, access: Access, dram_share: Array, crossed: Array) -> Array:
+    """Latency of a tile: its slowest line's, with shares of its lines from other places than the nearest.
 
-    A tile is complete when its slowest line is; of ``n`` lines, none comes from DRAM with
-    probability ``(1 - share) ** n``.
+    Those are DRAM, another part of the L2 than the core's own, and the cache beside the memory where the
+    dies have an L2 each (``crossed``: what does not hit there). Of ``n`` lines, none comes from a place
+    that has a ``share`` with probability ``(1 - share) ** n``.
     """
     lines = max(1.0, access.full_bytes / machine.line_bytes)
-    missing = 1.0 - (1.0 - np.minimum(1.0, dram_share)) ** lines
+
+    def any_of(share: Array) -> Array:
+        return 1.0 - (1.0 - np.minimum(1.0, share)) ** lines
+
+    far = machine.l2_far_latency_s - machine.l2_latency_s
+    hit = machine.l2_latency_s + far * any_of(1.0 - 1.0 / machine.l2_parts)
+    cached = hit
+    if machine.dies > 1:
+        cached = machine.die_latency_s + (hit - machine.die_latency_s) * any_of(crossed)
     bulk = machine.bulk_copy_s if machine.bulk_copy and access.bulk else 0.0
-    return bulk + machine.l2_latency_s + (machine.dram_latency_s - machine.l2_latency_s) * missing
+    return bulk + cached + (machine.dram_latency_s - hit) * any_of(dram_share)
 
 
 def _longest(extent: Expr, env: Mapping[str, Any]) -> Array:

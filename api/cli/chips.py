@@ -37,7 +37,7 @@ def list_all(context: typer.Context, as_json: bool = JSON) -> None:
         found = [describe_chip(name) for name in list_incomplete()]
         incomplete = [chip for chip in found if isinstance(chip, IncompleteChip)]
         if as_json:
-            show.emit_json([*(_summary(chip) for chip in chips), *(_known(chip) for chip in incomplete)])
+            show.emit_json([*map(_summary, chips), *map(_summary, incomplete)])
             return
         made = show.table(
             "chip", "name", "vendor", "cores", "bf16 peak", "DRAM", "memory", "grounds",
@@ -86,43 +86,26 @@ def _row(chip: IncompleteChip) -> tuple[str, ...]:
     )
 
 
-def _known(chip: IncompleteChip) -> dict[str, Any]:
-    """An incomplete chip in the list's JSON."""
-    from foretile.report.grounds import provenance
-
-    return {
-        "id": chip.id,
-        "name": chip.name,
-        "vendor": chip.vendor,
-        "family": chip.family,
-        "style": chip.style,
-        "aliases": list(chip.aliases),
-        "summary": chip.summary,
-        "complete": False,
-        "missing": list(chip.missing),
-        "confidence": dict(provenance(chip).counts),
-    }
-
-
-def _summary(chip: Chip) -> dict[str, Any]:
+def _summary(chip: Chip | IncompleteChip) -> dict[str, Any]:
+    """A chip in the list's JSON; of an incomplete one what is missing, and never a rate worked out."""
+    from foretile.hwmodels import Chip
     from foretile.report.grounds import peak_flop_per_s, provenance
 
-    return {
-        "id": chip.id,
-        "name": chip.name,
-        "vendor": chip.vendor,
-        "family": chip.family,
-        "style": chip.style,
-        "aliases": list(chip.aliases),
-        "summary": chip.summary,
-        "complete": True,
-        "cores": chip.cores.value,
-        "max_hz": chip.clock.max_hz.value,
-        "peak_flop_per_s": {d: peak_flop_per_s(chip, d) for d in chip.matrix.flop_per_cycle},
-        "dram_bytes_per_s": chip.dram.bandwidth_bytes_per_s.value,
-        "dram_capacity_bytes": chip.dram.capacity_bytes.value,
-        "confidence": dict(provenance(chip).counts),
+    about: dict[str, Any] = {
+        name: getattr(chip, name) for name in ("id", "name", "vendor", "family", "style")
     }
+    about |= {"aliases": list(chip.aliases), "summary": chip.summary, "complete": isinstance(chip, Chip)}
+    if isinstance(chip, Chip):
+        about |= {
+            "cores": chip.cores.value,
+            "max_hz": chip.clock.max_hz.value,
+            "peak_flop_per_s": {d: peak_flop_per_s(chip, d) for d in chip.matrix.flop_per_cycle},
+            "dram_bytes_per_s": chip.dram.bandwidth_bytes_per_s.value,
+            "dram_capacity_bytes": chip.dram.capacity_bytes.value,
+        }
+    else:
+        about["missing"] = list(chip.missing)
+    return {**about, "confidence": dict(provenance(chip).counts)}
 
 
 @app.command("show")
@@ -205,7 +188,7 @@ def check(file: Path = _FILE, strict: bool = _STRICT, as_json: bool = JSON) -> N
         from foretile.hwmodels.completeness import completeness
 
         state = completeness(file)
-        found = check_chip(state.chip) if state.chip is not None else []
+        found = check_chip(state.chip)
         if as_json:
             show.emit_json({"file": str(file), "chip": state.id, "warnings": found, **state.to_json()})
         else:

@@ -21,9 +21,9 @@ _OUT = typer.Option(
 _WHY = typer.Option(
     "best",
     "--why",
-    metavar="A,B",
-    help="Explain why these two differ: resource, sizes, sensitivity; [bold]none[/bold]: leave it out.  "
-    "[default: the one that leads and the next of another architecture]",
+    metavar="A,B,…",
+    help="Explain why A and each of the others differ: resource, sizes, sensitivity; [bold]none[/bold]: "
+    "leave it out.  [default: the one that leads and the next of another architecture]",
     show_default=False,
 )
 
@@ -49,15 +49,15 @@ def compare(
         loaded = load_suite(suite)
         names = comma_list(chips or ()) or [*list_chips(), *list_incomplete()]
         named = list({chip.id: chip for chip in map(describe_chip, names)}.values())
-        pair: list[str] | None = None
+        asked: list[str] | None = None
         if why != "none":
-            pair = [] if why == "best" else [describe_chip(name).id for name in comma_list([why])]
+            asked = [] if why == "best" else [describe_chip(name).id for name in comma_list([why])]
         report = write_report(
             loaded,
             [chip for chip in named if isinstance(chip, Chip)],
             out,
             progress=show.console(err=True),
-            why=pair,
+            why=asked,
             incomplete=[chip for chip in named if isinstance(chip, IncompleteChip)],
         )
         if as_json:
@@ -70,9 +70,9 @@ def compare(
             err.print(f"· {line}", markup=False)
         for chip in report.incomplete:
             err.print(f"· {chip.id} is incomplete: no {chip.missing_in_words()}", markup=False)
-        if report.why is not None:
-            from foretile.report.why import sentences
+        from foretile.report.why_words import sentences
 
-            for phase in reversed(report.why.phases):
-                for line in sentences(report.why, phase)[:2]:
+        for pair in report.why:
+            for phase in reversed(pair.phases):
+                for line in sentences(pair, phase):
                     err.print(f"· {phase.title}: {line}", markup=False)

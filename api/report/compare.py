@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from foretile.hwmodels import Chip, IncompleteChip
+    from foretile.report.against import Against
     from foretile.report.collect import Predictor
     from foretile.report.suite import Suite
     from foretile.report.why import Why
@@ -28,7 +29,8 @@ class Report:
     files: tuple[Path, ...]
     findings: tuple[str, ...]
     totals: pd.DataFrame
-    why: Why | None = None
+    why: tuple[Why, ...] = ()
+    against: tuple[Against, ...] = ()
     incomplete: tuple[IncompleteChip, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -44,7 +46,8 @@ class Report:
             "findings": list(self.findings),
             "totals": whole[keep].to_dict("records"),
             "incomplete": [{"chip": chip.id, "missing": list(chip.missing)} for chip in self.incomplete],
-            "why": self.why.to_json() if self.why is not None else None,
+            "why": [pair.to_json() for pair in self.why],
+            "against_the_leader": [phase.to_json() for phase in self.against],
         }
 
 
@@ -61,35 +64,34 @@ def write_report(
 ) -> Report:
     """Write ``report.html``, ``report.md`` and ``predictions.csv`` into ``folder``: all or none.
 
-    ``why``: ids of the two chips whose difference is explained, or empty for the one that leads
-    and the next of another architecture; None for none. ``incomplete``: chips that are named with what is
-    missing, and without any number.
+    ``why``: ids of the chips whose difference is explained, the first beside each of the others, or empty
+    for the one that leads and the next of another architecture; None for none. ``incomplete``: chips that
+    are named with what is missing, and without any number.
 
     Raises:
         OutputError: the folder cannot be written to.
         IncompleteChipError: none but incomplete chips were given.
-        SuiteError: not a single case could be predicted, or no such pair is among ``chips``.
+        SuiteError: not a single case could be predicted, or no such chips are among ``chips``.
     """
     require_folder(folder)
     if incomplete and not chips:
         from foretile.hwmodels import IncompleteChipError
 
         raise IncompleteChipError(incomplete[0])
-    _check_pair(chips, why)
+    _check_asked(chips, why)
     from foretile.report.collect import collect, processes
     from foretile.report.page import build, html, markdown
 
     if workers is None:
         workers = processes() if predict is None else 1
     frame = collect(suite, chips, predict=predict, workers=workers, console=progress)
-    pair = _pair(suite, chips, frame, why)
-    explained = None
-    if pair is not None:
+    explained = []
+    for first, second in _asked(suite, chips, frame, why):
         from foretile.report.why import why as explain
 
         if progress is not None:
-            progress.print(f"Why {pair[0].id} and {pair[1].id} differ …", style="dim", markup=False)
-        explained = explain(suite, frame, *pair, chips, workers)
+            progress.print(f"Why {first.id} and {second.id} differ …", style="dim", markup=False)
+        explained.append(explain(suite, frame, first, second, chips, workers))
     content = build(suite, chips, frame, explained, incomplete)
     files = {
         folder / "report.html": html(content),
@@ -103,33 +105,36 @@ def write_report(
         files=tuple(files),
         findings=tuple(str(finding) for finding in content.findings),
         totals=content.total,
-        why=explained,
+        why=tuple(explained),
+        against=content.against,
         incomplete=tuple(incomplete),
     )
 
 
-def _check_pair(chips: Sequence[Chip], why: Sequence[str] | None) -> None:
+def _check_asked(chips: Sequence[Chip], why: Sequence[str] | None) -> None:
     from foretile.report.suite import SuiteError
 
-    if why and (len(set(why)) != 2 or not set(why) <= {chip.id for chip in chips}):
+    if why and (len(set(why)) != len(why) or len(why) < 2 or not set(why) <= {chip.id for chip in chips}):
         known = ", ".join(chip.id for chip in chips)
-        raise SuiteError(f"why: give two different chips of those compared ({known}), not {', '.join(why)}")
+        raise SuiteError(
+            f"why: give two or more different chips of those compared ({known}), not {', '.join(why)}"
+        )
 
 
-def _pair(
+def _asked(
     suite: Suite, chips: Sequence[Chip], frame: pd.DataFrame, why: Sequence[str] | None
-) -> tuple[Chip, Chip] | None:
-    """The two chips to explain: those asked for, or the leader and the next of another architecture."""
+) -> list[tuple[Chip, Chip]]:
+    """The pairs to explain: those asked for, or the leader and the next of another architecture."""
     from foretile.report.collect import totals
     from foretile.report.figures import ranking
 
     if why is None:
-        return None
+        return []
     by_id = {chip.id: chip for chip in chips}
     if why:
-        return by_id[why[0]], by_id[why[1]]
+        return [(by_id[why[0]], by_id[other]) for other in why[1:]]
     ranked = [by_id[name] for name in ranking(totals(frame), suite.phases)]
     if len(ranked) < 2:
-        return None
+        return []
     # Products of one architecture differ by little: the next of another says more.
-    return ranked[0], next((c for c in ranked[1:] if c.family != ranked[0].family), ranked[1])
+    return [(ranked[0], next((c for c in ranked[1:] if c.family != ranked[0].family), ranked[1]))]

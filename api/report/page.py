@@ -18,13 +18,15 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from foretile.report import figures, findings, units, why_figure
+from foretile.report.against import against_leader
 from foretile.report.collect import complete, totals
 from foretile.report.grounds import CONFIDENCES, peak_flop_per_s, provenance
 from foretile.report.suite import cases
-from foretile.report.why import sentences, why_words
+from foretile.report.why_words import holds_words, sentences, why_words
 
 if TYPE_CHECKING:
     from foretile.hwmodels import Chip, IncompleteChip
+    from foretile.report.against import Against
     from foretile.report.suite import Phase, Point, Suite
     from foretile.report.why import Why
 
@@ -74,7 +76,8 @@ class Content:
     findings: Sequence[findings.Finding]
     figures: Sequence[Figure]
     made: dict[str, str]
-    why: Why | None = None
+    why: Sequence[Why] = ()
+    against: tuple[Against, ...] = ()
     incomplete: Sequence[IncompleteChip] = ()
 
 
@@ -88,10 +91,10 @@ def build(
     suite: Suite,
     chips: Sequence[Chip],
     frame: pd.DataFrame,
-    why: Why | None = None,
+    why: Sequence[Why] = (),
     incomplete: Sequence[IncompleteChip] = (),
 ) -> Content:
-    """Work out findings and figures of the predictions in ``frame``, with the analysis of a pair if given."""
+    """Work out findings and figures of the predictions in ``frame``, with the analysis of pairs if given."""
     import foretile
 
     total = totals(frame)
@@ -108,7 +111,8 @@ def build(
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "python": platform.python_version(),
         },
-        why=why,
+        why=tuple(why),
+        against=against_leader(suite, frame, total, chips),
         incomplete=incomplete,
     )
 
@@ -204,10 +208,8 @@ def _by_vendor(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
     return groups
 
 
-def _why(found: Why | None) -> dict[str, Any] | None:
+def _why(found: Why) -> dict[str, Any]:
     """What the templates show of the analysis of a pair."""
-    if found is None:
-        return None
     return {
         "pair": found,
         "figures": [
@@ -229,7 +231,10 @@ def _why(found: Why | None) -> dict[str, Any] | None:
             {
                 "phase": phase,
                 "sentences": sentences(found, phase),
-                "rows": [{"of": d, "words": why_words(found, d)} for d in found.of(phase.id)],
+                "rows": [
+                    {"of": d, "words": why_words(found, d), "holds": holds_words(d)}
+                    for d in found.of(phase.id)
+                ],
             }
             for phase in found.phases
         ],
@@ -302,7 +307,9 @@ def _context(content: Content) -> dict[str, Any]:
         "figures": content.figures,
         "summary": (summary := _summary(content)),
         "vendors": _by_vendor(summary),
-        "why": _why(content.why),
+        "whys": [_why(pair) for pair in content.why],
+        # Two chips whose difference is explained need no table of all.
+        "against": content.against if len(content.chips) > 2 or not content.why else (),
         "points": _points(suite),
         "cases": cases(suite),
         "rows": _rows(content),
@@ -322,10 +329,8 @@ def html(content: Content) -> str:
     context = _context(content) | {"style": Markup(asset("page.css"))}
     # The drawings are our own SVG; everything else is escaped.
     context["figures"] = [Figure(f.title, _unbroken(f.caption), Markup(f.drawing)) for f in content.figures]
-    if context["why"] is not None:
-        context["why"]["figures"] = [
-            Figure(f.title, _unbroken(f.caption), Markup(f.drawing)) for f in context["why"]["figures"]
-        ]
+    for why in context["whys"]:
+        why["figures"] = [Figure(f.title, _unbroken(f.caption), Markup(f.drawing)) for f in why["figures"]]
     context["findings"] = [
         findings.Finding(_unbroken(f.lead), _unbroken(f.support)) for f in content.findings
     ]

@@ -53,6 +53,15 @@ class Number:
         """``h20: l2.bandwidth_bytes_per_cycle``."""
         return f"{self.chip}: {self.path}"
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``."""
+        return {
+            "chip": self.chip,
+            "field": self.path,
+            "value": self.value,
+            "range": [self.low, self.high],
+        }
+
     def shown(self, value: float) -> str:
         """A value for people: what is a cycle is said in seconds."""
         if self.path.endswith("_bytes_per_cycle"):
@@ -93,14 +102,15 @@ class Verdict:
     """The ratio of a pass (second chip's time over the first's), and how firm it is.
 
     ``influences``: the uncertain numbers, the strongest first; ``worst``: the ratio with all numbers at
-    the ends that speak against the winner; ``stays``: call by call, whether its own winner does.
+    the ends that speak against the winner; ``turned_by``: call by call, the number that alone turns its own
+    winner the furthest, None if none does.
     """
 
     phase: str
     ratio: float
     influences: tuple[Influence, ...]
     worst: float
-    stays: tuple[bool, ...]
+    turned_by: tuple[Number | None, ...]
 
     @property
     def turning(self) -> tuple[Influence, ...]:
@@ -115,14 +125,7 @@ class Verdict:
             "ratio_all_numbers_against_it": self.worst,
             "firm": self.firm,
             "numbers": [
-                {
-                    "chip": i.number.chip,
-                    "field": i.number.path,
-                    "value": i.number.value,
-                    "range": [i.number.low, i.number.high],
-                    "ratio": [i.at_low, i.at_high],
-                    "turns_at": i.turns_at,
-                }
+                i.number.to_json() | {"ratio": [i.at_low, i.at_high], "turns_at": i.turns_at}
                 for i in self.influences
             ],
         }
@@ -221,7 +224,7 @@ def _verdict(
         influences.append(Influence(number, ends[0], ends[1], at))
     influences.sort(key=lambda i: -i.width)
     return Verdict(
-        phase, ratio, tuple(influences), _worst(phase, subjects, base, against), _stays(subjects, moved)
+        phase, ratio, tuple(influences), _worst(phase, subjects, base, against), _turned_by(subjects, moved)
     )
 
 
@@ -264,16 +267,17 @@ def _worst(
     return totals[1] / totals[0]
 
 
-def _stays(
+def _turned_by(
     subjects: tuple[Subject, Subject], moved: Mapping[tuple[Number, float], np.ndarray]
-) -> tuple[bool, ...]:
-    """Call by call, whether no single number turns its own winner."""
+) -> tuple[Number | None, ...]:
+    """Call by call, the number that moves the ratio the furthest beyond level, if one does."""
     first, second = subjects
-    wins = second.time_s > first.time_s
-    stays = np.ones(len(first.calls), dtype=bool)
+    lead = np.log(second.time_s / first.time_s)
+    furthest = np.zeros(len(first.calls))
+    found: list[Number | None] = [None] * len(first.calls)
     for (number, _), times in moved.items():
-        if number.chip == first.chip.id:
-            stays &= (second.time_s > times) == wins
-        else:
-            stays &= (times > first.time_s) == wins
-    return tuple(bool(v) for v in stays)
+        pair = (times, second.time_s) if number.chip == first.chip.id else (first.time_s, times)
+        beyond = -np.sign(lead) * np.log(pair[1] / pair[0])  # positive: the other chip is the faster one
+        for place in np.flatnonzero(beyond > furthest):
+            furthest[place], found[place] = beyond[place], number
+    return tuple(found)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from foretile.report import units
 from foretile.report.sensitivity import Number, Subject, Verdict, sensitivity
 from foretile.report.specs import sixteen_bit
 from foretile.report.suite import Phase, Suite
-from foretile.report.sweep import LEVEL, PASS, Sweep, sweeps
+from foretile.report.sweep import PASS, Sweep, sweeps
+from foretile.report.why_words import why_words
 from foretile.simulator.whatif import Call
 
 if TYPE_CHECKING:
@@ -34,26 +34,6 @@ _RATES: Mapping[str, tuple[str, ...]] = {
     "dram": ("dram.bandwidth_bytes_per_s",),
     "atomic": ("sync.atomic_bytes_per_cycle", _HZ),
 }
-_WORDS: Mapping[str, str] = {
-    "matrix": "matrix peak",
-    "vector": "vector rate",
-    "special": "special-function rate",
-    "scratchpad": "scratchpad bandwidth",
-    "tensor_memory": "tensor-memory bandwidth",
-    "port": "L2-to-core bandwidth",
-    "l2": "L2 bandwidth",
-    "dram": "DRAM bandwidth",
-    "atomic": "atomic rate",
-    "launch": "launches",
-    "latency": "memory latency",
-    "feed": "copy queues into the cores",
-    "drain": "copy queues out of the cores",
-}
-
-
-def resource_words(resource: str) -> str:
-    """A resource for people: ``DRAM bandwidth``."""
-    return _WORDS.get(resource, resource.replace("_", " "))
 
 
 @dataclass(frozen=True)
@@ -82,7 +62,7 @@ class Difference:
     """One entry on both chips.
 
     ``part``: its share of the difference of the passes (negative: it goes the other way); ``change``: the
-    faster chip by size, in words; ``stays``: no single uncertain number turns it.
+    faster chip by size, in words; ``turned_by``: the uncertain number that alone turns it furthest, if any.
     """
 
     phase: str
@@ -95,8 +75,13 @@ class Difference:
     second_bound: str
     cause: Cause | None
     part: float
-    stays: bool
+    turned_by: Number | None
     change: str
+
+    @property
+    def stays(self) -> bool:
+        """Whether no single uncertain number, within its range, makes the other chip the faster one."""
+        return self.turned_by is None
 
     @property
     def ratio(self) -> float:
@@ -151,6 +136,7 @@ class Why:
                     "why": why_words(self, d),
                     "winner_changes": d.change,
                     "holds": d.stays,
+                    "hangs_on": d.turned_by.to_json() if d.turned_by else None,
                 }
                 for d in self.differences
             ],
@@ -171,7 +157,7 @@ def why(
     ``frame`` holds the predictions of both (:func:`foretile.report.collect.collect`); entries that one of
     them cannot run are left out. ``others``: chips that say what an unknown number may be.
     """
-    rows = _pairs(suite, frame, first.id, second.id)
+    rows = pairs(suite, frame, first.id, second.id)
     asked = [
         (suite, phase, variable, first, second)
         for phase in suite.phases
@@ -195,7 +181,7 @@ def why(
         p: sum((r["second"] - r["first"]) * r["count"] for r in rows if r["phase"] == p)
         for p in _phases(rows)
     }
-    stays = verdicts[0].stays if verdicts else ()
+    turned_by = verdicts[0].turned_by if verdicts else ()
     found = tuple(
         Difference(
             phase=row["phase"],
@@ -206,11 +192,11 @@ def why(
             second_s=row["second"],
             first_bound=row["first_bound"],
             second_bound=row["second_bound"],
-            cause=_cause(row, first, second),
+            cause=cause(row, first, second),
             part=(row["second"] - row["first"]) * row["count"] / gap[row["phase"]]
             if gap[row["phase"]]
             else 0.0,
-            stays=stays[place],
+            turned_by=turned_by[place],
             change=change.get((row["phase"], row["entry"]), ""),
         )
         for place, row in enumerate(rows)
@@ -222,7 +208,7 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["phase"] for row in rows))
 
 
-def _pairs(suite: Suite, frame: pd.DataFrame, first: str, second: str) -> list[dict[str, Any]]:
+def pairs(suite: Suite, frame: pd.DataFrame, first: str, second: str) -> list[dict[str, Any]]:
     """One row an entry at the highlighted points that both chips can run."""
     found = []
     for phase in suite.phases:
@@ -261,7 +247,7 @@ def _subject(chip: Chip, rows: Sequence[Mapping[str, Any]], side: str) -> Subjec
     )
 
 
-def _cause(row: Mapping[str, Any], first: Chip, second: Chip) -> Cause | None:
+def cause(row: Mapping[str, Any], first: Chip, second: Chip) -> Cause | None:
     """The decomposition by the slower chip's bound, or by the faster one's where it has no such engine."""
     sides = ("second", "first") if row["second"] > row["first"] else ("first", "second")
     chips = {"first": first, "second": second}
@@ -299,85 +285,3 @@ def _rate(chip: Chip, resource: str, dtype: object) -> float | None:
     if not paths or not all(path in known for path in paths):
         return None
     return math.prod(known[path].value for path in paths)
-
-
-def why_words(found: Why, d: Difference) -> str:
-    """The cause in short: ``both bound by DRAM bandwidth: rate 1.19× · work 0.95× · use 0.94×``."""
-    if abs(math.log(d.ratio)) <= LEVEL:
-        return "level"
-    slow, fast = (found.second, found.first) if d.ratio > 1 else (found.first, found.second)
-    bounds = {found.first: d.first_bound, found.second: d.second_bound}
-    if bounds[slow] == bounds[fast]:
-        lead = f"both bound by {resource_words(bounds[slow])}"
-    else:
-        lead = f"{slow} bound by {resource_words(bounds[slow])}, {fast} by {resource_words(bounds[fast])}"
-    if d.cause is None:
-        return f"{lead}, which only it has"
-    c = d.cause
-    named = "" if c.resource == bounds[slow] else f"{resource_words(c.resource)} "
-    factors = [(f"{named}rate", c.rate), ("work", c.work), ("use", c.use)]
-    return f"{lead}: " + " · ".join(f"{name} {units.ratio(v)}" for name, v in factors if v is not None)
-
-
-def sentences(found: Why, phase: Phase) -> list[str]:
-    """The verdict on one phase in words: who, why, from which size on, and how firm it is."""
-    verdict = found.verdicts.get(phase.id)
-    if verdict is None:
-        return []
-    winner, loser = (found.first, found.second) if verdict.ratio > 1 else (found.second, found.first)
-    factor = max(verdict.ratio, 1 / verdict.ratio)
-    said = [f"{loser} takes {units.ratio(factor)} as long as {winner} for a {phase.unit}."]
-    parts: dict[str, float] = {}
-    for d in found.of(phase.id):
-        if d.part > 0:  # the others go the other way
-            parts[d.binding] = parts.get(d.binding, 0.0) + d.part
-    if parts:
-        resource, share = max(parts.items(), key=lambda item: item[1])
-        mine = [d for d in found.of(phase.id) if d.binding == resource]
-        heavy = max(mine, key=lambda d: d.part)
-        said.append(
-            f"{units.percent(share / sum(parts.values()))} of what {loser} loses is where it is bound by "
-            f"{resource_words(resource)}, most of it in {heavy.title} ({why_words(found, heavy)})."
-        )
-    for sweep in found.passes(phase.id):
-        sizes = list(sweep.ratios)
-        said.append(f"Over {sweep.variable} from {sizes[0]} to {sizes[-1]}: {sweep.words()}.")
-    return [*said, *_firmness(found, phase, verdict)]
-
-
-def _firmness(found: Why, phase: Phase, verdict: Verdict) -> list[str]:
-    count = len(verdict.influences)
-    if not count:
-        return ["No number of either chip is inferred or unknown."]
-    turning = verdict.turning
-    if not turning:
-        together = "and even all at once" if verdict.firm else "though not if all are off at once"
-        lead = (
-            f"The answer stays for every value that the {count} inferred or unknown numbers of both chips "
-            f"may have, one at a time, {together} (ratio {units.digits(verdict.worst)})."
-        )
-    else:
-        worst = []
-        for i in turning[:3]:
-            side = "below" if (i.turns_at or 0) <= (i.number.value or i.number.high) else "above"
-            at = i.number.shown(i.turns_at or 0.0)
-            worst.append(f"{i.number.name} is {side} {at} ({_stated(i.number)})")
-        lead = f"The answer turns if {' or '.join(worst)}."
-        if len(turning) > 3:
-            lead += f" {len(turning) - 3} more numbers can turn it."
-    strongest = verdict.influences[0]
-    low, high = sorted((strongest.at_low, strongest.at_high))
-    weight = (
-        f"The strongest is {strongest.number.name}: for {strongest.number.range()} the ratio "
-        f"{found.second} / {found.first} is {units.digits(low)} to {units.digits(high)}."
-    )
-    open_ = [d.title for d in found.of(phase.id) if not d.stays]
-    of = len(found.of(phase.id))
-    own = f"Of the {of} operators the winner of {len(open_)} hangs on such a number" + (
-        f": {', '.join(open_[:4])}{' …' if len(open_) > 4 else ''}." if open_ else "."
-    )
-    return [f"{lead} {weight}", own]
-
-
-def _stated(number: Number) -> str:
-    return "not known" if number.value is None else f"file: {number.shown(number.value)}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from math import ceil, gcd, prod
 
-from foretile.hwmodels.schema import Quantity
+from foretile.hwmodels.quantity import Quantity
 from foretile.kernels.affine import terms
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Const, evaluate, variables
@@ -25,7 +25,7 @@ from foretile.simulator.lowering.placement import (
     place,
     shape_of,
 )
-from foretile.simulator.lowering.rules import Cost, Roles, require_block_scaling
+from foretile.simulator.lowering.rules import Cost, Queued, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
@@ -40,7 +40,7 @@ _UNDER_WAY = {"l2": 4, "direct": 2, "fused": 2}
 _REDUCTION_PASSES = 2.0
 
 
-class DavinciRules:
+class DavinciRules(Queued):
     """Costs of tile operations for one program on one cube/vector machine."""
 
     def __init__(self, program: TileProgram, machine: Machine, roles: Roles) -> None:
@@ -62,18 +62,6 @@ class DavinciRules:
     def agents(self) -> tuple[int, float]:
         mixed = bool(self.placement.fetched) or bool(self.roles.operands & self.roles.made_on_core)
         return (_UNDER_WAY[self.d.handoff] if mixed else 1), 1.0
-
-    def runs_ahead(self) -> bool:
-        return True
-
-    def stages(self, requested: int) -> int:
-        return max(1, requested)
-
-    def stage_barrier(self, tiles: int) -> tuple[float, float]:
-        return 0.0, self.machine.pipeline_barrier_s
-
-    def barrier(self) -> Cost:
-        return Cost({}, self.machine.barrier_s)
 
     def occupancy(self) -> Occupancy:
         # A core runs its blocks one after the other; where every buffer fits twice, the next

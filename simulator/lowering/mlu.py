@@ -16,7 +16,7 @@ from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
 from foretile.simulator.lowering.elementwise import Count, convert_count
 from foretile.simulator.lowering.placement import shape_of, size_of
-from foretile.simulator.lowering.rules import Cost, Roles, require_block_scaling
+from foretile.simulator.lowering.rules import Cost, Queued, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
@@ -24,7 +24,7 @@ from foretile.simulator.workload import Occupancy
 _REDUCTION_PASSES = 2.0
 
 
-class MluRules:
+class MluRules(Queued):
     """Costs of tile operations for one program on one machine with clusters and weight memories."""
 
     def __init__(self, program: TileProgram, machine: Machine, roles: Roles) -> None:
@@ -74,18 +74,6 @@ class MluRules:
 
     def agents(self) -> tuple[int, float]:
         return 1, 1.0
-
-    def runs_ahead(self) -> bool:
-        return True
-
-    def stages(self, requested: int) -> int:
-        return max(1, requested)
-
-    def stage_barrier(self, tiles: int) -> tuple[float, float]:
-        return 0.0, self.machine.pipeline_barrier_s
-
-    def barrier(self) -> Cost:
-        return Cost({}, self.machine.barrier_s)
 
     def occupancy(self) -> Occupancy:
         # A core runs one task at a time. Where its buffers fit twice, the next one's load stage

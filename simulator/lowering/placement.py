@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, prod
 
-from foretile.hwmodels.schema import Davinci
+from foretile.hwmodels.explicit import Davinci
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import evaluate, loads
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Store, TileProgram, walk_stmts

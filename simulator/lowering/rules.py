@@ -87,6 +87,31 @@ class Rules(Protocol):
         """Whether copies are issued by warps of their own, across loop boundaries."""
 
 
+class Queued:
+    """What machines have in common whose copies go through queues of their own, joined by flags.
+
+    Loads run ahead as far as there are buffers, across loops too; a freed buffer is known a flag later.
+    """
+
+    machine: Machine
+
+    def runs_ahead(self) -> bool:
+        """See :class:`Rules`."""
+        return True
+
+    def stages(self, requested: int) -> int:
+        """See :class:`Rules`."""
+        return max(1, requested)
+
+    def stage_barrier(self, tiles: int) -> tuple[float, float]:
+        """See :class:`Rules`."""
+        return 0.0, self.machine.pipeline_barrier_s
+
+    def barrier(self) -> Cost:
+        """See :class:`Rules`."""
+        return Cost({}, self.machine.barrier_s)
+
+
 def require_block_scaling(machine: Machine, stmt: Gemm) -> None:
     """Refuse a product with scales on a machine whose matrix engine applies none.
 

@@ -53,6 +53,7 @@ class SimtRules:
         )
         self._in_tensor_memory = self._wide_accumulators()
         self._warps = ceil(program.threads / machine.warp_size)
+        self._lanes = self._warps * machine.warp_size  # issued to together, also those without a thread
         # Accumulators that element-wise code has fetched into registers, and those it has changed
         # there: fetched once after a product, written back before the next one.
         self._fetched: set[str] = set()
@@ -92,6 +93,10 @@ class SimtRules:
         # Without asynchronous copies the next tile waits in registers: one iteration ahead at most.
         return max(1, requested) if self.machine.async_copy else min(2, max(1, requested))
 
+    def _versions(self, buffer: str) -> int:
+        """Copies of a scratchpad buffer: one for each tile that is under way or in use."""
+        return self.stages(self.roles.staged[buffer]) if buffer in self.roles.staged else 1
+
     def stage_barrier(self, tiles: int) -> tuple[float, float]:
         m = self.machine
         if self.runs_ahead():
@@ -114,9 +119,9 @@ class SimtRules:
 
     def occupancy(self) -> Occupancy:
         m, p = self.machine, self.program
-        threads = self._warps * m.warp_size + (SCHEDULERS * m.warp_size if self.runs_ahead() else 0)
+        threads = self._lanes + (SCHEDULERS * m.warp_size if self.runs_ahead() else 0)
         pad = sum(
-            ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self.roles.staged.get(b.name, 1)
+            ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self._versions(b.name)
             for b in p.buffers
             if b.scope == "shared"
         )
@@ -130,7 +135,8 @@ class SimtRules:
                 f"{p.name} has {threads} threads a block; {m.id} allows {m.threads_per_block}"
             )
         registers = self._registers()
-        file = p.threads * registers + (threads - self._warps * m.warp_size) * _PRODUCER_REGISTERS
+        # Warps get registers whole, whether or not all their lanes have a thread.
+        file = self._lanes * registers + (threads - self._lanes) * _PRODUCER_REGISTERS
         limits = {
             "shared memory": m.scratchpad_bytes // max(1, pad + m.scratchpad_reserved_bytes),
             "registers": (m.register_bytes // 4) // max(1, file),
@@ -159,6 +165,12 @@ class SimtRules:
             for b in p.buffers
             if b.scope in ("local", "var")
         )
+        if not m.async_copy:  # what is under way to the scratchpad waits in registers meanwhile
+            held += sum(
+                elements_of(b) * DTYPES[b.dtype].bytes
+                for b in p.buffers
+                if b.scope == "shared" and self._versions(b.name) > 1
+            )
         fragments = ceil((held + local) / 4 / p.threads)
         registers = ceil((held + local) / 4 / p.threads + m.registers_base)
         wanted = dict(p.annotations).get("min_blocks_per_sm", "")
@@ -255,7 +267,7 @@ class SimtRules:
     def elementwise(self, elements: int, count: Count, target: Buffer) -> Cost:
         m = self.machine
         lanes = self.program.threads
-        padded = ceil(elements / lanes) * lanes if elements > 1 else lanes
+        padded = max(1, ceil(elements / lanes)) * self._lanes
         pad_bytes = tensor_bytes = 0.0
         read = Counter(load.buffer for load in set(count.loads))  # by each iteration
         for load in count.loads:

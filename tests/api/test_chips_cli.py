@@ -86,6 +86,23 @@ def test_check_says_what_is_wrong_implausible_or_sound(run: Run, tmp_path: Path)
     assert "v.yaml: cores: 3 is a bare number" in wrong.err
 
 
+@pytest.mark.parametrize("head", ["style: simt\n", "style: simt\ncomplete: false\n"])
+def test_check_finds_what_is_implausible_in_a_file_that_is_begun(run: Run, tmp_path: Path, head: str) -> None:
+    """Before everything is filled in, and also where it never will be."""
+    file = tmp_path / "v.yaml"
+    number = "{value: %s, source: a sheet, confidence: datasheet}"
+    file.write_text(
+        f"id: v\nname: V\nvendor: None\nfamily: none\n{head}clock:\n  max_hz: {number % 1410}\n"
+        f"dram:\n  bandwidth_bytes_per_s: {number % '1.2e12'}\n"
+        f"  bus_bits: {number % 4096}\n  transfers_per_s: {number % '3.2e9'}\n"
+    )
+    said = run("chips", "check", str(file))
+    assert said.code == 2
+    assert f"{file}: clock.max_hz: 1410 Hz is outside 0.2 to 5 GHz" in said.out
+    assert "bus_bits x transfers_per_s / 8 gives 1.638e+12 (+36.5%)" in said.out
+    assert "v: incomplete, so it cannot predict yet" in said.out
+
+
 def test_schema_is_one_that_editors_take(run: Run, tmp_path: Path) -> None:
     printed = json.loads(run("chips", "schema").out)
     jsonschema.Draft202012Validator.check_schema(printed)

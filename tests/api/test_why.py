@@ -22,7 +22,8 @@ from foretile.report.compare import write_report
 from foretile.report.sensitivity import sensitivity, uncertain
 from foretile.report.suite import SuiteError, parse_suite
 from foretile.report.sweep import PASS, sweeps
-from foretile.report.why import Why, _pairs, _subject, sentences, why, why_words
+from foretile.report.why import Why, _subject, pairs, why
+from foretile.report.why_words import holds_words, sentences, why_words
 from foretile.simulator.whatif import UNKNOWN_OF, Call, changed, times_s, unknown_range
 
 from . import fakes
@@ -150,7 +151,7 @@ def test_what_a_chip_cannot_run_has_no_sweep() -> None:
 def test_a_verdict_turns_at_the_value_that_is_named() -> None:
     """Two chips that differ by five per cent of DRAM bandwidth, one of them uncertain about its share."""
     near = with_values(ASCEND, {"dram.bandwidth_bytes_per_s": 1.68e12}).model_copy(update={"id": "near"})
-    rows = _pairs(SUITE, collect(SUITE, [ASCEND, near], workers=1), ASCEND.id, "near")
+    rows = pairs(SUITE, collect(SUITE, [ASCEND, near], workers=1), ASCEND.id, "near")
     first, second = _subject(ASCEND, rows, "first"), _subject(near, rows, "second")
     (verdict,) = sensitivity(first, second, [])
     assert verdict.ratio < 1
@@ -276,7 +277,7 @@ def test_the_page_and_the_json_tell_it(frame: Any, explained: Why, tmp_path: Pat
     for line in sentences(explained, PHASE):
         assert line in text
     assert "details" not in (tmp_path / "predictions.csv").read_text().splitlines()[0]
-    told = json.loads(json.dumps(report.to_json(), default=float))["why"]
+    (told,) = json.loads(json.dumps(report.to_json(), default=float))["why"]
     assert [row["entry"] for row in told["differences"]] == ["up", "norm", "fixed"]
     assert told["verdicts"][0]["numbers"]
     for row in told["differences"]:
@@ -286,10 +287,59 @@ def test_the_page_and_the_json_tell_it(frame: Any, explained: Why, tmp_path: Pat
 
 def test_the_leader_and_the_next_of_another_architecture_are_explained_by_default(tmp_path: Path) -> None:
     report = write_report(SUITE, [ASCEND, H20, H100], tmp_path, workers=1, why=[])
-    assert report.why is not None
-    assert (report.why.first, report.why.second) == ("h100-sxm5-80gb", ASCEND.id)
-    with pytest.raises(SuiteError, match="give two different chips of those compared"):
-        write_report(SUITE, [H20, H100], tmp_path, workers=1, why=["h20", "910b3"])
+    assert [(w.first, w.second) for w in report.why] == [("h100-sxm5-80gb", ASCEND.id)]
+    for wrong in (["h20", "910b3"], ["h20"], ["h20", "h20"]):
+        with pytest.raises(SuiteError, match="give two or more different chips of those compared"):
+            write_report(SUITE, [H20, H100], tmp_path, workers=1, why=wrong)
+
+
+def test_one_chip_is_explained_beside_several_others(
+    frame: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every chip stands beside the fastest, with the resource by which the two differ."""
+    monkeypatch.setattr("foretile.report.collect.collect", lambda *given, **named: frame)
+    asked = ["h20", "h100-sxm5-80gb", ASCEND.id]
+    report = write_report(SUITE, [ASCEND, H20, H100], tmp_path, workers=1, why=asked)
+    assert [(w.first, w.second) for w in report.why] == [("h20", asked[1]), ("h20", asked[2])]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for other in asked[1:]:
+        assert f"Why h20 and {other} differ" in page
+        assert f"## Why h20 and {other} differ" in text
+    (phase,) = report.against
+    assert phase.leader == "h100-sxm5-80gb"
+    times = {(r["chip"], r["title"]): r["time_s"] for r in frame.to_dict("records")}
+    for title, seconds, cells in phase.rows:
+        assert seconds == times[phase.leader, title]
+        assert set(cells) == {"h20", ASCEND.id}
+        for chip, cell in cells.items():
+            assert cell.ratio == pytest.approx(times[chip, title] / seconds)
+            assert cell.words() in page
+            assert cell.words() in text
+    found = {title: cells for title, _, cells in phase.rows}
+    assert found["up"]["h20"].resource == "matrix"
+    assert json.loads(json.dumps(report.to_json(), default=float))["against_the_leader"][0]["operators"]
+
+
+def test_an_open_winner_says_which_number_it_hangs_on() -> None:
+    """Two chips five per cent of DRAM bandwidth apart: what is copied hangs on the share that is reached."""
+    near = with_values(ASCEND, {"dram.bandwidth_bytes_per_s": 1.68e12}).model_copy(update={"id": "near"})
+    found = why(SUITE, collect(SUITE, [ASCEND, near], workers=1), ASCEND, near, [])
+    fixed = next(d for d in found.differences if d.entry == "fixed")
+    assert not fixed.stays
+    number = fixed.turned_by
+    assert number is not None
+    assert holds_words(fixed) == f"open: {number.name}, {number.range()}"
+    side = {ASCEND.id: ("first", ASCEND), "near": ("second", near)}[number.chip]
+    row = next(r for r in pairs(SUITE, collect(SUITE, [ASCEND, near], workers=1), ASCEND.id, "near")
+               if r["entry"] == "fixed")  # fmt: skip
+    call = Call(row["operator"], row[f"{side[0]}_details"]["shape"], row[f"{side[0]}_details"]["config"])
+    turned = []
+    for value in (number.low, number.high):
+        moved = times_s([call], changed(side[1], number.path, value)) / times_s([call], side[1])
+        seconds = {"first": row["first"], "second": row["second"], side[0]: row[side[0]] * float(moved[0])}
+        turned.append((seconds["second"] > seconds["first"]) != (row["second"] > row["first"]))
+    assert any(turned)
 
 
 @pytest.mark.usefixtures("fake")
@@ -298,7 +348,7 @@ def test_why_on_the_command_line(run: Run, tmp_path: Path, monkeypatch: pytest.M
     argv = ("compare", "--chips", "big-one,small-one", "--out", str(tmp_path))
     wrong = run(*argv, "--why", "big-one,compute-heavy")
     assert wrong.code == 2
-    assert "give two different chips of those compared" in wrong.err
+    assert "give two or more different chips of those compared" in wrong.err
 
 
 def test_chips_are_grouped_by_vendor_with_their_confidence(tmp_path: Path) -> None:

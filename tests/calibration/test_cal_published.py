@@ -71,6 +71,13 @@ def test_errors_are_what_the_goal_asks() -> None:
     assert over.inside >= 0.7 * over.points  # of 90 % intervals
 
 
+def test_the_table_in_the_docs_is_the_one_that_the_program_makes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    assert " ".join(tables.words(reproduced())) in page
+    for line in tables.table(reproduced()).markdown().strip().splitlines():
+        assert line in page
+
+
 def test_no_point_is_predicted_faster_than_the_chip_can() -> None:
     for r in reproduced():
         chip, operator = load_chip(r.point.chip), load_operator(r.point.operator)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from foretile.calibration.libraries import LIBRARIES, Library, library_of, splits
 from foretile.calibration.predictions import Batch, around_s, config_s
 from foretile.hwmodels import load_chip
-from foretile.hwmodels.schema import KernelProfile, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import KernelProfile
 from foretile.kernels.operator import load_operator
 from foretile.simulator.conditions import REPEATED
 

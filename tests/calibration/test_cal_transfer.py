@@ -7,7 +7,8 @@ import pytest
 
 from foretile.calibration.parameters import CHIP_PARAMETERS
 from foretile.calibration.transfer import DIES, die_of, fitted_chips, prior_for, transferred, without_die
-from foretile.hwmodels import list_chips, load_chip
+from foretile.hwmodels import Chip, list_chips, load_chip
+from foretile.kernels.families import multiplies
 from foretile.simulator.prediction import Prediction
 
 FITTED = sorted(fitted_chips())
@@ -77,6 +78,40 @@ def test_an_h20_does_not_sink_under_matrix_work_as_an_h100_does() -> None:
     assert h100.matrix_sustained_hz is not None
     assert h20.matrix_sustained_hz.value > 0.9 * h20.max_hz.value
     assert h100.matrix_sustained_hz.value < 0.9 * h100.max_hz.value
+
+
+def test_a_slower_matrix_engine_loses_the_same_cycles_between_products() -> None:
+    """An H20 loses a quarter of the share that an H100 does; element-wise kernels lose the same share."""
+    hopper = {n: c for n, c in fitted_chips().items() if c.family == "hopper"}
+    base = load_chip("h20", calibrated=False)
+    assert (
+        base.matrix.flop_per_cycle["bf16"].value * 4 == hopper["h200-sxm"].matrix.flop_per_cycle["bf16"].value
+    )
+    for name, teacher in hopper.items():
+        h20, h800 = (
+            transferred(load_chip(n, calibrated=False), {name: teacher}, own_die=True)
+            for n in ("h20", "h800-sxm")
+        )
+
+        def lost(chip: Chip) -> float:
+            return 1.0 / chip.matrix.mainloop_fraction.value - 1.0
+
+        assert lost(h20) == pytest.approx(lost(teacher) / 4, rel=1e-3)
+        assert lost(h800) == pytest.approx(lost(teacher), rel=1e-3)
+        for key, profile in teacher.kernels.items():
+            if profile.core_fraction.confidence != "measured" or key not in h20.kernels:
+                continue
+            own, theirs = h20.kernels[key].core_fraction.value, profile.core_fraction.value
+            if multiplies(key.split("/")[0]):
+                assert 1.0 / own - 1.0 == pytest.approx((1.0 / theirs - 1.0) / 4, rel=1e-6, abs=1e-9), key
+            else:
+                assert own == pytest.approx(theirs), key
+
+
+def test_families_with_and_without_products() -> None:
+    families = {k.split("/")[0] for c in fitted_chips().values() for k in c.kernels}
+    without = {f for f in families if not multiplies(f)}
+    assert without == {"quantize", "topk_select"}
 
 
 @pytest.mark.parametrize("name", [*FITTED, *UNMEASURED])

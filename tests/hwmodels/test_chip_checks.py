@@ -31,6 +31,8 @@ PEAK = "stated_peak_flop_per_s:\n  {}: {{value: {}, source: datasheet, confidenc
         ("l2.bandwidth_bytes_per_cycle", 9000,
          "l2.bandwidth_bytes_per_cycle: 9000 is more than all cores' ports"),
         ("l2.latency_cycles", 900, "l2.latency_cycles: 900 is not below the DRAM's 560"),
+        ("l2.far_latency_cycles", 600, "l2.far_latency_cycles: 600 does not fit latency_cycles 283"),
+        ("l2.far_latency_cycles", 250, "l2.far_latency_cycles: 250 does not fit latency_cycles 283"),
         ("l2.capacity_bytes", 10**12, "l2.capacity_bytes: 1000000000000 is not below the DRAM's"),
         ("scratchpad.max_block_bytes", 167936, "scratchpad.max_block_bytes: 167936 and 1024 reserved exceed"),
         ("scratchpad.latency_cycles", 290, "scratchpad.latency_cycles: 290 is not below the L2's"),

@@ -21,7 +21,7 @@ from foretile.hwmodels import (
 )
 from foretile.hwmodels.checks import check_chip, peak_flop_per_s
 from foretile.hwmodels.problems import _model_in
-from foretile.hwmodels.schema import Quantity
+from foretile.hwmodels.quantity import Quantity
 
 Write = Callable[..., Path]
 DOCS = Path(__file__).resolve().parents[2] / "docs"

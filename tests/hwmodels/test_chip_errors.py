@@ -52,8 +52,8 @@ def with_change(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("matrx", {}, "matrx: unknown field; did you mean 'matrix'?"),
         ("dram.read_fractoin", 1, "dram.read_fractoin: unknown field; did you mean 'read_fraction'?"),
         ("l2.zzz", 1, "l2.zzz: unknown field; known: capacity_bytes, bandwidth_bytes_per_cycle, "
-         "core_bytes_per_cycle, latency_cycles, bulk_copy_cycles, reuse_fraction, partitions, "
-         "write_bytes_per_cycle, core_store_bytes_per_cycle, line_bytes"),
+         "core_bytes_per_cycle, latency_cycles, far_latency_cycles, bulk_copy_cycles, reuse_fraction, "
+         "partitions, write_bytes_per_cycle, core_store_bytes_per_cycle, line_bytes"),
         ("dram.read_fraction.sorce", "x", "dram.read_fraction.sorce: unknown field; did you mean 'source'?"),
         ("matrix.flop_per_cycle.bf16.valeu", 1,
          "matrix.flop_per_cycle.bf16.valeu: unknown field; did you mean 'value'?"),

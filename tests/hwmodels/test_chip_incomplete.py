@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +135,44 @@ def test_stated_peaks_are_checked_where_the_numbers_give_one(write: Write) -> No
     assert check_chip(known(write(body % 1070e12))) == []
     (warning,) = check_chip(known(write(body % 990e12)))
     assert warning.startswith("stated_peak_flop_per_s.fp16: 9.9e+14 is stated")
+
+
+@pytest.mark.parametrize(
+    ("lines", "start"),
+    [
+        ({"clock": {"max_hz": 1410}}, "clock.max_hz: 1410 Hz is outside 0.2 to 5 GHz"),
+        ({"dram": {"capacity_bytes": 80}}, "dram.capacity_bytes: 80 is outside"),
+        ({"dram": {"read_fraction": 0.3}}, "dram.read_fraction: 0.3 is low"),
+        (
+            {"dram": {"bandwidth_bytes_per_s": 3.35e12, "bus_bits": 6144, "transfers_per_s": 5.2e9}},
+            "dram.bandwidth_bytes_per_s: 3.35e+12 is stated, but bus_bits x transfers_per_s / 8 gives",
+        ),
+        (
+            {"dram": {"bandwidth_bytes_per_s": 1200e9}, "stated_peak_flop_per_s": {"fp16": 512}},
+            "dram.bandwidth_bytes_per_s: the ridge point is 4.27e-10 FLOP a byte",
+        ),
+        (
+            {"l2": {"capacity_bytes": 2**31}, "dram": {"capacity_bytes": 2**30}},
+            "l2.capacity_bytes: 2.14748e+09 is not below the DRAM's",
+        ),
+        (
+            {"clock": {"max_hz": 1.5e9}, "l2": {"latency_cycles": 20000}},
+            "l2.latency_cycles: 20000 cycles of max_hz are",
+        ),
+        (
+            {"l2": {"latency_cycles": 700}, "dram": {"latency_cycles": 600}},
+            "l2.latency_cycles: 700 is not below the DRAM's 600",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_known_is_checked_by_itself(write: Write, lines: dict[str, Any], start: str) -> None:
+    said = {"source": "the test", "confidence": "datasheet"}
+    data: dict[str, Any] = {
+        "id": "half", "name": "Half", "vendor": "None", "family": "none", "style": "simt", "complete": False,
+        "summary": "Half known.",
+    }  # fmt: skip
+    for section, numbers in lines.items():
+        data[section] = {name: {"value": value, **said} for name, value in numbers.items()}
+    warnings = check_chip(known(write(data)))
+    assert any(w.startswith(start) for w in warnings), warnings
+    assert len(warnings) == 1

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from foretile.hwmodels import ChipError, list_chips, load_chip
+from foretile.hwmodels import ChipError, IncompleteChip, list_chips, load_chip
 from foretile.hwmodels.checks import check_chip
 from foretile.hwmodels.completeness import completeness
 from foretile.hwmodels.fields import described_paths, fields
@@ -55,7 +55,8 @@ def test_every_field_is_described_and_nothing_else() -> None:
 @pytest.mark.parametrize("style", STYLE_PARTS)
 def test_a_skeleton_is_incomplete_in_exactly_what_the_style_needs(write: Write, style: Any) -> None:
     state = completeness(write(new_file("new-chip", style), "new-chip.yaml"))
-    assert state.chip is None
+    assert isinstance(state.chip, IncompleteChip)
+    assert set(state.chip.missing) == {field.path for field in state.missing}
     given = {"id", "style"}
     assert {f.path for f in state.missing} == {f.path for f in fields(style) if f.required} - given
     assert sum(state.counts.values()) == 0

@@ -15,10 +15,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from foretile.hwmodels import Chip, load_chip
+from foretile.hwmodels.checks import peak_flop_per_s
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape, load_operator, operator_names
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.plan import Plan, plan
-from foretile.simulator.predictor import machine_of
+from foretile.simulator.predictor import machine_of, target
 from foretile.simulator.search import (
     bound_tensors,
     dynamic_part,
@@ -108,6 +109,19 @@ class Case:
         dims, tensors = dynamic_part(self.operator, self.shape), bound_tensors(self.operator, self.shape)
         return tuple(plan(w, dims, tensors) for w in self.workloads())
 
+    def floor_s(self) -> float:
+        """Seconds no kernel can beat: its arithmetic and its compulsory bytes, each at the chip's peak.
+
+        The matrix peak is cores × rate × highest clock of the fastest type the kernel multiplies in: it
+        holds whatever the calibration says of clocks and fractions.
+        """
+        bounds = [float(self.operator.min_bytes(self.shape)) / self.chip.dram.bandwidth_bytes_per_s.value]
+        types = {w.dtype for w in self.workloads() if w.dtype}
+        if types:
+            peak = max(peak_flop_per_s(self.chip, dtype) for dtype in types)
+            bounds.append(float(self.operator.flops(self.shape)) / peak)
+        return max(bounds)
+
     def modelled_s(self, machine: Machine | None = None) -> float:
         """Seconds by the cost model."""
         return float(
@@ -124,6 +138,19 @@ class Case:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # what hypothesis prints
         printer.text(repr(self))
+
+
+def first_fitting(operator: Operator, shape: Shape, chip: Chip) -> Case:
+    """The likeliest configuration that fits the chip, without a search."""
+    machine = target(operator, shape, chip).machine
+    for config in operator.configs(shape):
+        found = Case(operator, shape, for_machine(config, machine), chip)
+        try:
+            workloads(operator, shape, found.config, machine)
+        except SimulationError:
+            continue
+        return found
+    raise AssertionError(f"no configuration of {operator.name} fits {chip.id}")
 
 
 def case(source: Source, operators: Sequence[str], chips: Sequence[str] = CHIPS) -> Case | None:

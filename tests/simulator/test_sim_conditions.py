@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretile.hwmodels import load_chip
-from foretile.hwmodels.schema import KernelProfile, Quantity
+from foretile.hwmodels.quantity import Quantity
+from foretile.hwmodels.schema import KernelProfile
 from foretile.kernels.operator import load_operator
 from foretile.simulator.conditions import COLD, REPEATED, Conditions, resident
 from foretile.simulator.cost import overlapped

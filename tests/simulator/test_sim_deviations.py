@@ -65,10 +65,16 @@ def test_gap_clusters_of_two_are_always_formed() -> None:
     assert not any("cluster" in key for key in load_operator("gemm").configs({"dtype": "bf16"})[0])
 
 
-def test_gap_the_two_partitions_of_the_l2_are_one() -> None:
-    documented("One L2 and one memory latency")
-    for level in (L2, Dram):
-        assert [name for name in level.model_fields if "latency" in name] == ["latency_cycles"]
+def test_gap_the_partitions_of_the_l2_share_one_bandwidth_and_the_memory_one_latency() -> None:
+    documented("One L2 bandwidth and one memory latency")
+    assert [name for name in L2.model_fields if "far" in name] == ["far_latency_cycles"]
+    assert [name for name in Dram.model_fields if "latency" in name] == ["latency_cycles"]
+    for name in (
+        "a100-sxm4-80gb",
+        "h100-sxm5-80gb",
+        "b200-sxm",
+    ):  # one latency is fitted to the time of tiles
+        assert load_chip(name).l2.far_latency_cycles is None
 
 
 def test_gap_shared_memory_has_no_bank_conflicts() -> None:

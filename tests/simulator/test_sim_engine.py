@@ -168,6 +168,19 @@ def test_a_run_with_jumps_equals_a_run_without(
     assert quick.time_s == pytest.approx(slow.time_s, rel=0.01)
 
 
+@pytest.mark.parametrize("stages", [2, 3, 5, 6, 7, 8, 12, 16])
+@pytest.mark.parametrize("latency_ps", [0, 700, 5_000])
+def test_a_burst_of_tiles_is_not_taken_for_the_steady_state(stages: int, latency_ps: int) -> None:
+    """Tiles asked for together arrive a load apart; the next burst follows a latency after the first use."""
+    trips, load_ps, compute_ps = 60 * stages, 10, 20
+    found = run([loop_code(trips, stages, load_ps, latency_ps, compute_ps)])
+    assert found.jumps
+    # By hand: a buffer comes back full one latency and one load after its product, which is the pace of
+    # ``stages`` products, unless those take longer themselves.
+    burst_ps = max(stages * compute_ps, compute_ps + load_ps + latency_ps)
+    assert found.finish_ps[0] == pytest.approx(trips / stages * burst_ps, rel=0.01, abs=latency_ps + 200)
+
+
 def test_jumps_change_almost_nothing_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = list(sample(60, 17))
     quick = np.asarray([c.played_s() for c in cases])
