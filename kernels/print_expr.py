@@ -120,12 +120,16 @@ class ExprPrinter:
             return self.element(e.buffer, e.indices), _ATOM
         if isinstance(e, Cast):
             name = "reinterpret" if e.bits else "cast"
-            return f'T.{name}({self.expr(e.a)}, "{e.dtype}")', _ATOM
+            return f'T.{name}({self.expr(e.a)}, "{self.dtype(e.dtype)}")', _ATOM
         if isinstance(e, Binary):
             return self.binary(e)
         if isinstance(e, Call):
             return self.call(e)
         raise TypeError(f"not an expression: {e!r}")
+
+    def dtype(self, name: str) -> str:
+        """How the language spells an element type."""
+        return name
 
     def var(self, e: Var) -> str:
         """A variable's name."""
@@ -139,12 +143,12 @@ class ExprPrinter:
         elif isinstance(value, int):
             text, plain = str(value), "int32" if -(2**31) <= value < 2**31 else "int64"
         elif math.isnan(value):
-            return f'T.{e.dtype}("nan")'
+            return f'T.{self.dtype(e.dtype)}("nan")'
         elif math.isinf(value):
-            return f'{"-" if value < 0 else ""}T.infinity("{e.dtype}")'
+            return f'{"-" if value < 0 else ""}T.infinity("{self.dtype(e.dtype)}")'
         else:
             text, plain = repr(value), "float32"
-        return text if bare and e.dtype == plain else f"T.{e.dtype}({text})"
+        return text if bare and e.dtype == plain else f"T.{self.dtype(e.dtype)}({text})"
 
     def binary(self, e: Binary) -> tuple[str, int]:
         """An operation, by precedence."""

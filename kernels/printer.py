@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from foretile.kernels.expr import Const, Load
@@ -60,10 +60,12 @@ def script(program: TileProgram, header: bool = False) -> str:
     Raises:
         ValueError: the program holds something the language cannot express.
     """
-    return "\n".join(_Printer(program).lines(header)) + "\n"
+    return "\n".join(Printer(program).lines(header)) + "\n"
 
 
-class _Printer(ExprPrinter):
+class Printer(ExprPrinter):
+    """Writes one program."""
+
     def lines(self, header: bool) -> Iterator[str]:
         program = self.program
         if header:
@@ -78,7 +80,7 @@ class _Printer(ExprPrinter):
         for param in program.params:
             yield f"{INDENT}{param.name}: {self.tensor(param)},"
         for scalar in program.scalars:
-            yield f"{INDENT}{scalar.name}: T.{scalar.dtype},"
+            yield f"{INDENT}{scalar.name}: T.{self.dtype(scalar.dtype)},"
         yield "):"
         grid = ", ".join(self.expr(e) for e in program.grid)
         names = [v.name for v in program.block_vars]
@@ -93,8 +95,8 @@ class _Printer(ExprPrinter):
     def tensor(self, b: Buffer) -> str:
         """The type of a parameter."""
         if b.strides:
-            return f'T.StridedTensor({self.shape(b.shape)}, {self.shape(b.strides)}, "{b.dtype}")'
-        return f'T.Tensor({self.shape(b.shape)}, "{b.dtype}")'
+            return f'T.StridedTensor({self.shape(b.shape)}, {self.shape(b.strides)}, "{self.dtype(b.dtype)}")'
+        return f'T.Tensor({self.shape(b.shape)}, "{self.dtype(b.dtype)}")'
 
     def declarations(self) -> Iterator[str]:
         for i, var in enumerate(self.program.thread_vars):
@@ -128,13 +130,13 @@ class _Printer(ExprPrinter):
                 *([f", offset={self.expr(b.offset)}"] if b.offset is not None else []),
             ]
         )
-        shaped = f'{self.shape(b.shape)}, "{b.dtype}"{options}'
+        shaped = f'{self.shape(b.shape)}, "{self.dtype(b.dtype)}"{options}'
         if b.alias:
             return f"T.view({b.alias}, {shaped})"
         if b.address is not None:
             return f"T.make_tensor({self.expr(b.address)}, {shaped})"
         if b.scope == "var":
-            return f'T.alloc_var("{b.dtype}")'
+            return f'T.alloc_var("{self.dtype(b.dtype)}")'
         if b.scope == "barrier":
             own = self.program.annotation("barrier", b.name)
             counts = own or self.program.annotation("cluster_barrier", b.name) or ""
@@ -148,7 +150,7 @@ class _Printer(ExprPrinter):
 
     def block(self, body: tuple[Stmt, ...]) -> Iterator[str]:
         for stmt in body:
-            yield from _STATEMENTS[type(stmt)](self, stmt)
+            yield from getattr(self, _STATEMENTS[type(stmt)])(stmt)
 
     def indented(self, body: tuple[Stmt, ...]) -> Iterator[str]:
         for line in self.block(body) if body else ["pass"]:
@@ -345,27 +347,27 @@ def _options(hints: Hints) -> list[str]:
     return [f"{name}={value}" for name, value in hints]
 
 
-_STATEMENTS: dict[type[Stmt], Callable[[_Printer, Any], Iterator[str]]] = {
-    Copy: _Printer.copy,
-    Gemm: _Printer.gemm,
-    Fill: _Printer.fill,
-    Reduce: _Printer.reduce,
-    CumSum: _Printer.cumsum,
-    AtomicAdd: _Printer.atomic_add,
-    Store: _Printer.store,
-    Sync: _Printer.sync,
-    For: _Printer.for_,
-    If: _Printer.if_,
-    While: _Printer.while_,
-    Im2col: _Printer.im2col,
-    Transpose: _Printer.transpose,
-    FinalizeReducer: _Printer.finalize,
-    BarrierArrive: _Printer.arrive,
-    BarrierWait: _Printer.wait,
-    AsyncCommit: _Printer.async_commit,
-    AsyncWait: _Printer.async_wait,
-    Jump: _Printer.jump,
-    RandomInit: _Printer.random,
-    Hint: _Printer.hint,
-    Extern: _Printer.extern,
+_STATEMENTS: dict[type[Stmt], str] = {  # methods of Printer
+    Copy: "copy",
+    Gemm: "gemm",
+    Fill: "fill",
+    Reduce: "reduce",
+    CumSum: "cumsum",
+    AtomicAdd: "atomic_add",
+    Store: "store",
+    Sync: "sync",
+    For: "for_",
+    If: "if_",
+    While: "while_",
+    Im2col: "im2col",
+    Transpose: "transpose",
+    FinalizeReducer: "finalize",
+    BarrierArrive: "arrive",
+    BarrierWait: "wait",
+    AsyncCommit: "async_commit",
+    AsyncWait: "async_wait",
+    Jump: "jump",
+    RandomInit: "random",
+    Hint: "hint",
+    Extern: "extern",
 }
