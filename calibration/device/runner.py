@@ -34,30 +34,36 @@ class DeviceLost(DeviceError):
     """The device does not answer any more in this process; the row that was running is to blame."""
 
 
-def measure(
-    driver: Driver, cases: Mapping[str, Case], rows: Iterable[Row], code: Code, plan: Plan
-) -> Iterator[Outcome]:
-    """Outcomes of ``rows`` in their order; what goes wrong with a row is its outcome.
+class Bench:
+    """Measures rows one by one; those of one case one after the other share its operands and reference."""
 
-    Raises:
-        DeviceLost: the device stopped; nothing more can be measured in this process.
-    """
-    operands: _Operands | None = None
-    try:
-        for row in rows:
-            if operands is None or operands.case.name != row.case:
-                if operands is not None:
-                    operands.close()
-                operands = _Operands(driver, cases[row.case])
-            try:
-                outcome = _measured(driver, operands, row, code, plan)
-            except DeviceError as error:
-                _still_there(driver, error)
-                outcome = Outcome(row.key, "failed", str(error))
-            yield outcome
-    finally:
-        if operands is not None:
-            operands.close()
+    def __init__(self, driver: Driver, cases: Mapping[str, Case], code: Code, plan: Plan) -> None:
+        self._driver, self._cases, self._code, self._plan = driver, cases, code, plan
+        self._operands: _Operands | None = None
+
+    def measure(self, row: Row) -> Outcome:
+        """The outcome of a row, also where something is wrong with it.
+
+        Raises:
+            DeviceLost: the device stopped; nothing more can be measured in this process.
+        """
+        try:
+            return _measured(self._driver, self._case(row.case), row, self._code, self._plan)
+        except DeviceError as error:
+            _still_there(self._driver, error)
+            return Outcome(row.key, "failed", str(error))
+
+    def _case(self, name: str) -> _Operands:
+        if self._operands is None or self._operands.case.name != name:
+            self.close()
+            self._operands = _Operands(self._driver, self._cases[name])
+        return self._operands
+
+    def close(self) -> None:
+        """Give back the memory of the last case."""
+        if self._operands is not None:
+            self._operands.close()
+            self._operands = None
 
 
 def check_launches(
