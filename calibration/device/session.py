@@ -65,7 +65,7 @@ class Journal:
             journal.outcomes = {o.key: o for o in map(Outcome.from_json, held["outcomes"])}
         except (ValueError, KeyError, TypeError):
             raise DeviceError(
-                f"{path}: not a journal of ours; remove it, or write to another table"
+                f"{path}: no journal of a run; remove it, or write to another table"
             ) from None
         if owner != bundle_id:
             raise DeviceError(
