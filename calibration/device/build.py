@@ -17,10 +17,13 @@ import foretile
 import foretile.calibration
 import foretile.kernels
 from foretile.calibration.device.archive import FORMAT, archive_bytes
+from foretile.calibration.device.driver import DeviceError
+from foretile.calibration.device.fake import FakeDriver, checking_driver
 from foretile.calibration.device.kernels import CUDA, TILE, Compiled, Kernels, candidates
 from foretile.calibration.device.operands import fill_of
 from foretile.calibration.device.references import FORMULAS
 from foretile.calibration.device.rows import Case, Row
+from foretile.calibration.device.runner import check_launches
 from foretile.calibration.device.suites import Entry, Suite
 from foretile.calibration.device.tables import canonical, write_whole
 from foretile.calibration.device.timing import Plan
@@ -36,7 +39,8 @@ from foretile.simulator.predictor import predict
 
 LICENCE = "Apache-2.0"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
-_REFUSED = (CompileError, ExportError, NvccError, OperatorError, SimulationError)
+_REFUSED = (CompileError, DeviceError, ExportError, NvccError, OperatorError, SimulationError)
+_TRIES = 3  # configurations tried for one that is wanted, since some do not compile
 
 Tell = Callable[[int, int, str], None]
 
@@ -45,20 +49,30 @@ Tell = Callable[[int, int, str], None]
 class Built:
     """What a bundle is made of, so far. ``left_out``: rows that could not be made, and why."""
 
+    driver: FakeDriver
     cases: dict[str, Case] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     codes: dict[str, bytes] = field(default_factory=dict)
     left_out: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, case: Case, source: str, config: Config, made: Compiled, predicted_s: float) -> None:
-        """A row; code that occurs twice is kept once."""
+        """A row; code that occurs twice is kept once.
+
+        Raises:
+            DeviceError: a device would refuse one of its launches.
+        """
         launches = tuple((self._kept(code), recipe) for code, recipe in made.launches)
         text = "|".join((case.name, source, canonical(config), *(digest for digest, _ in launches)))
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         if any(row.key == key for row in self.rows):
             return
+        row = Row(key, case.name, source, config, launches, predicted_s)
+        (outcome,) = check_launches(self.driver, {case.name: case}, [row], self.codes.__getitem__)
+        if outcome.status != "ok":
+            raise DeviceError(outcome.message)
+        self.driver.unload()
         self.cases.setdefault(case.name, case)
-        self.rows.append(Row(key, case.name, source, config, launches, predicted_s))
+        self.rows.append(row)
 
     def _kept(self, code: bytes) -> str:
         digest = hashlib.sha256(code).hexdigest()
@@ -95,7 +109,8 @@ def build_bundle(
         raise OperatorError(f"architecture {arch!r} is not one of {', '.join(ARCHITECTURES)}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out}: there is no folder {out.parent}")
-    built, plan = Built(), Plan(tolerance=suite.timing.tolerance, budget_s=suite.timing.budget_s)
+    built = Built(checking_driver(arch))
+    plan = Plan(tolerance=suite.timing.tolerance, budget_s=suite.timing.budget_s)
     work = [(entry, operator, shape) for entry in suite.entries for operator, shape in entry.resolved()]
     with Kernels(arch) as kernels:
         tools = kernels.tools()
@@ -109,7 +124,8 @@ def build_bundle(
     manifest = _manifest(suite, arch, chip, plan, built, tools)
     rooms = {"kernels": foretile.kernels, "calibration": foretile.calibration}
     folders = {name: Path(str(room.__file__)).parent for name, room in rooms.items()}
-    write_whole(out, archive_bytes(manifest, built.codes, folders, foretile.__version__))
+    used = {digest: built.codes[digest] for row in built.rows for digest, _ in row.launches}
+    write_whole(out, archive_bytes(manifest, used, folders, foretile.__version__))
     return manifest
 
 
@@ -131,7 +147,7 @@ def _add_case(
     if not wanted:
         return
     try:
-        several = list(itertools.islice(candidates(operator, shape, chip, entry.tile), 2 * wanted))
+        several = list(itertools.islice(candidates(operator, shape, chip, entry.tile), _TRIES * wanted))
     except _REFUSED as error:
         built.leave_out(operator, shape, TILE, {}, str(error))
         return
@@ -141,12 +157,10 @@ def _add_case(
             return
         try:
             compiled = kernels.tile(operator, shape, config)
-            predicted = predict(operator, shape, chip, config).time_s
+            built.add(case, TILE, config, compiled, predict(operator, shape, chip, config).time_s)
+            made += 1
         except _REFUSED as error:
             built.leave_out(operator, shape, TILE, config, str(error))
-            continue
-        built.add(case, TILE, config, compiled, predicted)
-        made += 1
 
 
 def case_of(operator: Operator, shape: Shape) -> Case:

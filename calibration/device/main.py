@@ -17,7 +17,7 @@ from typing import Any
 from foretile.calibration.device.archive import Bundle, BundleError, open_bundle
 from foretile.calibration.device.cupy_driver import open_device
 from foretile.calibration.device.driver import DeviceError
-from foretile.calibration.device.fake import FakeDriver
+from foretile.calibration.device.fake import checking_driver
 from foretile.calibration.device.rows import Outcome
 from foretile.calibration.device.runner import check_launches
 from foretile.calibration.device.session import Summary, described_row, messages_of, run_session
@@ -72,7 +72,7 @@ def _parser(bundle: str) -> argparse.ArgumentParser:
 
 
 def _run(bundle: Bundle, options: argparse.Namespace) -> int:
-    command = [sys.executable, sys.argv[0], "worker", "--device", str(options.device)]
+    command = [sys.executable, str(bundle.path), "worker", "--device", str(options.device)]
     summary = run_session(
         bundle,
         options.out,
@@ -83,7 +83,7 @@ def _run(bundle: Bundle, options: argparse.Namespace) -> int:
         tell=_tell,
     )
     print(said(summary))
-    return 0 if not summary.left else 3
+    return 3 if summary.left or summary.wrong else 0
 
 
 def _tell(done: int, total: int, row: str) -> None:
@@ -142,9 +142,7 @@ def check(bundle: Bundle) -> list[tuple[str, Outcome]]:
         BundleError: the bundle is damaged.
     """
     bundle.verify()
-    digits = bundle.arch.removeprefix("sm_").rstrip("af")
-    driver = FakeDriver((int(digits[:-1]), int(digits[-1])), memory_bytes=1 << 60, backed=False)
-    outcomes = check_launches(driver, bundle.cases, bundle.rows, bundle.code)
+    outcomes = check_launches(checking_driver(bundle.arch), bundle.cases, bundle.rows, bundle.code)
     rows = zip(bundle.rows, outcomes, strict=True)
     return [(described_row(bundle, row), o) for row, o in rows if o.status != "ok"]
 

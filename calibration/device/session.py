@@ -64,9 +64,7 @@ class Journal:
             owner, journal.device = held["bundle"], held["device"]
             journal.outcomes = {o.key: o for o in map(Outcome.from_json, held["outcomes"])}
         except (ValueError, KeyError, TypeError):
-            raise DeviceError(
-                f"{path}: no journal of a run; remove it, or write to another table"
-            ) from None
+            raise DeviceError(f"{path}: no journal of a run; remove it, or write to another table") from None
         if owner != bundle_id:
             raise DeviceError(
                 f"{path}: belongs to bundle {owner[:12]}, not to {bundle_id[:12]}; remove it, or write to "

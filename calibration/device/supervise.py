@@ -24,7 +24,7 @@ class Process:
     """
 
     command: Sequence[str]
-    row_s: float = 60.0
+    row_s: float = 90.0
     start_s: float = _START_S
 
     def __call__(self, keys: Sequence[str], budget_s: float) -> Iterator[Message]:
