@@ -40,6 +40,7 @@ def build(
         metavar="ID",
         help="Chip that configurations are chosen for, and times predicted.",
     ),
+    jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Shapes that are compiled at the same time."),
     as_json: bool = JSON,
 ) -> None:
     """Compile a suite's kernels into one file that measures them where a device is.
@@ -53,7 +54,7 @@ def build(
         from foretile.hwmodels import load_chip
 
         with _progress("compiling") as tell:
-            manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell)
+            manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell, jobs)
         for left in manifest["left_out"]:
             what = " ".join((left["operator"], left["shape"], left["kernel_source"], left["config"]))
             typer.echo(f"left out: {what}: {left['why']}", err=True)

@@ -45,6 +45,10 @@ class Kernels:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the compilers."""
         self._tilelang.close()
 
     def tile(self, operator: Operator, shape: Shape, config: Config) -> Compiled:
