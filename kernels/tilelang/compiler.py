@@ -62,12 +62,14 @@ class Compiler:
     """TileLang in a process of its own; a context manager that ends it.
 
     ``timeout_s`` is for one program. The process is started by the first program that is not kept
-    (``use_cache``), serves all others, and is started anew after a timeout.
+    (``use_cache``), serves all others, and is started anew after a timeout. ``only_kept``: it is never
+    started.
     """
 
-    def __init__(self, timeout_s: float = 600.0, use_cache: bool = True) -> None:
+    def __init__(self, timeout_s: float = 600.0, use_cache: bool = True, only_kept: bool = False) -> None:
         self.timeout_s = timeout_s
         self.use_cache = use_cache
+        self.only_kept = only_kept
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Compiler:
@@ -122,18 +124,15 @@ class Compiler:
             answer["instructions"],
         )
 
+    def has(self, program: TileProgram, arch: str) -> bool:
+        """Whether the device source of a program is kept."""
+        return _kept(_request(program, "cuda", arch, {})).is_file()
+
     # -- the process --------------------------------------------------------------------------
 
     def _ask(self, program: TileProgram, stop: Stop, arch: str, pass_configs: PassConfigs) -> dict[str, Any]:
-        request = {
-            "source": text_of(program),
-            "name": program.name,
-            "stop": stop,
-            "arch": arch,
-            "pass_configs": dict(pass_configs),
-        }
-        what = json.dumps([_FORMAT, version(), request], sort_keys=True)
-        kept = cache_folder() / "tilelang" / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
+        request = _request(program, stop, arch, pass_configs)
+        kept = _kept(request)
         answer = _read(kept) if self.use_cache else None
         if answer is None:
             answer = self._answer(request, program.name)
@@ -145,6 +144,8 @@ class Compiler:
         return answer
 
     def _answer(self, request: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if self.only_kept:
+            raise CompileError(f"{name} has not been compiled before")
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -182,6 +183,21 @@ class Compiler:
             raise CompileError(f"TileLang {version()}, {doing}: {reason}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _request(program: TileProgram, stop: Stop, arch: str, pass_configs: PassConfigs) -> dict[str, Any]:
+    return {
+        "source": text_of(program),
+        "name": program.name,
+        "stop": stop,
+        "arch": arch,
+        "pass_configs": dict(pass_configs),
+    }
+
+
+def _kept(request: Mapping[str, Any]) -> Path:
+    what = json.dumps([_FORMAT, version(), request], sort_keys=True)
+    return cache_folder() / "tilelang" / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
 
 
 @dataclass(frozen=True, slots=True)
