@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
+from foretile.frontdoor import ChipRef, Op, resolve
+from foretile.hwmodels import load_chip
 from foretile.hwmodels.schema import Chip
 from foretile.kernels.cuda.nvcc import NvccError
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.kernels.tilelang.compiled import CompileError
-from foretile.kernels.tilelang.compiler import CompiledKernel, Compiler, compile_cuda
+from foretile.kernels.tilelang.compiler import CompiledKernel, Compiler, compile_cuda, version
 from foretile.simulator.lowering.analysis import roles
 from foretile.simulator.lowering.lower import lower
 from foretile.simulator.machine import Machine, SimulationError
+from foretile.simulator.prediction import Prediction
 from foretile.simulator.predictor import target
 from foretile.simulator.workload import Occupancy
 
@@ -63,15 +67,16 @@ class Comparison:
 
 
 def architecture(chip: Chip) -> str:
-    """What ``chip`` takes code for ("sm_90a"), empty if TileLang's CUDA code is not for it."""
+    """What ``chip`` takes code for ("sm_90a"), empty if it takes none that TileLang makes here."""
     return _ARCHITECTURES.get((chip.vendor, chip.family), "")
 
 
 def compare_compiled(
     operator: Operator, shape: Shape, chip: Chip, config: Config, compiler: Compiler
 ) -> tuple[Comparison, ...]:
-    """The launches of an operator's configuration, compiled for ``chip`` and compared; empty where
-    ``chip`` takes no CUDA code, or (of a ``compiler`` that starts nothing) nothing is kept.
+    """The launches of an operator's configuration, compiled for ``chip`` and compared.
+
+    Empty where ``chip`` takes no CUDA code, or where a ``compiler`` that starts nothing has not kept it.
 
     Raises:
         CompileError: TileLang is not installed.
@@ -141,20 +146,35 @@ def _resident(machine: Machine, threads: int, shared: int, registers: int) -> in
     )
 
 
-def sentences(found: tuple[Comparison, ...]) -> list[str]:
-    """The comparison in words, a line for each launch."""
-    words = []
-    for one in found:
-        if one.refused:
-            words.append(f"TileLang, {one.arch}: {one.refused}")
-        elif not one.mismatches:
-            words.append(f"TileLang made {one.kernel} for {one.arch} as the prediction assumed.")
-        else:
-            said = "; ".join(f"{d.what} {d.actual}, assumed {d.assumed}" for d in one.mismatches)
-            words.append(f"TileLang made {one.kernel} for {one.arch} otherwise than assumed: {said}.")
-    return words
+def require_compiler(chip: ChipRef) -> None:
+    """Say what is missing before any work is done.
+
+    Raises:
+        CompileError: TileLang is not installed, or makes no CUDA code for ``chip`` here.
+    """
+    machine = load_chip(chip)
+    if not architecture(machine):
+        raise CompileError(f"{machine.id} takes no CUDA code that TileLang makes here ({_listed()})")
+    version()
 
 
-def plain(found: tuple[Comparison, ...]) -> list[Mapping[str, Any]]:
-    """The comparison as plain data."""
-    return [one.to_json() for one in found]
+def _listed() -> str:
+    return ", ".join(f"{family} {arch}" for (_, family), arch in _ARCHITECTURES.items())
+
+
+def of_prediction(
+    op: Op, chip: ChipRef, prediction: Prediction, *, compile_now: bool
+) -> tuple[Comparison, ...]:
+    """The launches of what was predicted. Unless ``compile_now``, only if they are compiled already.
+
+    Raises:
+        CompileError: as :func:`require_compiler`, where it is to be compiled.
+    """
+    if compile_now:
+        require_compiler(chip)
+    machine = load_chip(chip)
+    if not architecture(machine) or (not compile_now and find_spec("tilelang") is None):
+        return ()
+    operator, shape = resolve(op, prediction.shape)
+    with Compiler(only_kept=not compile_now) as compiler:
+        return compare_compiled(operator, shape, machine, dict(prediction.config), compiler)
