@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from foretile.frontdoor import ChipRef, Op, resolve
@@ -14,7 +13,8 @@ from foretile.kernels.cuda.nvcc import NvccError
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.kernels.tilelang.compiled import CompileError
-from foretile.kernels.tilelang.compiler import CompiledKernel, Compiler, compile_cuda, version
+from foretile.kernels.tilelang.compiler import CompiledKernel, Compiler, compile_cuda
+from foretile.kernels.tilelang.versions import installed, require
 from foretile.simulator.lowering.analysis import roles
 from foretile.simulator.lowering.lower import lower
 from foretile.simulator.machine import Machine, SimulationError
@@ -79,7 +79,7 @@ def compare_compiled(
     Empty where ``chip`` takes no CUDA code, or where a ``compiler`` that starts nothing has not kept it.
 
     Raises:
-        CompileError: TileLang is not installed.
+        TraceError: TileLang is not installed.
     """
     arch = architecture(chip)
     if not arch:
@@ -150,12 +150,12 @@ def require_compiler(chip: ChipRef) -> None:
     """Say what is missing before any work is done.
 
     Raises:
-        CompileError: TileLang is not installed, or makes no CUDA code for ``chip`` here.
+        CompileError, TraceError: TileLang is not installed, or makes no CUDA code for ``chip`` here.
     """
     machine = load_chip(chip)
     if not architecture(machine):
         raise CompileError(f"{machine.id} takes no CUDA code that TileLang makes here ({_listed()})")
-    version()
+    require("compiling it")
 
 
 def _listed() -> str:
@@ -168,12 +168,12 @@ def of_prediction(
     """The launches of what was predicted. Unless ``compile_now``, only if they are compiled already.
 
     Raises:
-        CompileError: as :func:`require_compiler`, where it is to be compiled.
+        CompileError, TraceError: as :func:`require_compiler`, where it is to be compiled.
     """
     if compile_now:
         require_compiler(chip)
     machine = load_chip(chip)
-    if not architecture(machine) or (not compile_now and find_spec("tilelang") is None):
+    if not architecture(machine) or (not compile_now and installed() is None):
         return ()
     operator, shape = resolve(op, prediction.shape)
     with Compiler(only_kept=not compile_now) as compiler:

@@ -7,7 +7,6 @@ hash of everything it depends on, so that nothing is compiled twice.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,25 +25,19 @@ from foretile.kernels.cuda.recipe import LaunchRecipe
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.tilelang.compiled import CompileError, Decisions, Generated
 from foretile.kernels.tilelang.export import source as text_of
+from foretile.kernels.tilelang.versions import TileLangMissing, require
 
 Stop = Literal["prim_func", "layouts", "cuda"]
 PassConfigs = Mapping[str, bool | int | str]
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
-HOW_TO_GET = "TileLang is not installed; pip install 'foretile[tilelang]' (it needs no GPU)"
+_WHAT = "compiling a tile program"
 _FORMAT = 1  # of what is kept
 _START_S = 120.0  # importing TileLang and torch on a slow disk
 
 
-def version() -> str:
-    """The installed TileLang's version.
-
-    Raises:
-        CompileError: there is none; the message says how to get it.
-    """
-    if importlib.util.find_spec("tilelang") is None:
-        raise CompileError(HOW_TO_GET)
-    return importlib.metadata.version("tilelang")
+def _version() -> str:
+    return require(_WHAT)
 
 
 def check_architecture(arch: str) -> str:
@@ -93,7 +86,7 @@ class Compiler:
         """The text of TileLang's own ``PrimFunc`` of a program.
 
         Raises:
-            CompileError: TileLang is missing or refuses the program.
+            CompileError, TraceError: TileLang is missing or refuses the program.
         """
         return str(self._ask(program, "prim_func", "", {})["script"])
 
@@ -103,7 +96,7 @@ class Compiler:
         """Warp roles, pipelines and layouts: the compiler's first passes only (a tenth of a second).
 
         Raises:
-            CompileError: TileLang is missing, refuses the program or does not finish in time.
+            CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         """
         answer = self._ask(program, "layouts", check_architecture(arch), pass_configs or {})
         return Decisions.read(answer["layouts"], program)
@@ -112,7 +105,7 @@ class Compiler:
         """Device source and launch: all of the compiler's passes (seconds).
 
         Raises:
-            CompileError: TileLang is missing, refuses the program or does not finish in time.
+            CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         """
         answer = self._ask(program, "cuda", check_architecture(arch), pass_configs or {})
         return Generated(
@@ -140,7 +133,7 @@ class Compiler:
                 _write(kept, answer)
         if "error" in answer:
             where = f" for {arch}" if arch else ""
-            raise CompileError(f"TileLang {version()} refused {program.name}{where}: {answer['error']}")
+            raise CompileError(f"TileLang {_version()} refused {program.name}{where}: {answer['error']}")
         return answer
 
     def _answer(self, request: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -158,7 +151,7 @@ class Compiler:
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
-            version()
+            _version()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "foretile.kernels.tilelang.worker"],
                 stdin=subprocess.PIPE,
@@ -180,7 +173,7 @@ class Compiler:
         if not line:
             self.close()
             reason = "its process ended" if ready else f"it took more than {timeout_s:g} s"
-            raise CompileError(f"TileLang {version()}, {doing}: {reason}")
+            raise CompileError(f"TileLang {_version()}, {doing}: {reason}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -196,7 +189,7 @@ def _request(program: TileProgram, stop: Stop, arch: str, pass_configs: PassConf
 
 
 def _kept(request: Mapping[str, Any]) -> Path:
-    what = json.dumps([_FORMAT, version(), request], sort_keys=True)
+    what = json.dumps([_FORMAT, _version(), request], sort_keys=True)
     return cache_folder() / "tilelang" / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
 
 
@@ -241,7 +234,7 @@ def compile_cuda(
     all of them). ``compiler``: a running one, where several programs are compiled.
 
     Raises:
-        CompileError: TileLang is missing, refuses the program or does not finish in time.
+        CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         NvccError: nvcc is missing or refuses what TileLang wrote.
     """
     if compiler is None:
@@ -257,12 +250,12 @@ def flags(pass_configs: PassConfigs) -> tuple[str, ...]:
     """What TileLang itself passes to nvcc (its ``cuda/backend.py``), the folders of its headers included."""
     spec = importlib.util.find_spec("tilelang")
     if spec is None or spec.origin is None:
-        raise CompileError(HOW_TO_GET)
+        raise TileLangMissing(_WHAT)
     root = Path(spec.origin).parent
     level = pass_configs.get("tl.ptxas_register_usage_level")
     return (
         *("-std=c++20", "-w", f"-I{root / 'src'}", f"-I{root / '3rdparty' / 'cutlass' / 'include'}"),
-        f"-DFORETILE_TILELANG={version()}",  # part of what the kept machine code is known by
+        f"-DFORETILE_TILELANG={_version()}",  # part of what the kept machine code is known by
         *(["--use_fast_math"] if pass_configs.get("tl.enable_fast_math") else []),
         *([f"--ptxas-options=--register-usage-level={level}"] if level is not None else []),
     )
