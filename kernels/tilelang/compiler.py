@@ -31,6 +31,8 @@ Stop = Literal["prim_func", "layouts", "cuda"]
 PassConfigs = Mapping[str, bool | int | str]
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
+WORKER = (sys.executable, "-m", "foretile.kernels.tilelang.worker")
+"""The command of the process in which TileLang runs."""
 _WHAT = "compiling a tile program"
 _FORMAT = 1  # of what is kept
 _START_S = 120.0  # importing TileLang and torch on a slow disk
@@ -153,7 +155,7 @@ class Compiler:
         if self._process is None:
             _version()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "foretile.kernels.tilelang.worker"],
+                WORKER,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
