@@ -19,7 +19,23 @@ from foretile.kernels.ir import Buffer, Fill, For, If, Region, Stmt, Store, Tile
 from foretile.kernels.rewrite import map_exprs
 
 _ARITHMETIC = frozenset(
-    {"add", "sub", "mul", "div", "min", "max", "lt", "le", "gt", "ge", "eq", "ne", "bitand", "bitor", "bitxor"}
+    {
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "min",
+        "max",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "bitand",
+        "bitor",
+        "bitxor",
+    }
 )
 
 
@@ -98,7 +114,12 @@ def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
     if isinstance(stmt, For):
         made = replace(stmt, body=_statements(stmt.body, dtypes), hints=tuple(sorted(stmt.hints)))
         inner = made.body[0] if len(made.body) == 1 else None
-        if made.kind == "parallel" and isinstance(inner, For) and inner.kind == "parallel" and not inner.hints:
+        if (
+            made.kind == "parallel"
+            and isinstance(inner, For)
+            and inner.kind == "parallel"
+            and not inner.hints
+        ):
             made = replace(
                 made,
                 vars=(*made.vars, *inner.vars),
@@ -116,8 +137,6 @@ def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
         return replace(stmt, value=_stored(stmt.value, dtypes[stmt.buffer], dtypes))
     if isinstance(stmt, Fill):
         return replace(stmt, value=_stored(stmt.value, dtypes[stmt.dst.buffer], dtypes))
-    if hasattr(stmt, "hints"):
-        return replace(stmt, hints=tuple(sorted(stmt.hints)))
     return stmt
 
 
@@ -168,7 +187,7 @@ class _Names:
         if isinstance(stmt, For):
             for v in stmt.vars:
                 self.add("i", v.name)
-        changes = {}
+        changes: dict[str, Any] = {}
         for f in fields(stmt):
             part = getattr(stmt, f.name)
             if f.name in ("hints", "name", "source", "loc"):

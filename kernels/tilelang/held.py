@@ -188,7 +188,7 @@ def _traced(make: Callable[[], Any], held: Any) -> Any:
 def capture() -> Iterator[Captured]:
     """Meanwhile nothing is compiled: kernels about to be are noted instead."""
     captured = Captured()
-    jit = importlib.import_module("tilelang.jit")
+    jit: Any = importlib.import_module("tilelang.jit")
     before = jit.cached
 
     def note(func: Any = None, *_args: Any, **kwargs: Any) -> Any:

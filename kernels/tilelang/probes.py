@@ -46,9 +46,12 @@ def answer(device: Device) -> None:
     stream = SimpleNamespace(cuda_stream=0, synchronize=returning(None), wait_stream=returning(None))
     for name in ("current_stream", "default_stream", "Stream"):
         setattr(cuda, name, returning(stream))
-    cuda.stream = returning(contextlib.nullcontext())  # type: ignore[assignment]
-    cuda.Event = lambda *_a, **_k: SimpleNamespace(  # type: ignore[assignment,misc]
-        record=returning(None), synchronize=returning(None), elapsed_time=returning(1.0), query=returning(True)
+    cuda.stream = returning(contextlib.nullcontext())
+    cuda.Event = lambda *_a, **_k: SimpleNamespace(
+        record=returning(None),
+        synchronize=returning(None),
+        elapsed_time=returning(1.0),
+        query=returning(True),
     )
     if torch.version.cuda is None:
         torch.version.cuda = "12.8"
@@ -88,7 +91,7 @@ def _place_tensors_nowhere() -> None:
         text = str(value) if isinstance(value, str | torch.device) else ""
         return torch.device("cpu") if text.startswith(("cuda", "npu", "musa")) else value
 
-    class OnCpu(TorchFunctionMode):
+    class OnCpu(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
             if "device" in kwargs:

@@ -44,9 +44,7 @@ def uses_tilelang(path: Path) -> bool:
     return False
 
 
-def load_file(
-    path: Path, name: str, arguments: Mapping[str, Any], device: Device | None = None
-) -> Programs:
+def load_file(path: Path, name: str, arguments: Mapping[str, Any], device: Device | None = None) -> Programs:
     """The tile program of the kernel ``name`` in a file written for TileLang.
 
     Raises:
