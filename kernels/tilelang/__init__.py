@@ -5,7 +5,18 @@ no compiler, and imports TileLang itself only where a kernel has to be traced. O
 source text without TileLang; :mod:`compiler` has the installed one, in a process of its own, make CUDA of it.
 """
 
+from foretile.kernels.tilelang.device import Device
+from foretile.kernels.tilelang.held import from_tilelang, is_held
 from foretile.kernels.tilelang.program import from_prim_func
 from foretile.kernels.tilelang.versions import KNOWN, TileLangMissing, installed, require
 
-__all__ = ["KNOWN", "TileLangMissing", "from_prim_func", "installed", "require"]
+__all__ = [
+    "KNOWN",
+    "Device",
+    "TileLangMissing",
+    "from_prim_func",
+    "from_tilelang",
+    "installed",
+    "is_held",
+    "require",
+]

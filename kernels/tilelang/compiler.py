@@ -31,7 +31,7 @@ Stop = Literal["prim_func", "layouts", "cuda"]
 PassConfigs = Mapping[str, bool | int | str]
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
-WORKER = (sys.executable, "-m", "foretile.kernels.tilelang.worker")
+WORKER = (sys.executable, "-m", "foretile.kernels.tilelang.compile_worker")
 """The command of the process in which TileLang runs."""
 _WHAT = "compiling a tile program"
 _FORMAT = 1  # of what is kept
