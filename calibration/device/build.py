@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import itertools
 import queue
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +41,6 @@ from foretile.simulator.predictor import predict
 LICENCE = "Apache-2.0"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
 _REFUSED = (CompileError, DeviceError, ExportError, NvccError, OperatorError, SimulationError)
-_TRIES = 3  # configurations tried for one that is wanted, since some do not compile
 
 Tell = Callable[[int, int, str], None]
 
@@ -196,7 +194,7 @@ def _add_case(
     if not wanted:
         return
     try:
-        several = list(itertools.islice(candidates(operator, shape, chip, entry.tile), _TRIES * wanted))
+        several = list(candidates(operator, shape, chip, entry.tile))
     except _REFUSED as error:
         built.leave_out(operator, shape, TILE, {}, str(error))
         return
