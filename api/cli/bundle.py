@@ -51,12 +51,13 @@ def build(
     goes on where it stopped.
     """
     with reported():
+        from foretile import __version__
         from foretile.calibration.device.build import build_bundle
         from foretile.calibration.device.suites import load_suite
         from foretile.hwmodels import load_chip
 
         with _progress("compiling") as tell:
-            manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell, jobs)
+            manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell, jobs, __version__)
         for line in _left_out(manifest["left_out"]):
             typer.echo(line, err=True)
         _shown(out, as_json)

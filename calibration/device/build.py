@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-import foretile
 import foretile.calibration
 import foretile.kernels
 from foretile.calibration.device.archive import FORMAT, archive_bytes
@@ -107,12 +106,13 @@ def build_bundle(
     chip: Chip,
     tell: Tell = lambda done, total, what: None,
     jobs: int = 1,
+    version: str = "unknown",
 ) -> Mapping[str, Any]:
     """Compile what a suite names for ``arch`` and write the bundle; returns its manifest.
 
     ``chip`` is what configurations are chosen for and times predicted on, ``jobs`` how many shapes are worked
-    on at a time (each takes a compiler of one to two gigabytes). Compiled kernels are kept, so that an
-    interrupted build goes on where it stopped.
+    on at a time (each takes a compiler of one to two gigabytes), ``version`` this library's. Compiled kernels
+    are kept, so that an interrupted build goes on where it stopped.
 
     Raises:
         OperatorError: nothing of the suite could be compiled, or the architecture is not known.
@@ -135,11 +135,11 @@ def build_bundle(
     if not built.rows:
         why = built.left_out[0]["why"] if built.left_out else "the suite is empty"
         raise OperatorError(f"suite {suite.name}: nothing could be compiled for {arch}; the first: {why}")
-    manifest = _manifest(suite, arch, chip, plan, built, tools)
+    manifest = _manifest(suite, arch, chip, plan, built, {"foretile": version, **tools})
     rooms = {"kernels": foretile.kernels, "calibration": foretile.calibration}
     folders = {name: Path(str(room.__file__)).parent for name, room in rooms.items()}
     used = {digest: built.codes[digest] for row in built.rows for digest, _ in row.launches}
-    write_whole(out, archive_bytes(manifest, used, folders, foretile.__version__))
+    write_whole(out, archive_bytes(manifest, used, folders, version))
     return manifest
 
 
@@ -253,7 +253,6 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "foretile": foretile.__version__,
         "suite": suite.name,
         "title": suite.title,
         "arch": arch,
