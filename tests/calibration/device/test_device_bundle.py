@@ -24,7 +24,8 @@ from foretile.calibration.device.session import Message, Summary, messages_of, r
 from foretile.calibration.device.supervise import Process
 from foretile.calibration.device.tables import chip_of
 from foretile.calibration.device.timing import Plan
-from foretile.calibration.measurements import read_csv, read_table
+from foretile.calibration.measurements import COLUMNS, read_csv, read_table
+from foretile.kernels.operator import load_operator, operator_names
 
 QUICK = Plan(budget_s=0.02, warm_up_s=0.0)
 
@@ -257,6 +258,20 @@ def test_the_file_runs_by_itself(path: Path, tmp_path: Path) -> None:
     checked = alone(path, tmp_path, "check")
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "3 rows checked" in checked.stdout
+
+
+def test_the_script_inside_runs_it_too(path: Path, tmp_path: Path) -> None:
+    with open_bundle(path) as opened:
+        (tmp_path / "bundle_run.py").write_bytes(opened.read("bundle_run.py"))
+    command = [sys.executable, "-I", str(tmp_path / "bundle_run.py"), str(path), "show"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "suite: small" in done.stdout
+
+
+def test_no_parameter_is_called_like_a_column() -> None:
+    # A CSV has both side by side.
+    for name in operator_names():
+        assert not {p.name for p in load_operator(name).params} & set(COLUMNS), name
 
 
 def test_without_cupy_one_message_says_how_to_get_it(path: Path, tmp_path: Path) -> None:
