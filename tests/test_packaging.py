@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("api", "hwmodels", "kernels", "simulator", "calibration")
 PARTS = (*ROOMS, "pyproject.toml", "README.md", "LICENSE")
-DATA = (".yaml", ".j2", ".css", ".csv", ".typed", ".parquet", ".md")
+DATA = (".yaml", ".j2", ".css", ".csv", ".typed", ".parquet", ".md", ".cu", ".cuh")
 
 
 def _setuptools_is_new_enough() -> bool:
