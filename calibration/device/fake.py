@@ -364,6 +364,12 @@ class FakeDriver:
             raise DeviceError(f"cudaErrorStreamCaptureUnsupported: {action} while a graph is captured")
 
 
+def checking_driver(arch: str) -> FakeDriver:
+    """A driver that checks launches of any size for ``arch`` ("sm_90a")."""
+    digits = arch.removeprefix("sm_").rstrip("af")
+    return FakeDriver((int(digits[:-1]), int(digits[-1])), memory_bytes=1 << 60, backed=False)
+
+
 def _spanned(spec: TensorMapArg) -> int:
     """Bytes from the first element of the tensor to behind its last."""
     row = -(-spec.global_dim[0] * dtype(spec.dtype).bits // 8)
