@@ -52,7 +52,7 @@ def build(
         from foretile.calibration.device.suites import load_suite
         from foretile.hwmodels import load_chip
 
-        with _progress("compiling") as tell:
+        with progress("compiling") as tell:
             manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell)
         for left in manifest["left_out"]:
             what = " ".join((left["operator"], left["shape"], left["kernel_source"], left["config"]))
@@ -107,7 +107,7 @@ def run(
 
         module = "foretile.calibration.device.main"
         command = [sys.executable, "-m", module, str(file), "worker", "--device", str(device)]
-        with open_bundle(file) as bundle, _progress("measuring") as tell:
+        with open_bundle(file) as bundle, progress("measuring") as tell:
             summary: Summary = run_session(
                 bundle, out, Process(command), budget_s=budget, chip=chip, again=again, tell=tell
             )
@@ -132,7 +132,7 @@ def _shown(file: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(doing: str) -> Iterator[Tell]:
+def progress(doing: str) -> Iterator[Tell]:
     """A bar on standard error, and what moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
