@@ -39,14 +39,6 @@ MICRO_KERNEL(async_ring) {
 }
 
 #if ARCH_AT_LEAST(900)
-__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\n"
-        "bra again;\nover:\n}\n" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
 __device__ __forceinline__ void bulk_copy(u32 to, const unsigned char* from, u32 size, u32 barrier) {
     asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}\n" ::"r"(barrier),
                  "r"(size)

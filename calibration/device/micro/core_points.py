@@ -18,7 +18,11 @@ _RANDOM = {"bf16": 1, "fp16": 2, "tf32": 1, "fp8": 3, "int8": 3, "int4": 1, "fp4
 _MMA_A_WARP = 32  # instructions of an iteration (matrix.cu)
 _SUM_STAGES = {"mma_sync": 4 * 16384, "wgmma": 4 * 49152, "tcgen05": 4 * 49152}
 _COPIED = {"mma_sync": 8192, "wgmma": 16384, "tcgen05": 16384}  # of a stage, anew in every step
+_NO_INTEGERS = (10, 3)  # PTX ISA: tcgen05.mma kind::i8 is not supported there
 _BUSY_S = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+
+
+_ASYNCHRONOUS = (9, 10)  # major numbers of the compute capabilities that have another than mma.sync
 
 
 def instruction_of(d: Details) -> str:
@@ -80,7 +84,8 @@ def _rates(d: Details) -> list[Point]:
         eight = ["fp8"] if d.capability >= (8, 9) else ["int4"]
         return [_mma(d, "matrix_rate", t) for t in ("bf16", "fp16", "tf32", "int8", *eight, "fp64")]
     four = ["fp4"] if instruction_of(d) == "tcgen05" else []
-    wide = [_wide(d, "matrix_rate", t) for t in ("bf16", "fp16", "tf32", "fp8", "int8", *four)]
+    whole = [] if d.capability == _NO_INTEGERS else ["int8"]
+    wide = [_wide(d, "matrix_rate", t) for t in ("bf16", "fp16", "tf32", "fp8", *whole, *four)]
     return [*wide, _mma(d, "matrix_rate", "fp64")]
 
 
@@ -283,7 +288,7 @@ CORES = (
         "share",
         ("matrix.sync_fraction",),
         _sync_rate,
-        (9, 0),
+        only=_ASYNCHRONOUS,
     ),
     Benchmark(
         "matrix_width",
@@ -292,7 +297,7 @@ CORES = (
         "columns",
         ("matrix.n",),
         _widths,
-        (9, 0),
+        only=_ASYNCHRONOUS,
     ),
     Benchmark(
         "matrix_latency",

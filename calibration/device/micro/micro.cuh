@@ -81,3 +81,24 @@ __device__ __forceinline__ u32 random_pair(u32 seed, bool half) {
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 #define ARCH_AT_LEAST(n) (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= (n))
+#define PATIENCE_NS 2000000000ull
+
+#if ARCH_AT_LEAST(900)
+// Waits until the mbarrier's phase of this parity is over. What never comes ends the kernel with an error after two
+// seconds, instead of holding the device for ever; the clock is looked at only after a wait in vain.
+__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
+    u64 since = 0;
+    while (true) {
+        u32 done;
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+            : "=r"(done)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+        if (done) return;
+        const u64 now = nanoseconds_now();
+        if (since == 0) since = now;
+        if (now - since > PATIENCE_NS) __trap();
+    }
+}
+#endif

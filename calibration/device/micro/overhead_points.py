@@ -317,7 +317,7 @@ OVERHEADS = (
         ("tensor_memory.read_bytes_per_cycle",),
         _tensor_memory,
         (10, 0),
-        10,
+        (10,),
     ),
     Benchmark(
         "launch_chain",

@@ -109,7 +109,7 @@ Points = Callable[[Details], list[Point]]
 class Benchmark:
     """Points that together isolate one thing; ``fields`` of a chip file are made of it (none: reported only).
 
-    ``least``: compute capability that it needs; ``only``: the capability's major number, where its
+    ``least``: compute capability that it needs; ``only``: the capability's major numbers, where its
     instructions belong to one architecture.
     """
 
@@ -120,11 +120,11 @@ class Benchmark:
     fields: tuple[str, ...]
     points: Points
     least: tuple[int, int] = (8, 0)
-    only: int | None = None
+    only: tuple[int, ...] = ()
 
     def runs_on(self, details: Details) -> bool:
         """Whether the device has what it measures."""
-        return details.capability >= self.least and self.only in (None, details.capability[0])
+        return details.capability >= self.least and (not self.only or details.capability[0] in self.only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Row:
     ``seconds`` lie between two events of the device; ``cycles`` and ``nanoseconds`` are the median over
     blocks of the timed loop's, by the core's clock and the global timer; ``span_s`` goes from the first
     block's start to the last one's end. ``work`` is that of the whole launch. ``flags``: what makes it
-    doubtful (``throttled``, ``short``).
+    doubtful (``throttled``, ``short``); without any entry, why (``stopped the device``).
     """
 
     key: str

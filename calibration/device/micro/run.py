@@ -163,7 +163,13 @@ def _keep_busy(bench: Bench, work: Bound, busy_s: float) -> None:
         done += max(bench.driver.elapsed_s(start, stop), 1e-5)
 
 
-def _row(key: str, point: Point, samples: Sequence[_Sample], states: Sequence[ClockSample]) -> Row:
+def _row(
+    key: str,
+    point: Point,
+    samples: Sequence[_Sample],
+    states: Sequence[ClockSample],
+    flags: tuple[str, ...] = (),
+) -> Row:
     def middle(values: list[float]) -> float | None:
         known = [v for v in values if math.isfinite(v)]
         return median(known) if known else None
@@ -171,6 +177,7 @@ def _row(key: str, point: Point, samples: Sequence[_Sample], states: Sequence[Cl
     reasons = {r for s in states for r in s.reasons}
     timed = [s.span_s for s in samples if s.span_s > 0]
     flags = (
+        *flags,
         *(["throttled"] if any(part in r for r in reasons for part in _LIMITING) else []),
         *(["short"] if timed and median(timed) < _SHORTEST_S else []),
     )
@@ -193,6 +200,16 @@ def _row(key: str, point: Point, samples: Sequence[_Sample], states: Sequence[Cl
         power_w=middle([s.power_w for s in states]),
         flags=flags,
     )
+
+
+def _alive(bench: Bench) -> bool:
+    """Whether the device still does anything: a kernel that trapped ends its process's use of it."""
+    try:
+        bench.driver.synchronize()
+        bench.driver.free(bench.driver.allocate(256))
+    except DeviceError:
+        return False
+    return True
 
 
 class Store:
@@ -252,7 +269,10 @@ def run(
     repetitions: int = REPETITIONS,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> Outcome:
-    """Measure every point that the store does not hold, until the budget (host seconds) is over."""
+    """Measure every point that the store does not hold, until the budget (host seconds) is over.
+
+    A point that stops the device ends the run, and is kept without a time: the next run leaves it out.
+    """
     begun, measured, held = bench.clock(), 0, 0
     refused: dict[str, str] = {}
     left: list[str] = []
@@ -268,5 +288,9 @@ def run(
                 measured += 1
             except DeviceError as error:
                 refused[point.key] = str(error)
+                if not _alive(bench):
+                    store.add(_row(point.key, point, [], [], ("stopped the device",)))
+                    left += [p.key for p in points[number + 1 :] if p.key not in store]
+                    break
     progress(len(points), len(points), "")
     return Outcome(measured, held, refused, tuple(left))

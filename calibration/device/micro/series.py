@@ -25,11 +25,11 @@ class Estimate:
 
 
 class Rows:
-    """Rows by benchmark."""
+    """Rows by benchmark; those without a time are left out."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._of: dict[str, list[Row]] = {}
-        for row in rows:
+        for row in (r for r in rows if r.seconds):
             self._of.setdefault(row.benchmark, []).append(row)
 
     @property

@@ -31,14 +31,6 @@ MICRO_KERNEL(named_barrier) {
 }
 
 #if ARCH_AT_LEAST(900)
-__device__ __forceinline__ void wait_for(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\n"
-        "bra again;\nover:\n}\n" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
 __device__ __forceinline__ void arrive(u32 barrier) {
     asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(barrier)
                  : "memory");

@@ -25,13 +25,7 @@ __device__ __forceinline__ void init_barrier(u64* barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
-__device__ __forceinline__ void wait_for(u64* barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\n"
-        "bra again;\nover:\n}\n" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-}
+__device__ __forceinline__ void wait_for(u64* barrier, u32 parity) { wait_for(shared_address(barrier), parity); }
 
 __device__ __forceinline__ void commit(u64* barrier) {
     asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];" ::"r"(
@@ -116,7 +110,9 @@ TCGEN05(tcgen05_bf16_ts_256, 256, 4, instruction(1, 1, 256), PLAIN, "f16", "[%1]
 TCGEN05(tcgen05_fp16_ss_256, 256, 4, instruction(1, 0, 256), PLAIN, "f16", "%1", SHARED_A)
 TCGEN05(tcgen05_tf32_ss_256, 256, 4, instruction(1, 2, 256), PLAIN, "tf32", "%1", SHARED_A)
 TCGEN05(tcgen05_fp8_ss_256, 256, 4, instruction(1, 0, 256), PLAIN, "f8f6f4", "%1", SHARED_A)
+#if !defined(__CUDA_ARCH_FEAT_SM103_ALL)  // 10.3 has no integer products
 TCGEN05(tcgen05_int8_ss_256, 256, 4, instruction(2, 1, 256), PLAIN, "i8", "%1", SHARED_A)
+#endif
 TCGEN05(tcgen05_fp4_ss_256, 256, 4, instruction(1, 1, 256, 1), SCALED, "mxf4.block_scale.scale_vec::2X", "%1", SHARED_A)
 TCGEN05(tcgen05_latency_bf16_128, 128, 1, instruction(1, 1, 128), PLAIN, "f16", "%1", SHARED_A)
 

@@ -126,12 +126,7 @@ extern "C" __global__ void __launch_bounds__(288)
         for (int n = 0; n < iterations; ++n) {
             const int stage = n % STAGES;
             const u32 ready = shared_address(full + stage);
-            if (n >= STAGES)
-                asm volatile(
-                    "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                    "@done bra over;\nbra again;\nover:\n}\n" ::"r"(shared_address(empty + stage)),
-                    "r"((n / STAGES - 1) & 1)
-                    : "memory");
+            if (n >= STAGES) wait_for(shared_address(empty + stage), (n / STAGES - 1) & 1);
             asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}\n" ::"r"(
                              ready),
                          "r"(a)
@@ -148,13 +143,14 @@ extern "C" __global__ void __launch_bounds__(288)
         u32 used;
         // A step: wait for the stage, four instructions, wait for those of the step before, give its stage back.
         asm volatile(
-            "{\n.reg .f32 %%d<178>;\n.reg .pred add, more, done, elected, first;\n"
+            "{\n.reg .f32 %%d<178>;\n.reg .pred add, more, done, elected, first, late;\n"
             ".reg .b32 n, stage, parity, ready, back, before;\n.reg .b64 a0, a1, a2, a3, b0, b1, b2, b3, at, state;\n"
             "mov.b32 n, 0;\nmov.b32 stage, 0;\nmov.b32 parity, 0;\nmov.b32 before, 0;\nsetp.ne.b32 add, 0, 0;\n"
             "setp.eq.b32 elected, %6, 0;\n"
             "again:\n"
             "mad.lo.u32 ready, stage, 8, %4;\n"
-            "spin:\nmbarrier.try_wait.parity.shared::cta.b64 done, [ready], parity;\n@!done bra spin;\n"
+            "spin:\nmbarrier.try_wait.parity.shared::cta.b64 done, [ready], parity;\n@done bra come;\n"
+            "mov.u64 at, %%globaltimer;\nsetp.gt.u64 late, at, %7;\n@late trap;\nbra spin;\ncome:\n"
             "mul.wide.u32 at, stage, 3072;\n"
             "add.s64 a0, %1, at;\nadd.s64 a1, a0, 2;\nadd.s64 a2, a0, 4;\nadd.s64 a3, a0, 6;\n"
             "add.s64 b0, %2, at;\nadd.s64 b1, b0, 2;\nadd.s64 b2, b0, 4;\nadd.s64 b3, b0, 6;\n"
@@ -173,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(288)
             "wgmma.wait_group.sync.aligned 0;\nmov.b32 %0, %%d0;\n}\n"
             : "=r"(used)
             : "l"(left), "l"(right), "r"(iterations), "r"(shared_address(full)), "r"(shared_address(empty)),
-              "r"(threadIdx.x % 128)
+              "r"(threadIdx.x % 128), "l"(nanoseconds_now() + PATIENCE_NS)
             : "memory");
         keep(ticks, used);
     }

@@ -28,7 +28,14 @@ from foretile.calibration.device.micro.details import _ATTRIBUTES, Details
 from foretile.hwmodels import Chip
 from foretile.kernels.cuda.recipe import Extent, TensorMapArg
 
-CAPABILITIES = {"ampere": (8, 0), "hopper": (9, 0), "blackwell": (10, 0)}
+CAPABILITIES = {
+    "ampere": (8, 0),
+    "ampere-ga10x": (8, 6),
+    "ada": (8, 9),
+    "hopper": (9, 0),
+    "blackwell": (10, 0),
+    "blackwell-gb20x": (12, 0),
+}
 _EVENT_S = 2e-6  # between an event and the launch beside it
 _BUSY_LIGHT = 0.995  # clock over the driver's, of cores that do little
 _SHARPNESS = 4.0  # of the knee between latency and bandwidth
@@ -352,10 +359,11 @@ class ChipDevice:
 
     def _matrix(self, symbol: str, block: int, n: int) -> float:
         m = self.chip.matrix
+        rates = {name: quantity.value for name, quantity in m.flop_per_cycle.items()}
         parts = symbol.split("_")
         if parts[0] == "mainloop":
             tile = 128 * 128 * 32 if parts[1] == "mma" else 128 * 256 * 64
-            return n * 2.0 * tile / (m.flop_per_cycle["bf16"].value * m.mainloop_fraction.value)
+            return n * 2.0 * tile / (rates["bf16"] * m.mainloop_fraction.value)
         if "latency" in parts:
             return n * m.latency_cycles.value * (32 if parts[0] == "mma" else 1)
         if parts[0] == "mma":
@@ -364,10 +372,10 @@ class ChipDevice:
             else:
                 flop = 2.0 * 16 * 8 * _DEPTH[parts[1]]
                 share = m.sync_fraction.value if m.sync_fraction else 1.0
-            return n * (block / 32) * 32 * flop / (m.flop_per_cycle[parts[1]].value * share)
+            return n * (block / 32) * 32 * flop / (rates.get(parts[1], 64.0) * share)
         dtype, source, columns = parts[1], parts[2], int(parts[3])
         groups, rows = (2, 64) if parts[0] == "wgmma" else (1, 128)
         products = rows * columns * _DEPTH[dtype]
         fetched = (32 * columns + (32 * rows if source == "ss" else 0)) / 128
-        interval = max(2 * products / m.flop_per_cycle[dtype].value, fetched)
+        interval = max(2 * products / rates[dtype], fetched)
         return n * groups * 4 * interval
