@@ -73,7 +73,7 @@ class _Found:
     def unfinished(self) -> bool:
         """Whether anything is left, was refused, or came out wrong."""
         o, s = self.outcome, self.operators
-        return bool((o and (o.left or o.refused)) or (s and (s.left or s.wrong)))
+        return bool(self.notes or (o and (o.left or o.refused)) or (s and (s.left or s.wrong)))
 
 
 def measure(
@@ -106,7 +106,12 @@ def measure(
             found.estimates = _estimates(path)
         if not wanted or OPERATORS in wanted:
             left = max(1.0, budget - (time.monotonic() - begun))
-            found.operators = _operators(device, out, bundle, suite, left, found.notes)
+            try:
+                found.operators = _operators(device, out, bundle, suite, left)
+            except CannotBuildError as error:
+                if OPERATORS in wanted:  # nothing else was asked for by that name
+                    raise
+                found.notes.append(f"operators: not measured: {error}")
         _say(found, out, as_json)
     if found.unfinished:
         raise typer.Exit(UNFINISHED)
@@ -147,10 +152,12 @@ def _estimates(path: Path) -> Sequence[Estimate]:
     return estimates(held.details, held.rows)
 
 
-def _operators(
-    device: int, out: Path, bundle: Path | None, suite: str, budget_s: float, notes: list[str]
-) -> Summary | None:
-    """The operators of a bundle, built here if none is given; None with a note where it cannot be built."""
+class CannotBuildError(ValueError):
+    """The operators' bundle cannot be made here; the message says why and what would do instead."""
+
+
+def _operators(device: int, out: Path, bundle: Path | None, suite: str, budget_s: float) -> Summary:
+    """The operators of a bundle, built here if none is given."""
     from foretile.calibration.device.archive import open_bundle
     from foretile.calibration.device.session import run_session
     from foretile.calibration.device.supervise import Process
@@ -160,11 +167,9 @@ def _operators(
     try:
         file = bundle or _built(device, out, suite)
     except (NvccError, OperatorError) as error:
-        notes.append(
-            f"operators: not measured: {error}\nA bundle made elsewhere (foretile bundle build) can be given "
-            "with --bundle FILE."
-        )
-        return None
+        raise CannotBuildError(
+            f"{error}\nA bundle made elsewhere (foretile bundle build) can be given with --bundle FILE."
+        ) from None
     command = [sys.executable, "-m", "foretile.calibration.device.main", str(file), "worker"]
     with open_bundle(file) as opened, progress("measuring") as tell:
         worker = Process([*command, "--device", str(device)])

@@ -108,6 +108,27 @@ def test_a_name_that_fits_nothing_and_a_bundle_that_is_not_there(device: ChipDev
     assert "foretile bundle build" in ended.output
 
 
+@pytest.fixture
+def without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("NVCC", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("without_nvcc")
+def test_operators_that_cannot_be_built_leave_the_rest_standing(device: ChipDevice, tmp_path: Path) -> None:
+    ended = _run("measure", "--out", str(tmp_path / "out"), "--budget", "1", "--json")
+    assert ended.exit_code == 3, ended.output
+    said = json.loads(ended.stdout)
+    assert said["operators"] is None
+    assert said["microbenchmarks"]["measured"] >= 1
+    assert "nvcc was not found" in said["notes"][0]
+    assert "--bundle FILE" in said["notes"][0]
+    ended = _run("measure", "--out", str(tmp_path / "out"), "--only", "operators")
+    assert ended.exit_code == 2
+    assert "nvcc was not found" in ended.output
+
+
 @pytest.mark.parametrize(
     "words", [("measure", "--out", "{dir}"), ("calibrate", "--from-device", "--out", "{dir}/a.yaml")]
 )
