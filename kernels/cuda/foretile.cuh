@@ -21,7 +21,7 @@ using Int8 = signed char;
 
 #define DEVICE __device__ __forceinline__
 
-// Result types that a launch chooses by number (foretile.kernels.cuda.types).
+// Result types that a launch chooses by number (foretile.kernels.cuda.registry.OUT_TYPES).
 enum OutType { OUT_FP32 = 0, OUT_FP16 = 1, OUT_BF16 = 2, OUT_FP8 = 3, OUT_INT32 = 4 };
 
 constexpr float FP8_MAX = 448.0f;        // largest finite e4m3
@@ -51,9 +51,17 @@ template <class T, class S> struct Convert {
 template <class T> struct Convert<T, T> {
     static DEVICE T of(T x) { return x; }
 };
+template <> struct Convert<Half, Fp8> {  // exact, and one instruction where there is one
+    static DEVICE Half of(Fp8 x) { return Half(__nv_cvt_fp8_to_halfraw(x.__x, __NV_E4M3)); }
+};
 template <class T, class S> DEVICE T convert(S x) { return Convert<T, S>::of(x); }
 template <class T> DEVICE T zero() { return convert<T>(0.0f); }
 template <> DEVICE Int8 zero<Int8>() { return 0; }
+template <> DEVICE Fp8 zero<Fp8>() {
+    Fp8 x;
+    x.__x = 0;
+    return x;
+}
 
 // The value of a packed e2m1 number, and its number (of four bits) nearest to a value.
 DEVICE float fp4_value(unsigned nibble) {
@@ -97,27 +105,28 @@ template <class T, int N> DEVICE bool aligned(const T* p) {
 
 // Eight elements from ``p``, converted; those from ``count`` on are zero and not read.
 template <class T, class S> DEVICE void load8(const S* p, int count, T out[8]) {
+    Pack<S, 8> pack;
     if (count >= 8 && aligned<S, 8>(p)) {
-        const Pack<S, 8> pack = *reinterpret_cast<const Pack<S, 8>*>(p);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) out[i] = convert<T>(pack.v[i]);
+        pack = *reinterpret_cast<const Pack<S, 8>*>(p);
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) out[i] = i < count ? convert<T>(p[i]) : zero<T>();
+        for (int i = 0; i < 8; ++i) pack.v[i] = i < count ? p[i] : zero<S>();
     }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = convert<T>(pack.v[i]);
 }
 
 // The first ``count`` of eight values to ``p``.
 template <class S> DEVICE void store8(S* p, int count, const float in[8]) {
-    if (count >= 8 && aligned<S, 8>(p)) {
-        Pack<S, 8> pack;
+    Pack<S, 8> pack;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) pack.v[i] = from_float<S>(in[i]);
+    for (int i = 0; i < 8; ++i) pack.v[i] = from_float<S>(in[i]);
+    if (count >= 8 && aligned<S, 8>(p)) {
         *reinterpret_cast<Pack<S, 8>*>(p) = pack;
     } else {
 #pragma unroll
         for (int i = 0; i < 8; ++i)
-            if (i < count) p[i] = from_float<S>(in[i]);
+            if (i < count) p[i] = pack.v[i];
     }
 }
 
