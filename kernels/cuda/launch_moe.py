@@ -87,7 +87,9 @@ def moe(name: str, shape: Shape, tensors: Tensors) -> Sequence[Launch]:
     rows = tensors.shape("X_sorted")[0]
     parts = rows // align * ceildiv(align, TILE)
     if parts > _GRID_Y:
-        raise OperatorError(f"moe: {rows} rows in tiles of {align}; the CUDA version takes {_GRID_Y} tiles of 64")
+        raise OperatorError(
+            f"moe: {rows} rows in tiles of {align}; the CUDA version takes {_GRID_Y} tiles of 64"
+        )
     kind, stored = shape["dtype"], tensors.dtype("O")
     indices, weights = _scratch("Indices", "int32", tokens, topk), _scratch("Weights", "fp32", tokens, topk)
     places, token = _scratch("Rows", "int32", tokens, topk), _scratch("Token", "int32", rows)

@@ -28,6 +28,8 @@
 #define __shared__ static
 #undef __align__
 #define __align__(n) __attribute__((aligned(n)))
+#undef __noinline__
+#define __noinline__ __attribute__((noinline))
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #undef __forceinline__
