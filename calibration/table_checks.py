@@ -15,7 +15,9 @@ from foretile.calibration.table_schema import (
     COLUMNS,
     KEY_COLUMNS,
     LAUNCHES,
+    MAY_BE_EMPTY,
     NUMBERS,
+    OPTIONAL,
     TEXTS,
     MeasurementError,
     canonical,
@@ -73,6 +75,7 @@ def validate_table(frame: pd.DataFrame, name: str, *, rows: Sequence[int] | None
     Raises:
         MeasurementError: naming file, row, column, value and what would be right.
     """
+    frame = completed(frame)
     _check_columns(frame, name)
     table = _Table(frame.loc[:, list(COLUMNS)], name, rows)
     _check_types(table)
@@ -85,8 +88,14 @@ def validate_table(frame: pd.DataFrame, name: str, *, rows: Sequence[int] | None
     return typed(table.frame)
 
 
+def completed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the optional columns that it lacks."""
+    return frame.assign(**{name: value for name, value in OPTIONAL.items() if name not in frame.columns})
+
+
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the column types of the schema."""
+    """The frame with all columns of the schema, and their types."""
+    frame = completed(frame).loc[:, list(COLUMNS)]
     texts = {name: frame[name].astype(str) for name in TEXTS}
     numbers = {name: frame[name].to_numpy(dtype=np.dtype(kind)) for name, kind in NUMBERS.items()}
     return frame.assign(**texts, **numbers)
@@ -120,7 +129,7 @@ def _check_types(table: _Table) -> None:
         values = table.frame[column].astype(object)
         bad = np.array([not isinstance(v, str) for v in values], dtype=bool)
         table.refuse(bad, column, _not(values, "text"))
-        if column not in ("framework", "framework_version", "comparable"):
+        if column not in MAY_BE_EMPTY:
             table.refuse((values == "").to_numpy(), column, lambda i: "empty; it needs a value")
     for column in NUMBERS:
         values = table.frame[column]
@@ -202,12 +211,25 @@ def _copies_problem(text: str) -> str | None:
     return None if text == canonical(given) else f"not canonical; expected {canonical(given)}"
 
 
+def _config_problem(text: str) -> str | None:
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f'not JSON ({error}); expected {{"key":value,…}}, or {{}} if it is not known'
+    if not isinstance(given, dict):
+        return 'not a JSON object; expected {"key":value,…}, or {} if it is not known'
+    return None if text == canonical(given) else f"not canonical; expected {canonical(given)}"
+
+
 def _check_json(table: _Table) -> None:
     table.refuse_values("copies", _copies_problem)
+    table.refuse_values("config", _config_problem)
 
 
 def _check_numbers(table: _Table) -> None:
-    latency, spread, runs = (table.frame[c].to_numpy(dtype=np.float64) for c in NUMBERS)
+    latency, spread, runs = (
+        table.frame[c].to_numpy(dtype=np.float64) for c in ("latency_s", "spread", "runs")
+    )
     table.refuse(np.isnan(latency), "latency_s", lambda i: "not a number (NaN); expected seconds > 0")
     bad = ~(latency > 0) | np.isinf(latency)
     table.refuse(bad, "latency_s", lambda i: f"{latency[i]:g} is not a time; expected seconds > 0")

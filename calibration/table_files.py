@@ -15,6 +15,7 @@ from foretile.calibration.table_checks import typed, validate_table
 from foretile.calibration.table_schema import (
     COLUMNS,
     NUMBERS,
+    OPTIONAL,
     SCHEMA_VERSION,
     MeasurementError,
     canonical,
@@ -35,6 +36,7 @@ _DEFAULTS: dict[str, Any] = {
     "runs": 1,
     "comparable": "",
     "licence": "unspecified",
+    **OPTIONAL,
 }
 
 
@@ -183,7 +185,8 @@ def _record(given: dict[str, str], unit: str, name: str, line: int) -> dict[str,
         raise MeasurementError(name, line, column, str(error)) from None
     record = {**_DEFAULTS, "source": f"csv {name}"}
     record |= {column: given[column] for column in record if column in given}
-    for column, kind in (("spread", float), ("runs", int), (unit, float)):
+    numbers = {name: int if kind == "int32" else float for name, kind in NUMBERS.items()}
+    for column, kind in {**numbers, unit: float}.items():
         if column in given:
             record[column] = _number(given[column], kind, column, name, line)
     record["latency_s"] = record.pop(unit) / _UNITS[unit]

@@ -49,8 +49,14 @@ class Measurement(BaseModel):
         description="canonical JSON {tensor of the operator's program: buffers that repetitions rotate "
         "through}; tensors not named have one, which the L2 holds if it fits"
     )
-    latency_s: float = Field(gt=0, allow_inf_nan=False, description="seconds a run, the mean over repeats")
-    spread: float = Field(ge=0, description="largest over smallest of the repeats less one; NaN if run once")
+    latency_s: float = Field(
+        gt=0, allow_inf_nan=False, description="seconds a run: the source's mean, the device runner's median"
+    )
+    spread: float = Field(
+        ge=0,
+        description="largest over smallest of the repeats less one (the device runner: 90th over 10th "
+        "percentile less one); NaN if run once",
+    )
     runs: int = Field(ge=1, description="how often the source holds this key")
     comparable: str = Field(
         description="empty if the row measures the operator's algorithm, or why it does not, in terms of "
@@ -58,11 +64,44 @@ class Measurement(BaseModel):
     )
     source: str = Field(min_length=1, description="data set, version and file")
     licence: str = Field(min_length=1, description="licence of the data")
+    config: str = Field(
+        default="{}",
+        description="canonical JSON of the kernel's configuration (tile sizes, stages), if known",
+    )
+    cache: str = Field(
+        default="", description="flushed if other memory was written before every run; see copies otherwise"
+    )
+    predicted_s: float = Field(
+        default=math.nan, description="seconds this library predicted before the measurement, if it did"
+    )
+    error_norm: float = Field(
+        default=math.nan, description="deviation of the results from their reference, ‖out − ref‖ / ‖ref‖"
+    )
+    core_clock_hz: float = Field(default=math.nan, description="clock of the cores while it ran")
+    memory_clock_hz: float = Field(default=math.nan, description="clock of the memory while it ran")
+    temperature_c: float = Field(default=math.nan, description="temperature of the chip in degrees Celsius")
+    power_w: float = Field(default=math.nan, description="power of the device while it ran")
+    driver: str = Field(default="", description="version of the device's driver")
+    date: str = Field(default="", description="when it was measured (ISO 8601, UTC)")
+    flags: str = Field(
+        default="",
+        description="what makes the time doubtful, and what limited the clocks, separated by commas",
+    )
 
 
 COLUMNS: tuple[str, ...] = tuple(Measurement.model_fields)
-KEY_COLUMNS = ("device", "operator", "shape", "kernel_source", "framework", "framework_version")
-NUMBERS: Mapping[str, str] = {"latency_s": "float64", "spread": "float64", "runs": "int32"}
+OPTIONAL: Mapping[str, Any] = {
+    name: field.default for name, field in Measurement.model_fields.items() if not field.is_required()
+}
+"""Columns that a table may lack, with what stands for a missing one."""
+KEY_COLUMNS = ("device", "operator", "shape", "kernel_source", "framework", "framework_version", "config")
+NUMBERS: Mapping[str, str] = {
+    "latency_s": "float64",
+    "spread": "float64",
+    "runs": "int32",
+    **{name: "float64" for name, default in OPTIONAL.items() if isinstance(default, float)},
+}
+MAY_BE_EMPTY = ("framework", "framework_version", "comparable", "cache", "driver", "date", "flags")
 TEXTS: tuple[str, ...] = tuple(name for name in COLUMNS if name not in NUMBERS)
 
 

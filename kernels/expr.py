@@ -46,7 +46,9 @@ class Binary(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Call(Expr):
-    """A unary or n-ary function: a key of :data:`FUNCTIONS` (``exp2``, ``if_then_else``, …)."""
+    """A function of values: a name in :data:`FUNCTIONS` (``exp2``, ``if_then_else``, …), one of
+    :data:`THREAD_FUNCTIONS`, or ``extern:DTYPE:NAME`` for opaque device code that returns a ``DTYPE``.
+    """
 
     fn: str
     args: tuple[Expr, ...]
@@ -102,6 +104,11 @@ def _floordiv(a: Any, b: Any) -> Any:
     return a // b
 
 
+def _truncdiv(a: Any, b: Any) -> Any:
+    quotient = np.abs(a) // np.abs(b)
+    return np.where((np.asarray(a) < 0) != (np.asarray(b) < 0), -quotient, quotient)
+
+
 BINARY_OPS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -125,6 +132,8 @@ BINARY_OPS: dict[str, Callable[[Any, Any], Any]] = {
     "shl": lambda a, b: a << b,
     "shr": lambda a, b: a >> b,
     "pow": lambda a, b: a**b,
+    "truncdiv": _truncdiv,
+    "truncmod": np.fmod,
 }
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or"})
 
@@ -133,6 +142,38 @@ def _erf(x: Any) -> Any:
     from scipy.special import erf
 
     return erf(x)
+
+
+def _popc(x: Any) -> Any:
+    return np.bitwise_count(_unsigned(x))
+
+
+def _clz(x: Any) -> Any:
+    bits = _unsigned(x)
+    return 8 * bits.dtype.itemsize - _bit_length(bits)
+
+
+def _ffs(x: Any) -> Any:
+    bits = _unsigned(x)
+    return _bit_length(bits & (~bits + np.ones_like(bits)))
+
+
+def _unsigned(x: Any) -> Any:
+    array = np.asarray(x)
+    if array.dtype.kind == "u":
+        return array
+    return array.astype(np.int64 if array.dtype.itemsize > 4 else np.int32).view(f"u{max(4, array.itemsize)}")
+
+
+def _bit_length(x: Any) -> Any:
+    length = np.zeros(x.shape, dtype=np.int32)
+    for step in (32, 16, 8, 4, 2, 1):
+        if step >= 8 * x.dtype.itemsize:
+            continue
+        high = x >> x.dtype.type(step)
+        length = np.where(high != 0, length + step, length)
+        x = np.where(high != 0, high, x)
+    return np.where(x != 0, length + 1, 0)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -158,7 +199,57 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "if_then_else": np.where,
     "clamp": np.clip,
     "likely": lambda x: x,
+    "isinf": np.isinf,
+    "isfinite": np.isfinite,
+    "log10": np.log10,
+    "log1p": np.log1p,
+    "exp10": lambda x: np.power(10.0, x),
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "atan2": np.arctan2,
+    "hypot": np.hypot,
+    "fmod": np.fmod,
+    "trunc": np.trunc,
+    "rcp": lambda x: 1.0 / x,
+    "copysign": np.copysign,
+    "fma": lambda a, b, c: a * b + c,
+    "popc": _popc,
+    "clz": _clz,
+    "ffs": _ffs,
 }
+
+_WARP = ("sum", "max", "min", "bitand", "bitor")
+THREAD_FUNCTIONS = frozenset(
+    {
+        # Of a warp's threads: (value, lane or offset, width).
+        *("shfl", "shfl_xor", "shfl_up", "shfl_down"),
+        # Over a warp's threads: (value).
+        *(f"warp_{kind}" for kind in _WARP),
+        # Over the block's threads that differ in the given thread indices only: (value, index, …).
+        *(f"block_{kind}" for kind in _WARP),
+        # Votes of a warp, and of the block's threads at a barrier: (condition).
+        *("any_sync", "all_sync", "ballot", "activemask", "match_any", "match_all"),
+        *("syncthreads_or", "syncthreads_and", "syncthreads_count"),
+        # Place in the cluster: (); what a query for the next block answered: (first element of the answer).
+        *("block_rank_in_cluster", "clc_is_canceled"),
+        *(f"clc_get_first_ctaid_{axis}" for axis in "xyz"),
+        # The next number of the thread's generator: (); uniform or normal floats: ().
+        *("rng_rand", "rng_uniform", "rng_normal", "rng_uniform_double", "rng_normal_double"),
+    }
+)
+"""Functions whose value depends on which threads run together, or on their state."""
+
+
+def is_function(name: str) -> bool:
+    """Whether a call may have this name."""
+    return name in FUNCTIONS or name in THREAD_FUNCTIONS or name.startswith("extern:")
 
 
 def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
@@ -178,6 +269,8 @@ def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
     if isinstance(e, Binary):
         return BINARY_OPS[e.op](evaluate(e.a, env), evaluate(e.b, env))
     if isinstance(e, Call):
+        if e.fn not in FUNCTIONS:
+            raise TypeError(f"{e.fn} decides no size or place that is known before a kernel runs")
         return FUNCTIONS[e.fn](*(evaluate(a, env) for a in e.args))
     if isinstance(e, Load):
         # Indices are whole numbers, held as floats where shapes are evaluated in bulk.
@@ -241,7 +334,7 @@ def substitute(e: Expr, values: Mapping[str, Expr]) -> Expr:
 
 def call(fn: str, args: tuple[Expr, ...]) -> Expr:
     """``Call(fn, args)`` with what constants decide folded: a sign, a negation, a choice."""
-    first = args[0]
+    first = args[0] if args else None
     if isinstance(first, Const):
         if fn == "neg" and not isinstance(first.value, bool):
             return Const(-first.value, first.dtype)

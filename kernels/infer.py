@@ -14,8 +14,24 @@ from foretile.kernels.expr import COMPARISONS, Binary, Call, Cast, Const, Expr, 
 
 _WEAK = frozenset({"int32", "float32", "bool"})
 _NEXT_FLOAT = {4: "float16", 8: "float16", 16: "float32", 32: "float32", 64: "float64"}
-_BOOL_FUNCTIONS = frozenset({"isnan", "not", "likely"})
-_SAME_TYPE_FUNCTIONS = frozenset({"abs", "neg", "bitnot", "floor", "ceil", "round"})
+_BOOL_FUNCTIONS = frozenset({"isnan", "isinf", "isfinite", "not", "likely"})
+_SAME_TYPE_FUNCTIONS = frozenset(
+    {
+        *("abs", "neg", "bitnot", "floor", "ceil", "round", "trunc", "copysign"),
+        *("shfl", "shfl_xor", "shfl_up", "shfl_down"),
+        *(f"{who}_{kind}" for who in ("warp", "block") for kind in ("sum", "max", "min", "bitand", "bitor")),
+    }
+)
+_OWN_TYPE = {
+    **dict.fromkeys(("popc", "clz", "ffs", "any_sync", "all_sync", "block_rank_in_cluster"), "int32"),
+    **dict.fromkeys(("syncthreads_or", "syncthreads_and", "syncthreads_count"), "int32"),
+    **dict.fromkeys(("ballot", "activemask"), "uint64"),
+    **dict.fromkeys(("match_any", "match_all", "rng_rand"), "uint32"),
+    **dict.fromkeys((f"clc_get_first_ctaid_{axis}" for axis in "xyz"), "uint32"),
+    **{"clc_is_canceled": "int32", "rng_uniform": "float32", "rng_normal": "float32"},
+    **dict.fromkeys(("rng_uniform_double", "rng_normal_double"), "float64"),
+}
+"""Result types that do not depend on the arguments'."""
 
 
 _FLOATS = frozenset(name for name, d in DTYPES.items() if d.kind == "float")
@@ -68,6 +84,10 @@ def call_dtype(fn: str, args: tuple[Expr, ...], dtypes: tuple[str, ...]) -> str:
         return "bool"
     if fn in _SAME_TYPE_FUNCTIONS:
         return dtypes[0]
+    if fn in _OWN_TYPE:
+        return _OWN_TYPE[fn]
+    if fn.startswith("extern:"):
+        return fn.split(":")[1]
     if fn == "if_then_else":
         return binary_dtype("add", args[1], dtypes[1], args[2], dtypes[2])
     if fn == "clamp":

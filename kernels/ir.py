@@ -9,175 +9,80 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from foretile.kernels.expr import Expr, Load, Var
+from foretile.kernels.expr import Expr, Var
+from foretile.kernels.statements import (
+    AsyncCommit,
+    AsyncWait,
+    AtomicAdd,
+    BarrierArrive,
+    BarrierWait,
+    Buffer,
+    Copy,
+    CopyMode,
+    CumSum,
+    Extern,
+    Fill,
+    FinalizeReducer,
+    For,
+    Gemm,
+    GemmMode,
+    Hint,
+    Hints,
+    If,
+    Im2col,
+    Jump,
+    Loc,
+    LoopKind,
+    RandomInit,
+    Reduce,
+    ReduceKind,
+    Region,
+    Scope,
+    Stmt,
+    Store,
+    Sync,
+    Transpose,
+    While,
+)
 
-Scope = Literal["global", "shared", "fragment", "local", "var"]
-LoopKind = Literal["serial", "unroll", "parallel", "pipelined", "persistent"]
-ReduceKind = Literal["sum", "max", "min", "absmax", "abssum"]
-
-
-@dataclass(frozen=True, slots=True)
-class Loc:
-    """A line of the kernel's source."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """A tensor (scope ``global``) or an on-chip allocation of one block.
-
-    ``shape`` has one expression a dimension, ``dtype`` is a canonical name.
-    """
-
-    name: str
-    shape: tuple[Expr, ...]
-    dtype: str
-    scope: Scope
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A box of a buffer: per dimension the first index and the extent (in elements)."""
-
-    buffer: str
-    mins: tuple[Expr, ...]
-    extents: tuple[Expr, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stmt:
-    """Base of all statements."""
-
-    loc: Loc | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Copy(Stmt):
-    """Copy a region to a region, converting the element type; out-of-bounds parts are masked."""
-
-    src: Region
-    dst: Region
-
-
-@dataclass(frozen=True, slots=True)
-class Gemm(Stmt):
-    """``c (+)= a @ b``; ``a`` is (M, K), or (K, M) with ``trans_a``; ``b`` (K, N), or (N, K).
-
-    With scales, ``a_scale`` (M, K / g) and ``b_scale`` (N, K / g), each ``g`` elements of the depth are
-    multiplied by theirs first, by the matrix engine.
-    """
-
-    a: Region
-    b: Region
-    c: Region
-    trans_a: bool = False
-    trans_b: bool = False
-    clear_accum: bool = False
-    policy: str = "square"  # how warps share the tile: square | full_row | full_col
-    a_scale: Region | None = None
-    b_scale: Region | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Fill(Stmt):
-    """Set every element of a region to ``value``."""
-
-    dst: Region
-    value: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Reduce(Stmt):
-    """Reduce ``src`` along ``dim`` into ``dst``; without ``clear`` the old value takes part."""
-
-    kind: ReduceKind
-    src: Region
-    dst: Region
-    dim: int
-    clear: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class CumSum(Stmt):
-    """Inclusive prefix sum of ``src`` along ``dim`` into ``dst``."""
-
-    src: Region
-    dst: Region
-    dim: int
-    reverse: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AtomicAdd(Stmt):
-    """Add the region ``src`` to the global region ``dst``, element by element, atomically."""
-
-    src: Region
-    dst: Region
-
-
-@dataclass(frozen=True, slots=True)
-class Store(Stmt):
-    """``buffer[indices] = value``; with ``atomic`` ("add" | "max" | "min") a read-modify-write.
-
-    ``previous``: the on-chip element that takes what an atomic update found before it.
-    """
-
-    buffer: str
-    indices: tuple[Expr, ...]
-    value: Expr
-    atomic: str = ""
-    previous: Load | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sync(Stmt):
-    """A barrier of all threads of the block."""
-
-
-@dataclass(frozen=True, slots=True)
-class For(Stmt):
-    """A loop nest over ``vars`` with ``extents`` (one each; ``parallel`` loops may have several).
-
-    ``parallel``: all iterations at once, spread over the block's threads.
-    ``pipelined``: ``num_stages`` buffers deep, copies run ahead of the compute.
-    ``persistent``: the nest's points (row-major, last variable fastest, or in groups of
-    ``group_size`` rows) are dealt to the blocks round robin: block *b* of *B* takes points
-    *b*, *b + B*, …
-
-    ``extents`` are trip counts: a one-variable loop runs ``start + step * i`` for ``i`` from 0 to
-    ``extent - 1`` (``range(2, 10, 3)`` has start 2, step 3 and extent 3; steps may be negative).
-    """
-
-    vars: tuple[Var, ...]
-    extents: tuple[Expr, ...]
-    kind: LoopKind
-    body: tuple[Stmt, ...]
-    num_stages: int = 0
-    group_size: int = 0
-    start: Expr | None = None  # first index of a one-variable loop; None means 0
-    step: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class If(Stmt):
-    """``then`` where ``cond`` holds, else ``orelse``."""
-
-    cond: Expr
-    then: tuple[Stmt, ...]
-    orelse: tuple[Stmt, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class While(Stmt):
-    """Repeat ``body`` while ``cond`` (over scalars and bound tensors) holds."""
-
-    cond: Expr
-    body: tuple[Stmt, ...]
+__all__ = [
+    "AsyncCommit",
+    "AsyncWait",
+    "AtomicAdd",
+    "BarrierArrive",
+    "BarrierWait",
+    "Buffer",
+    "Copy",
+    "CopyMode",
+    "CumSum",
+    "Extern",
+    "Fill",
+    "FinalizeReducer",
+    "For",
+    "Gemm",
+    "GemmMode",
+    "Hint",
+    "Hints",
+    "If",
+    "Im2col",
+    "Jump",
+    "Loc",
+    "LoopKind",
+    "RandomInit",
+    "Reduce",
+    "ReduceKind",
+    "Region",
+    "Scope",
+    "Stmt",
+    "Store",
+    "Swizzle",
+    "Sync",
+    "TileProgram",
+    "Transpose",
+    "While",
+    "walk_stmts",
+    "with_body",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +100,11 @@ class TileProgram:
     ``params`` are the global tensors in call order; ``dims`` the symbolic dimensions still free;
     ``grid`` has one to three extents, ``block_vars`` the index variable of each (x fastest);
     ``threads`` is the block's thread count; ``buffers`` are the on-chip allocations.
+
+    Kernels that say what single threads do: ``thread_vars`` are the indices of a thread in its block,
+    along x, y and z as far as they are used, ``thread_shape`` the extents where there is more than one
+    axis (their product is ``threads``). ``cluster``: blocks along x, y, z that share a cluster.
+    ``scalars``: parameters that are numbers, after the tensors.
     """
 
     name: str
@@ -207,6 +117,10 @@ class TileProgram:
     body: tuple[Stmt, ...]
     swizzle: Swizzle | None = None
     annotations: tuple[tuple[str, str], ...] = ()
+    thread_vars: tuple[Var, ...] = ()
+    thread_shape: tuple[int, ...] = ()
+    cluster: tuple[int, ...] = ()
+    scalars: tuple[Var, ...] = ()
     loc: Loc | None = field(default=None, compare=False, repr=False)
 
     def buffer(self, name: str) -> Buffer:
@@ -219,6 +133,11 @@ class TileProgram:
             if candidate.name == name:
                 return candidate
         raise KeyError(f"{self.name} has no buffer {name!r}")
+
+    def annotation(self, kind: str, name: str = "") -> str | None:
+        """What is noted as ``kind`` (of the buffer ``name``), ``None`` if nothing is."""
+        key = f"{kind}:{name}" if name else kind
+        return next((value for k, value in self.annotations if k == key), None)
 
     def bind(self, **dims: int) -> TileProgram:
         """The program with symbolic dimensions replaced by numbers.

@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from foretile.kernels.affine import difference
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary
-from foretile.kernels.handles import fit
-from foretile.kernels.infer import dtype_of, is_float
+from foretile.kernels.expr import Const, Load
+from foretile.kernels.infer import is_float
 from foretile.kernels.ir import (
+    AsyncCommit,
+    AsyncWait,
     AtomicAdd,
+    BarrierArrive,
+    BarrierWait,
     Buffer,
     Copy,
     CumSum,
+    Extern,
     Fill,
+    FinalizeReducer,
     For,
     Gemm,
+    Hint,
+    Hints,
     If,
+    Im2col,
+    Jump,
+    RandomInit,
     Reduce,
-    Region,
     Stmt,
     Store,
     Sync,
     TileProgram,
+    Transpose,
     While,
 )
-from foretile.kernels.values import FLOAT_ARGUMENTS
+from foretile.kernels.print_expr import ExprPrinter, stop_of
 
 INDENT = "    "
-# Python's precedences: a higher number binds tighter.
-_BINARY: dict[str, tuple[str, int]] = {
-    "or": ("or", 1),
-    "and": ("and", 2),
-    "lt": ("<", 4),
-    "le": ("<=", 4),
-    "gt": (">", 4),
-    "ge": (">=", 4),
-    "eq": ("==", 4),
-    "ne": ("!=", 4),
-    "bitor": ("|", 5),
-    "bitxor": ("^", 6),
-    "bitand": ("&", 7),
-    "shl": ("<<", 8),
-    "shr": (">>", 8),
-    "add": ("+", 9),
-    "sub": ("-", 9),
-    "mul": ("*", 10),
-    "div": ("/", 10),
-    "floordiv": ("//", 10),
-    "mod": ("%", 10),
-    "pow": ("**", 12),
-}
-_NOT, _COMPARISON, _UNARY, _POWER, _ATOM = 3, 4, 11, 12, 20
 _POLICIES = {"full_row": "T.GemmWarpPolicy.FullRow", "full_col": "T.GemmWarpPolicy.FullCol"}
-_ALLOCATE = {"shared": "alloc_shared", "fragment": "alloc_fragment", "local": "alloc_local"}
-_ZERO, _ONE = Const(0), Const(1)
+_ALLOCATE = {
+    "shared": "alloc_shared",
+    "fragment": "alloc_fragment",
+    "local": "alloc_local",
+    "tmem": "alloc_tmem",
+    "global": "alloc_global",
+}
+_COPY = {"": "copy", "async": "async_copy", "tma": "tma_copy"}
+_GEMM = {"": "gemm", "wgmma": "wgmma_gemm", "tcgen05": "tcgen05_gemm"}
+_WAIT = {"cp_async": "ptx_wait_group", "tma_store": "tma_store_wait", "wgmma": "wait_wgmma"}
+_COMMIT = {"cp_async": "ptx_commit_group", "tma_store": "tma_store_arrive", "wgmma": "warpgroup_commit_batch"}
+_DECLARED = ("barrier", "cluster_barrier", "reducer")  # annotations that are said where the buffer is made
+_ZERO = Const(0)
 
 
 def script(program: TileProgram, header: bool = False) -> str:
@@ -65,16 +60,11 @@ def script(program: TileProgram, header: bool = False) -> str:
     Raises:
         ValueError: the program holds something the language cannot express.
     """
-    return "\n".join(_Printer(program).lines(header)) + "\n"
+    return "\n".join(Printer(program).lines(header)) + "\n"
 
 
-class _Printer:
-    def __init__(self, program: TileProgram) -> None:
-        self.program = program
-        self.buffers: Mapping[str, Buffer] = {b.name: b for b in (*program.params, *program.buffers)}
-        self.dtypes = {name: b.dtype for name, b in self.buffers.items()}
-        # The language itself is called T; a dimension of that name gets another Python name.
-        self.renamed = {"T": _free_name(program)} if any(d.name == "T" for d in program.dims) else {}
+class Printer(ExprPrinter):
+    """Writes one program."""
 
     def lines(self, header: bool) -> Iterator[str]:
         program = self.program
@@ -88,40 +78,79 @@ class _Printer:
         yield "@T.prim_func"
         yield f"def {program.name}("
         for param in program.params:
-            yield f'{INDENT}{param.name}: T.Tensor({self.shape(param.shape)}, "{param.dtype}"),'
+            yield f"{INDENT}{param.name}: {self.tensor(param)},"
+        for scalar in program.scalars:
+            yield f"{INDENT}{scalar.name}: T.{self.dtype(scalar.dtype)},"
         yield "):"
         grid = ", ".join(self.expr(e) for e in program.grid)
         names = [v.name for v in program.block_vars]
         target = names[0] if len(names) == 1 else f"({', '.join(names)})"
-        yield f"{INDENT}with T.Kernel({grid}, threads={program.threads}) as {target}:"
+        threads: Any = program.thread_shape or program.threads
+        cluster = f", cluster_dims={program.cluster}" if program.cluster else ""
+        yield f"{INDENT}with T.Kernel({grid}, threads={threads}{cluster}) as {target}:"
         inside = [*self.declarations(), *self.block(program.body)]
         for line in inside or ["pass"]:
             yield f"{INDENT * 2}{line}"
 
+    def tensor(self, b: Buffer) -> str:
+        """The type of a parameter."""
+        if b.strides:
+            return f'T.StridedTensor({self.shape(b.shape)}, {self.shape(b.strides)}, "{self.dtype(b.dtype)}")'
+        return f'T.Tensor({self.shape(b.shape)}, "{self.dtype(b.dtype)}")'
+
     def declarations(self) -> Iterator[str]:
+        for i, var in enumerate(self.program.thread_vars):
+            yield f"{var.name} = T.get_thread_binding({i})"
         for b in self.program.buffers:
-            if b.scope == "var":
-                yield f'{b.name} = T.alloc_var("{b.dtype}")'
-            else:
-                yield f'{b.name} = T.{_ALLOCATE[b.scope]}({self.shape(b.shape)}, "{b.dtype}")'
+            yield f"{b.name} = {self.allocation(b)}"
         for key, value in self.program.annotations:
             kind, _, name = key.partition(":")
+            if kind in _DECLARED:
+                continue
             if not name:
                 yield f"T.annotate_{kind}({value})"
-                continue
-            if kind == "layout":
-                shown = f"T.make_swizzled_layout({name})"
+            elif kind == "pass":
+                yield f'T.annotate_pass_configs({{"{name}": {value}}})'
+            elif kind == "layout":
+                shown = f"T.make_swizzled_layout({name})" if value == "swizzled" else value
+                yield f"T.annotate_layout({{{name}: {shown}}})"
             else:
                 whole = value.lstrip("-").isdigit()
                 shown = self.const(Const(int(value)) if whole else Const(float(value), "float32"))
-            yield f"T.annotate_{kind}({{{name}: {shown}}})"
+                yield f"T.annotate_{kind}({{{name}: {shown}}})"
         swizzle = self.program.swizzle
         if swizzle is not None:
             yield f'T.use_swizzle({swizzle.panel_size}, order="{swizzle.order}")'
 
+    def allocation(self, b: Buffer) -> str:
+        """The call that makes a buffer."""
+        options = "".join(
+            [
+                *([f", strides={self.shape(b.strides)}"] if b.strides else []),
+                *([f", offset={self.expr(b.offset)}"] if b.offset is not None else []),
+            ]
+        )
+        shaped = f'{self.shape(b.shape)}, "{self.dtype(b.dtype)}"{options}'
+        if b.alias:
+            return f"T.view({b.alias}, {shaped})"
+        if b.address is not None:
+            return f"T.make_tensor({self.expr(b.address)}, {shaped})"
+        if b.scope == "var":
+            return f'T.alloc_var("{self.dtype(b.dtype)}")'
+        if b.scope == "barrier":
+            own = self.program.annotation("barrier", b.name)
+            counts = own or self.program.annotation("cluster_barrier", b.name) or ""
+            return f"T.alloc_{'barrier' if own else 'cluster_barrier'}([{', '.join(counts.split(','))}])"
+        reducer = self.program.annotation("reducer", b.name)
+        if reducer is not None:
+            op, _, replication = reducer.partition(":")
+            how = f', replication="{replication}"' if replication else ""
+            return f'T.alloc_reducer({shaped}, op="{op}"{how})'
+        return f"T.{_ALLOCATE[b.scope]}({shaped})"
+
     def block(self, body: tuple[Stmt, ...]) -> Iterator[str]:
         for stmt in body:
-            yield from _STATEMENTS[type(stmt)](self, stmt)
+            yield from getattr(self, _STATEMENTS[type(stmt)])(stmt)
 
     def indented(self, body: tuple[Stmt, ...]) -> Iterator[str]:
         for line in self.block(body) if body else ["pass"]:
@@ -130,11 +159,15 @@ class _Printer:
     # -- statements ---------------------------------------------------------------------------
 
     def copy(self, s: Copy) -> Iterator[str]:
-        yield f"T.copy({', '.join(self.pair(s.src, s.dst))})"
+        options = [*self.barrier(s.barrier, "barrier"), *_options(s.hints)]
+        yield f"T.{_COPY[s.mode]}({', '.join([*self.pair(s.src, s.dst), *options])})"
+
+    def barrier(self, place: Load | None, name: str) -> list[str]:
+        return [] if place is None else [f"{name}={self.element(place.buffer, place.indices)}"]
 
     def atomic_add(self, s: AtomicAdd) -> Iterator[str]:
         source, target = self.pair(s.src, s.dst)
-        yield f"T.atomic_add({target}, {source})"
+        yield f"T.atomic_{s.kind}({', '.join([target, source, *_options(s.hints)])})"
 
     def gemm(self, s: Gemm) -> Iterator[str]:
         options = [
@@ -142,10 +175,17 @@ class _Printer:
             *(["transpose_B=True"] if s.trans_b else []),
             *([f"policy={_POLICIES[s.policy]}"] if s.policy != "square" else []),
             *(["clear_accum=True"] if s.clear_accum else []),
+            *([f"clear_accum={self.expr(s.clear_if)}"] if s.clear_if is not None else []),
+            *([f"k_start={self.expr(s.k_start)}"] if s.k_start is not None else []),
+            *self.barrier(s.barrier, "mbar"),
+            *([f"wg_wait={s.wait}"] if s.wait is not None else []),
+            *_options(s.hints),
         ]
-        regions = [self.region(r) for r in (s.a, s.b, s.c, s.a_scale, s.b_scale) if r is not None]
-        name = "gemm" if s.a_scale is None else "gemm_blockscaled"
-        yield f"T.{name}({', '.join([*regions, *options])})"
+        order = (s.a, s.metadata, s.b, s.c, s.a_scale, s.b_scale)
+        regions = [self.region(r) for r in order if r is not None]
+        name = "gemm_sp" if s.metadata is not None else _GEMM[s.mode]
+        scaled = "" if s.a_scale is None else "_blockscaled"
+        yield f"T.{name}{scaled}({', '.join([*regions, *options])})"
 
     def fill(self, s: Fill) -> Iterator[str]:
         dtype = self.dtypes[s.dst.buffer]
@@ -159,11 +199,12 @@ class _Printer:
 
     def reduce(self, s: Reduce) -> Iterator[str]:
         keep = "" if s.clear else ", clear=False"
-        yield f"T.reduce_{s.kind}({self.region(s.src)}, {self.region(s.dst)}, dim={s.dim}{keep})"
+        hints = "".join(f", {option}" for option in _options(s.hints))
+        yield f"T.reduce_{s.kind}({self.region(s.src)}, {self.region(s.dst)}, dim={s.dim}{keep}{hints})"
 
     def cumsum(self, s: CumSum) -> Iterator[str]:
         reverse = ", reverse=True" if s.reverse else ""
-        yield f"T.cumsum({self.region(s.src)}, {self.region(s.dst)}, dim={s.dim}{reverse})"
+        yield f"T.cum{s.kind}({self.region(s.src)}, {self.region(s.dst)}, dim={s.dim}{reverse})"
 
     def store(self, s: Store) -> Iterator[str]:
         value = self.expr(s.value, 0, self.dtypes[s.buffer])
@@ -171,16 +212,29 @@ class _Printer:
         if s.previous is not None:
             found = self.element(s.previous.buffer, s.previous.indices)
             yield f"{found} = T.atomic_{s.atomic}({place}, {value}, return_prev=True)"
+        elif s.atomic and self.program.annotation("reducer", s.buffer) is not None:
+            yield f"T.reducer_update({place}, {value})"
         else:
             yield f"T.atomic_{s.atomic}({place}, {value})" if s.atomic else f"{place} = {value}"
 
     def sync(self, s: Sync) -> Iterator[str]:
-        yield "T.sync_threads()"
+        if s.scope == "block" and s.phase == "arrive":
+            assert s.ident is not None
+            assert s.threads is not None
+            yield f"T.named_barrier_arrive({self.expr(s.ident)}, {self.expr(s.threads)})"
+        elif s.scope == "block":
+            yield f"T.sync_threads({', '.join(self.expr(e) for e in (s.ident, s.threads) if e is not None)})"
+        elif s.scope == "cluster":
+            yield f"T.cluster_{s.phase or 'sync'}()"
+        else:
+            yield f"T.sync_{s.scope}()"
 
     def if_(self, s: If) -> Iterator[str]:
         word = "if"
         while True:
             yield f"{word} {self.expr(s.cond)}:"
+            if s.role:
+                yield f'{INDENT}T.role("{s.role}")'
             yield from self.indented(s.then)
             if len(s.orelse) != 1 or not isinstance(s.orelse[0], If):
                 break
@@ -204,203 +258,116 @@ class _Printer:
             if s.start is not None or s.step != 1:
                 raise ValueError(f"a {s.kind} loop over {extents} cannot have a start or a step")
             if s.kind == "parallel":
-                return f"T.Parallel({extents})"
+                return f"T.Parallel({', '.join([extents, *_options(s.hints)])})"
             wave, index = self.expr(self.program.grid[0]), self.program.block_vars[0].name
-            return f"T.Persistent([{extents}], {wave}, {index}, group_size={s.group_size})"
+            grouped = f"group_size={s.group_size}"
+            return (
+                f"T.Persistent({', '.join([f'[{extents}], {wave}, {index}, {grouped}', *_options(s.hints)])})"
+            )
         if len(s.vars) != 1:
             raise ValueError(f"a {s.kind} loop has one variable, not {len(s.vars)}")
         span = self.span(s)
         if s.kind == "pipelined":
-            return f"T.Pipelined({span}, num_stages={s.num_stages})"
-        return f"T.{s.kind}({span})"
+            return f"T.Pipelined({', '.join([span, f'num_stages={s.num_stages}', *_options(s.hints)])})"
+        return f"T.{s.kind}({', '.join([span, *_options(s.hints)])})"
 
     def span(self, s: For) -> str:
         (extent,) = s.extents
         if s.start is None and s.step == 1:
             return self.expr(extent)
         start = _ZERO if s.start is None else s.start
-        stop = self.expr(_stop(start, extent, s.step))
+        stop = self.expr(stop_of(start, extent, s.step))
         if s.step == 1:
             return f"{self.expr(start)}, {stop}"
         if s.kind == "pipelined":
             raise ValueError(f"a pipelined loop cannot have the step {s.step}")
         return f"{self.expr(start)}, {stop}, {s.step}"
 
-    # -- regions ------------------------------------------------------------------------------
+    # -- statements of threads, barriers and asynchronous engines ------------------------------
 
-    def shape(self, shape: tuple[Expr, ...]) -> str:
-        inside = ", ".join(self.expr(e) for e in shape)
-        return f"({inside},)" if len(shape) == 1 else f"({inside})"
+    def im2col(self, s: Im2col) -> Iterator[str]:
+        steps = f"{self.expr(s.nhw_step)}, {self.expr(s.c_step)}"
+        window = f"{s.kernel}, {s.stride}, {s.dilation}, {s.padding}"
+        parts = [self.region(s.src), self.region(s.dst), steps, window, *_options(s.hints)]
+        yield f"T.im2col({', '.join(parts)})"
 
-    def whole(self, r: Region) -> bool:
-        return all(m == _ZERO for m in r.mins) and r.extents == self.buffers[r.buffer].shape
+    def transpose(self, s: Transpose) -> Iterator[str]:
+        yield f"T.transpose({self.region(s.src)}, {self.region(s.dst)})"
 
-    def region(self, r: Region) -> str:
-        if self.whole(r):
-            return r.buffer
-        parts = []
-        shape = self.buffers[r.buffer].shape
-        # A region needs one slice at least, or it would be an element.
-        points = [e == _ONE for e in r.extents]
-        if all(points):
-            points[-1] = False
-        for low, extent, size, point in zip(r.mins, r.extents, shape, points, strict=True):
-            if point:
-                parts.append(self.expr(low))
-            elif low == _ZERO and extent == size:
-                parts.append(":")
-            else:
-                parts.append(f"{self.expr(low)}:{self.expr(_stop(low, extent))}")
-        return f"{r.buffer}[{', '.join(parts)}]"
+    def finalize(self, s: FinalizeReducer) -> Iterator[str]:
+        parts = [self.region(r) for r in (s.src, s.dst) if r is not None]
+        yield f"T.finalize_reducer({', '.join([*parts, *_options(s.hints)])})"
 
-    def pair(self, a: Region, b: Region) -> tuple[str, str]:
-        """Two regions of equal extents: a corner suffices where the other side fixes the extents."""
-        if not self.whole(a) and a.extents == fit(b.extents, len(a.mins)):
-            return self.element(a.buffer, a.mins), self.region(b)
-        if not self.whole(b) and b.extents == fit(a.extents, len(b.mins)):
-            return self.region(a), self.element(b.buffer, b.mins)
-        return self.region(a), self.region(b)
-
-    def element(self, buffer: str, indices: tuple[Expr, ...]) -> str:
-        if self.buffers[buffer].scope == "var":
-            return buffer
-        return f"{buffer}[{', '.join(self.expr(i) for i in indices)}]"
-
-    # -- expressions --------------------------------------------------------------------------
-
-    def expr(self, e: Expr, above: int = 0, wanted: str = "int32") -> str:
-        """Text of ``e`` under an operator of precedence ``above``, where a ``wanted`` is expected."""
-        text, precedence = self.parts(e, wanted)
-        return text if precedence >= above else f"({text})"
-
-    def parts(self, e: Expr, wanted: str) -> tuple[str, int]:
-        if isinstance(e, Const):
-            # A bare integer beside floats would be read as a float.
-            text = self.const(e, bare=not (is_float(wanted) and e.dtype in ("int32", "int64")))
-            return text, _UNARY if text.startswith("-") else _ATOM
-        if isinstance(e, Var):
-            return self.var(e), _ATOM
-        if isinstance(e, Load):
-            return self.element(e.buffer, e.indices), _ATOM
-        if isinstance(e, Cast):
-            name = "reinterpret" if e.bits else "cast"
-            return f'T.{name}({self.expr(e.a)}, "{e.dtype}")', _ATOM
-        if isinstance(e, Binary):
-            return self.binary(e)
-        if isinstance(e, Call):
-            return self.call(e)
-        raise TypeError(f"not an expression: {e!r}")
-
-    def var(self, e: Var) -> str:
-        return self.renamed.get(e.name, e.name)
-
-    def const(self, e: Const, bare: bool = True) -> str:
-        value = e.value
-        if isinstance(value, bool):
-            text, plain = str(value), "bool"
-        elif isinstance(value, int):
-            text, plain = str(value), "int32" if -(2**31) <= value < 2**31 else "int64"
-        elif math.isnan(value):
-            return f'T.{e.dtype}("nan")'
-        elif math.isinf(value):
-            return f'{"-" if value < 0 else ""}T.infinity("{e.dtype}")'
+    def arrive(self, s: BarrierArrive) -> Iterator[str]:
+        place = self.element(s.barrier.buffer, s.barrier.indices)
+        if s.after == "cp_async":
+            yield f"T.cp_async_barrier_noinc({place})"
+        elif s.after == "tcgen05":
+            yield f"T.tcgen05_mma_arrive({', '.join([place, *_options(s.hints)])})"
+        elif s.expect_bytes is not None:
+            word = "arrive_expect_tx" if s.arrive else "expect_tx"
+            yield f"T.mbarrier_{word}({place}, {self.expr(s.expect_bytes)})"
         else:
-            text, plain = repr(value), "float32"
-        return text if bare and e.dtype == plain else f"T.{e.dtype}({text})"
+            cta = "" if s.cta is None else f", {self.expr(s.cta)}"
+            yield f"T.mbarrier_arrive({place}{cta})"
 
-    def binary(self, e: Binary) -> tuple[str, int]:
-        ceil = _ceildiv(e)
-        if ceil is not None:
-            return f"T.ceildiv({self.expr(ceil[0])}, {self.expr(ceil[1])})", _ATOM
-        a_dtype, b_dtype = dtype_of(e.a, self.dtypes), dtype_of(e.b, self.dtypes)
-        wanted = "float32" if is_float(a_dtype) or is_float(b_dtype) else "int32"
-        if e.op in ("min", "max"):
-            return f"T.{e.op}({self.literal(e.a, e.b, wanted)}, {self.expr(e.b, 0, wanted)})", _ATOM
-        symbol, precedence = _BINARY[e.op]
-        right_assoc = e.op == "pow"
-        left_needs = precedence + 1 if right_assoc or precedence == _COMPARISON else precedence
-        right_needs = _UNARY if right_assoc else precedence + 1
-        if precedence == _COMPARISON and isinstance(e.a, Const):
-            left = self.const(e.a, bare=False)  # Python would turn `1 < x` into `x > 1`
-        else:
-            left = self.literal(e.a, e.b, wanted, left_needs)
-        return f"{left} {symbol} {self.expr(e.b, right_needs, wanted)}", precedence
+    def wait(self, s: BarrierWait) -> Iterator[str]:
+        place = self.element(s.barrier.buffer, s.barrier.indices)
+        yield f"T.mbarrier_wait_parity({place}, {self.expr(s.parity)})"
 
-    def literal(self, a: Expr, b: Expr, wanted: str, above: int = 0) -> str:
-        """Left operand; between two literals it is spelled as a value, or Python would compute them."""
-        if isinstance(a, Const) and isinstance(b, Const):
-            text = self.const(a, bare=False)
-            return f"({text})" if text.startswith("-") and above > _UNARY else text
-        return self.expr(a, above, wanted)
+    def async_commit(self, s: AsyncCommit) -> Iterator[str]:
+        yield f"T.{_COMMIT[s.kind]}()"
 
-    def call(self, e: Call) -> tuple[str, int]:
-        if e.fn == "not":
-            return f"not {self.expr(e.args[0], _NOT)}", _NOT
-        if e.fn in ("neg", "bitnot"):
-            sign = "-" if e.fn == "neg" else "~"
-            (a,) = e.args
-            inner = self.const(a, bare=False) if isinstance(a, Const) else self.expr(a, _UNARY)
-            return f"{sign}{inner}", _UNARY
-        if e.fn == "if_then_else":
-            condition, a, b = e.args
-            wanted = self.wanted((a, b))
-            chosen = f"{self.expr(a, 0, wanted)}, {self.expr(b, 0, wanted)}"
-            return f"T.if_then_else({self.expr(condition)}, {chosen})", _ATOM
-        wanted = "float32" if e.fn in FLOAT_ARGUMENTS else self.wanted(e.args)
-        return f"T.{e.fn}({', '.join(self.expr(a, 0, wanted) for a in e.args)})", _ATOM
+    def async_wait(self, s: AsyncWait) -> Iterator[str]:
+        yield f"T.{_WAIT[s.kind]}({self.expr(s.pending)})"
 
-    def wanted(self, args: tuple[Expr, ...]) -> str:
-        return "float32" if any(is_float(dtype_of(a, self.dtypes)) for a in args) else "int32"
+    def jump(self, s: Jump) -> Iterator[str]:
+        yield "T.thread_return()" if s.kind == "return" else s.kind
+
+    def random(self, s: RandomInit) -> Iterator[str]:
+        args = ", ".join(self.expr(e) for e in (s.seed, s.sequence, s.offset))
+        yield f'T.rng_init({args}, generator="{s.generator}")'
+
+    def hint(self, s: Hint) -> Iterator[str]:
+        yield f"T.{s.name}({', '.join(s.args)})"
+
+    def extern(self, s: Extern) -> Iterator[str]:
+        parts = [
+            f'"{s.name}"',
+            *(self.expr(e) for e in s.args),
+            *([f"reads=[{', '.join(map(self.region, s.reads))}]"] if s.reads else []),
+            *([f"writes=[{', '.join(map(self.region, s.writes))}]"] if s.writes else []),
+            *([f"source={s.source!r}"] if s.source else []),
+        ]
+        yield f"T.extern({', '.join(parts)})"
 
 
-def _stop(start: Expr, extent: Expr, step: int = 1) -> Expr:
-    """The end of a range: as it was probably written, if that gives this very extent again."""
-    written = extent.a if isinstance(extent, Binary) and extent.op == "sub" and extent.b == start else None
-    if step == 1 and written is not None and difference(written, start) == extent:
-        return written
-    return binary("add", start, extent if step == 1 else binary("mul", extent, Const(step)))
+def _options(hints: Hints) -> list[str]:
+    """Hints as keyword arguments."""
+    return [f"{name}={value}" for name, value in hints]
 
 
-def _ceildiv(e: Binary) -> tuple[Expr, Expr] | None:
-    """Operands of ``T.ceildiv`` if ``e`` is what it builds."""
-    if e.op != "floordiv" or not isinstance(e.a, Binary):
-        return None
-    if isinstance(e.b, Const):
-        # Of a constant numerator nothing is left to divide, so it is not one.
-        if e.a.op == "add" and e.a.b == Const(int(e.b.value) - 1) and not isinstance(e.a.a, Const):
-            return e.a.a, e.b
-        return None
-    inner = e.a.a
-    if (
-        e.a.op == "sub"
-        and e.a.b == _ONE
-        and isinstance(inner, Binary)
-        and inner.op == "add"
-        and inner.b == e.b
-    ):
-        return inner.a, e.b
-    return None
-
-
-def _free_name(program: TileProgram) -> str:
-    taken = {program.name, *(d.name for d in program.dims), *(b.name for b in program.params)}
-    taken |= {b.name for b in program.buffers}
-    name = "T_"
-    while name in taken:
-        name += "_"
-    return name
-
-
-_STATEMENTS: dict[type[Stmt], Callable[[_Printer, Any], Iterator[str]]] = {
-    Copy: _Printer.copy,
-    Gemm: _Printer.gemm,
-    Fill: _Printer.fill,
-    Reduce: _Printer.reduce,
-    CumSum: _Printer.cumsum,
-    AtomicAdd: _Printer.atomic_add,
-    Store: _Printer.store,
-    Sync: _Printer.sync,
-    For: _Printer.for_,
-    If: _Printer.if_,
-    While: _Printer.while_,
+_STATEMENTS: dict[type[Stmt], str] = {  # methods of Printer
+    Copy: "copy",
+    Gemm: "gemm",
+    Fill: "fill",
+    Reduce: "reduce",
+    CumSum: "cumsum",
+    AtomicAdd: "atomic_add",
+    Store: "store",
+    Sync: "sync",
+    For: "for_",
+    If: "if_",
+    While: "while_",
+    Im2col: "im2col",
+    Transpose: "transpose",
+    FinalizeReducer: "finalize",
+    BarrierArrive: "arrive",
+    BarrierWait: "wait",
+    AsyncCommit: "async_commit",
+    AsyncWait: "async_wait",
+    Jump: "jump",
+    RandomInit: "random",
+    Hint: "hint",
+    Extern: "extern",
 }

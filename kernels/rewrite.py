@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Const, Expr, evaluate, loads, substitute, variables
-from foretile.kernels.ir import Buffer, For, If, Region, Stmt, TileProgram, While, walk_stmts
+from foretile.kernels.expr import Const, Expr, Load, evaluate, loads, substitute, variables
+from foretile.kernels.ir import Buffer, Extern, For, If, Region, Stmt, TileProgram, While, walk_stmts
 
 
 def map_exprs(program: TileProgram, fn: Callable[[Expr], Expr]) -> TileProgram:
@@ -28,7 +28,19 @@ def map_exprs(program: TileProgram, fn: Callable[[Expr], Expr]) -> TileProgram:
 
 
 def _map_buffer(buffer: Buffer, fn: Callable[[Expr], Expr]) -> Buffer:
-    return replace(buffer, shape=tuple(fn(e) for e in buffer.shape))
+    if not buffer.strides and buffer.offset is None and buffer.address is None:
+        return replace(buffer, shape=tuple(fn(e) for e in buffer.shape))
+    return replace(
+        buffer,
+        shape=tuple(fn(e) for e in buffer.shape),
+        strides=tuple(fn(e) for e in buffer.strides),
+        offset=None if buffer.offset is None else fn(buffer.offset),
+        address=None if buffer.address is None else _mapped_load(buffer.address, fn),
+    )
+
+
+def _mapped_load(load: Load, fn: Callable[[Expr], Expr]) -> Load:
+    return Load(load.buffer, tuple(fn(i) for i in load.indices))
 
 
 def _map_body(body: tuple[Stmt, ...], fn: Callable[[Expr], Expr]) -> tuple[Stmt, ...]:
@@ -45,17 +57,28 @@ def _map_body(body: tuple[Stmt, ...], fn: Callable[[Expr], Expr]) -> tuple[Stmt,
         changes: dict[str, Any] = {}
         for f in fields(stmt):
             part = getattr(stmt, f.name)
-            if isinstance(part, Expr):
+            if isinstance(part, Load) and f.name in _PLACES:
+                changes[f.name] = _mapped_load(part, fn)
+            elif isinstance(part, Expr):
                 changes[f.name] = fn(part)
             elif isinstance(part, Region):
-                mins, extents = tuple(map(fn, part.mins)), tuple(map(fn, part.extents))
-                changes[f.name] = Region(part.buffer, mins, extents)
-            elif f.name in ("indices", "extents"):
+                changes[f.name] = _mapped_region(part, fn)
+            elif f.name in ("indices", "extents") or (f.name == "args" and isinstance(stmt, Extern)):
                 changes[f.name] = tuple(map(fn, part))
+            elif f.name in ("reads", "writes"):
+                changes[f.name] = tuple(_mapped_region(r, fn) for r in part)
         if isinstance(stmt, For | While):
             changes["body"] = _map_body(stmt.body, fn)
         out.append(replace(stmt, **changes) if changes else stmt)
     return tuple(out)
+
+
+# Fields that hold an element as a place, not its value.
+_PLACES = ("barrier", "previous")
+
+
+def _mapped_region(region: Region, fn: Callable[[Expr], Expr]) -> Region:
+    return Region(region.buffer, tuple(map(fn, region.mins)), tuple(map(fn, region.extents)))
 
 
 def bind(program: TileProgram, dims: Mapping[str, int]) -> TileProgram:

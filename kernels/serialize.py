@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,14 +25,16 @@ _NODES: dict[str, type[Any]] = {
         *(expr.Const, expr.Var, expr.Binary, expr.Call, expr.Cast, expr.Load),
         *(ir.Buffer, ir.Region, ir.Copy, ir.Gemm, ir.Fill, ir.Reduce, ir.CumSum, ir.AtomicAdd),
         *(ir.Store, ir.Sync, ir.For, ir.If, ir.While, ir.Swizzle, ir.TileProgram),
+        *(ir.Im2col, ir.Transpose, ir.FinalizeReducer, ir.BarrierArrive, ir.BarrierWait, ir.AsyncCommit),
+        *(ir.AsyncWait, ir.Jump, ir.RandomInit, ir.Hint, ir.Extern),
     )
 }
 _FIELDS: dict[type[Any], tuple[Field[Any], ...]] = {cls: fields(cls) for cls in _NODES.values()}
 _HINTS: dict[type[Any], dict[str, Any]] = {cls: get_type_hints(cls) for cls in _NODES.values()}
 # Fields that hold a name out of a table.
-_CHOICES: dict[tuple[str, str], Mapping[str, Any]] = {
+_CHOICES: dict[tuple[str, str], Collection[str]] = {
     ("Binary", "op"): expr.BINARY_OPS,
-    ("Call", "fn"): expr.FUNCTIONS,
+    ("Call", "fn"): frozenset(expr.FUNCTIONS) | expr.THREAD_FUNCTIONS,
     ("Const", "dtype"): DTYPES,
     ("Var", "dtype"): DTYPES,
     ("Cast", "dtype"): DTYPES,
@@ -111,7 +113,7 @@ def _node(data: Any, wanted: type[Any], path: str) -> Any:
         if f.name in data:
             values[f.name] = _value(data[f.name], hints[f.name], f"{path}.{f.name}")
             table = _CHOICES.get((name, f.name))
-            if table is not None and values[f.name] not in table:
+            if table is not None and values[f.name] not in table and not _extern(name, values[f.name]):
                 near = difflib.get_close_matches(values[f.name], table, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise _wrong(f"{path}.{f.name}", f"unknown {f.name} {values[f.name]!r}{hint}")
@@ -120,6 +122,11 @@ def _node(data: Any, wanted: type[Any], path: str) -> Any:
     if cls is expr.Const:
         _convert_literal(values, path)
     return cls(**values)
+
+
+def _extern(node: str, name: str) -> bool:
+    kind, _, rest = name.partition(":")
+    return node == "Call" and kind == "extern" and rest.partition(":")[0] in DTYPES
 
 
 def _convert_literal(values: dict[str, Any], path: str) -> None:

@@ -1,5 +1,5 @@
-"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify |
-calibrate | validate``.
+"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify | export |
+calibrate | validate | bundle``.
 
 Data goes to standard output, prose to standard error. Exit codes: 0 done, 1 a fault of ours,
 2 something to put right in what was asked, 3 a verification outside of its tolerance, 130
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from foretile.cli import calibrate, chips, compare, ops, predict, validate, verify
+from foretile.cli import bundle, calibrate, chips, compare, export, ops, predict, validate, verify
 from foretile.cli.arguments import spread_config
 
 __all__ = ["app", "main"]
@@ -28,12 +28,14 @@ app = typer.Typer(
     epilog="Example: [bold]foretile predict gemm m=4096 n=7168 k=2048 --chip h20 --chip h200[/bold]",
 )
 app.add_typer(chips.app, name="chips")
+app.add_typer(bundle.app, name="bundle")
 app.command("ops")(ops.ops)
 app.command("predict")(predict.predict)
 app.command("explain")(predict.explain)
 app.command("trace")(predict.trace)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)
+app.command("export")(export.export)
 app.command("calibrate")(calibrate.calibrate)
 app.command("validate")(validate.validate)
 

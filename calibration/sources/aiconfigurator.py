@@ -289,12 +289,13 @@ def _described(
 
 def _aggregate(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a key: mean latency, spread, number of runs; the other columns are those of the first."""
-    groups = frame.groupby(list(KEY_COLUMNS), sort=False)
+    keys = [c for c in KEY_COLUMNS if c in frame.columns]
+    groups = frame.groupby(keys, sort=False)
     times = groups["latency_s"].agg(["mean", "min", "max", "size"])
-    rest = groups[[c for c in COLUMNS if c in frame.columns and c not in (*KEY_COLUMNS, "latency_s")]].first()
+    rest = groups[[c for c in COLUMNS if c in frame.columns and c not in (*keys, "latency_s")]].first()
     result = rest.reset_index()
     result["latency_s"] = times["mean"].to_numpy()
     result["runs"] = times["size"].to_numpy()
     spread = (times["max"] / times["min"] - 1.0).to_numpy()
     result["spread"] = np.where(times["size"].to_numpy() > 1, spread, np.nan)
-    return typed(result.loc[:, list(COLUMNS)])
+    return typed(result)

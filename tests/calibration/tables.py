@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from foretile.calibration.measurements import COLUMNS, canonical, family_of
+from foretile.calibration.table_schema import OPTIONAL
 from foretile.kernels.operator import load_operator
 
 
@@ -31,6 +32,7 @@ def row(operator: str = "gemm", **given: Any) -> dict[str, Any]:
         "comparable": "",
         "source": "test",
         "licence": "CC0-1.0",
+        **OPTIONAL,
     } | columns
 
 

@@ -24,6 +24,7 @@ from foretile.calibration.measurements import (
     validate_table,
     write_table,
 )
+from foretile.calibration.table_schema import OPTIONAL
 
 GEMM = json.loads(row()["shape"])
 
@@ -86,11 +87,23 @@ def test_every_field_is_documented() -> None:
     assert all(field.description for field in Measurement.model_fields.values())
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name not in OPTIONAL])
 def test_a_missing_column_is_named(column: str) -> None:
     error = refusal(table().drop(columns=column))
     assert error.column == column
     assert "missing" in str(error)
+
+
+@pytest.mark.parametrize("column", OPTIONAL)
+def test_a_column_that_need_not_be_there_gets_its_default(column: str) -> None:
+    read = validate_table(table().drop(columns=column), "t")
+    pd.testing.assert_frame_equal(read, validate_table(table(), "t"))
+
+
+def test_configurations_tell_rows_apart() -> None:
+    rows = [row(config=canonical({"block_m": side})) for side in (64, 128)]
+    assert len(validate_table(table(*rows), "t")) == 2
+    assert refusal(table(rows[0], rows[0])).column is not None
 
 
 def test_an_unknown_column_is_refused_with_the_nearest() -> None:
@@ -104,6 +117,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("latency_s", 0.0, "not a time"),
     ("latency_s", float("nan"), "NaN"),
     ("latency_s", float("inf"), "not a time"),
+    ("config", "block_m=64", "not JSON"),
+    ("config", "[64]", "not a JSON object"),
+    ("config", '{"b": 1}', "not canonical"),
+    ("power_w", "much", "is not a number"),
     ("spread", -0.1, "spread"),
     ("runs", 0, "runs"),
     ("device", "h20-sxm", "did you mean 'h200-sxm'"),

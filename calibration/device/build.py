@@ -1,0 +1,298 @@
+"""Build a measurement bundle from a suite, on a machine that needs no device."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import queue
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import foretile.calibration
+import foretile.kernels
+from foretile.calibration.device.archive import FORMAT, archive_bytes
+from foretile.calibration.device.driver import DeviceError
+from foretile.calibration.device.fake import FakeDriver, checking_driver
+from foretile.calibration.device.kernels import CUDA, TILE, Compiled, Kernels, candidates
+from foretile.calibration.device.operands import fill_of
+from foretile.calibration.device.references import FORMULAS
+from foretile.calibration.device.rows import Case, Row
+from foretile.calibration.device.runner import check_launches
+from foretile.calibration.device.suites import Entry, Suite
+from foretile.calibration.device.tables import canonical, write_whole
+from foretile.calibration.device.timing import Plan
+from foretile.hwmodels import Chip, list_chips, load_chip
+from foretile.kernels.cuda.nvcc import NvccError
+from foretile.kernels.cuda.registry import program_tensors
+from foretile.kernels.families import family_of
+from foretile.kernels.operator import Config, Operator, OperatorError, Shape
+from foretile.kernels.tilelang.compiled import CompileError
+from foretile.kernels.tilelang.export import ExportError
+from foretile.simulator.machine import SimulationError
+from foretile.simulator.predictor import predict
+
+LICENCE = "Apache-2.0"
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
+_REFUSED = (CompileError, DeviceError, ExportError, NvccError, OperatorError, SimulationError)
+
+Tell = Callable[[int, int, str], None]
+
+
+@dataclass
+class Built:
+    """What a bundle is made of, so far. ``left_out``: rows that could not be made, and why."""
+
+    driver: FakeDriver
+    cases: dict[str, Case] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    codes: dict[str, bytes] = field(default_factory=dict)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, case: Case, source: str, config: Config, made: Compiled, predicted_s: float) -> None:
+        """A row; code that occurs twice is kept once.
+
+        Raises:
+            DeviceError: a device would refuse one of its launches.
+        """
+        launches = tuple((self._kept(code), recipe) for code, recipe in made.launches)
+        text = "|".join((case.name, source, canonical(config), *(digest for digest, _ in launches)))
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if any(row.key == key for row in self.rows):
+            return
+        row = Row(key, case.name, source, config, launches, predicted_s)
+        (outcome,) = check_launches(self.driver, {case.name: case}, [row], self.codes.__getitem__)
+        if outcome.status != "ok":
+            raise DeviceError(outcome.message)
+        self.driver.unload()
+        self.cases.setdefault(case.name, case)
+        self.rows.append(row)
+
+    def merge(self, other: Built) -> None:
+        """Add what another thread has made; rows that are there already are not added again."""
+        there = {row.key for row in self.rows}
+        self.rows += [row for row in other.rows if row.key not in there]
+        self.cases |= {name: case for name, case in other.cases.items() if name not in self.cases}
+        self.codes |= other.codes
+        self.left_out += other.left_out
+
+    def _kept(self, code: bytes) -> str:
+        digest = hashlib.sha256(code).hexdigest()
+        self.codes[digest] = code
+        return digest
+
+    def leave_out(self, operator: Operator, shape: Shape, source: str, config: Config, why: str) -> None:
+        """A row that cannot be."""
+        self.left_out.append(
+            {
+                "operator": operator.name,
+                "shape": canonical(shape),
+                "kernel_source": source,
+                "config": canonical(config),
+                "why": re.sub(r"\s+", " ", why)[:400],
+            }
+        )
+
+
+def build_bundle(
+    suite: Suite,
+    arch: str,
+    out: Path,
+    chip: Chip,
+    tell: Tell = lambda done, total, what: None,
+    jobs: int = 1,
+    version: str = "unknown",
+) -> Mapping[str, Any]:
+    """Compile what a suite names for ``arch`` and write the bundle; returns its manifest.
+
+    ``chip`` is what configurations are chosen for and times predicted on, ``jobs`` how many shapes are worked
+    on at a time (each takes a compiler of one to two gigabytes), ``version`` this library's. Compiled kernels
+    are kept, so that an interrupted build goes on where it stopped.
+
+    Raises:
+        OperatorError: nothing of the suite could be compiled, or the architecture is not known.
+        NvccError: there is no nvcc.
+        OSError: the file cannot be written.
+    """
+    if arch not in ARCHITECTURES:
+        raise OperatorError(f"architecture {arch!r} is not one of {', '.join(ARCHITECTURES)}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out}: there is no folder {out.parent}")
+    built = Built(checking_driver(arch))
+    plan = Plan(tolerance=suite.timing.tolerance, budget_s=suite.timing.budget_s)
+    work = [(entry, operator, shape) for entry in suite.entries for operator, shape in entry.resolved()]
+    tools = Kernels(arch).tools()
+    with _Pool(arch, chip, jobs) as pool:
+        for done, ((_, operator, shape), part) in enumerate(zip(work, pool.cases(work), strict=True)):
+            built.merge(part)
+            what = " ".join((operator.name, *(f"{k}={v}" for k, v in shape.items())))
+            tell(done + 1, len(work), what)
+    if not built.rows:
+        why = built.left_out[0]["why"] if built.left_out else "the suite is empty"
+        raise OperatorError(f"suite {suite.name}: nothing could be compiled for {arch}; the first: {why}")
+    manifest = _manifest(suite, arch, chip, plan, built, {"foretile": version, **tools})
+    rooms = {"kernels": foretile.kernels, "calibration": foretile.calibration}
+    folders = {name: Path(str(room.__file__)).parent for name, room in rooms.items()}
+    used = {digest: built.codes[digest] for row in built.rows for digest, _ in row.launches}
+    write_whole(out, archive_bytes(manifest, used, folders, version))
+    return manifest
+
+
+class _Pool:
+    """Threads that each have a compiler of their own; waiting for it is all they do."""
+
+    def __init__(self, arch: str, chip: Chip, jobs: int) -> None:
+        self._arch, self._chip = arch, chip
+        self._threads = ThreadPoolExecutor(max_workers=jobs)
+        self._idle: queue.Queue[Kernels] = queue.Queue()
+        self._all = [Kernels(arch) for _ in range(jobs)]
+        for kernels in self._all:
+            self._idle.put(kernels)
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Without waiting for what is not wanted any more: a compiler that is closed ends its thread.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for kernels in self._all:
+            kernels.close()
+
+    def cases(self, work: Sequence[tuple[Entry, Operator, Shape]]) -> Iterator[Built]:
+        """What each piece of work becomes, in their order."""
+        yield from self._threads.map(self._case, work)
+
+    def _case(self, piece: tuple[Entry, Operator, Shape]) -> Built:
+        kernels, built = self._idle.get(), Built(checking_driver(self._arch))
+        try:
+            _add_case(built, kernels, *piece, self._chip)
+        finally:
+            self._idle.put(kernels)
+        return built
+
+
+def _add_case(
+    built: Built, kernels: Kernels, entry: Entry, operator: Operator, shape: Shape, chip: Chip
+) -> None:
+    """All rows of an operator at one shape."""
+    try:
+        case = case_of(operator, shape)
+    except OperatorError as error:
+        built.leave_out(operator, shape, "all", {}, str(error))
+        return
+    if entry.cuda:
+        try:
+            built.add(case, CUDA, {}, kernels.cuda(operator, shape), float("nan"))
+        except _REFUSED as error:
+            built.leave_out(operator, shape, CUDA, {}, str(error))
+    wanted = entry.tile if isinstance(entry.tile, int) else len(entry.tile)
+    if not wanted:
+        return
+    try:
+        several = list(candidates(operator, shape, chip, entry.tile))
+    except _REFUSED as error:
+        built.leave_out(operator, shape, TILE, {}, str(error))
+        return
+    made = 0
+    for config in several:
+        if made == wanted:
+            return
+        try:
+            compiled = kernels.tile(operator, shape, config)
+            built.add(case, TILE, config, compiled, predict(operator, shape, chip, config).time_s)
+            made += 1
+        except _REFUSED as error:
+            built.leave_out(operator, shape, TILE, config, str(error))
+
+
+def case_of(operator: Operator, shape: Shape) -> Case:
+    """Operands, outputs, reference and tolerance of an operator at a shape.
+
+    Raises:
+        OperatorError: no reference or no operands are known for it.
+    """
+    if operator.name not in FORMULAS:
+        known = ", ".join(sorted(FORMULAS))
+        raise OperatorError(f"{operator.name}: no reference on a device is known; there is one for {known}")
+    given, results = _names(operator, shape)
+    tensors = program_tensors(operator.name, shape)
+    missing = [name for name in (*given, *results) if name not in tensors]
+    if missing:
+        raise OperatorError(f"{operator.name}: its tile program has no tensor {missing[0]}")
+    operands = [tensors.arg(name) for name in given]
+    tolerance = operator.tolerance(shape)
+    return Case(
+        name=f"{operator.name} {canonical(shape)}",
+        operator=operator.name,
+        shape=shape,
+        family=family_of(operator.name, shape),
+        tensors=(*operands, *(tensors.arg(name, "out") for name in results)),
+        fills={tensor.name: fill_of(operator, shape, tensor) for tensor in operands},
+        outputs=results,
+        formula=operator.name,
+        norm=tolerance.norm,
+        peak=tolerance.peak,
+    )
+
+
+def _names(operator: Operator, shape: Shape) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of operands and of results, from the operator at its small example with this shape's options."""
+    options = {p.name: shape[p.name] for p in operator.params if p.kind != "int"}
+    small = operator.shape(**{**operator.example, **options})
+    inputs = operator.inputs(small, np.random.default_rng(0))
+    return tuple(inputs), tuple(operator.reference(small, **inputs))
+
+
+def _manifest(
+    suite: Suite, arch: str, chip: Chip, plan: Plan, built: Built, tools: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "suite": suite.name,
+        "title": suite.title,
+        "arch": arch,
+        "built": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "tools": dict(tools),
+        "licence": LICENCE,
+        "chip": chip.id,
+        "chips": list(_chips()),
+        "plan": asdict(plan),
+        "estimate_s": estimate_s(built.rows, plan, len(built.cases), suite.case_s),
+        "cases": [case.to_json() for case in built.cases.values()],
+        "rows": [row.to_json() for row in built.rows],
+        "left_out": built.left_out,
+    }
+
+
+def estimate_s(rows: list[Row], plan: Plan, cases: int, case_s: float) -> float:
+    """Seconds that measuring takes at most, by our own predictions.
+
+    A row takes its warm-up, then its budget, which ends after a batch of repetitions that was begun; a kernel
+    without a prediction counts as one that a graph of the plan's length holds. ``case_s`` for each case's
+    operands and reference.
+    """
+    per_row = [
+        plan.warm_up_s
+        + plan.budget_s
+        + (plan.batch + 2) * max(plan.graph_s, 0.0 if np.isnan(row.predicted_s) else row.predicted_s)
+        for row in rows
+    ]
+    return float(np.sum(per_row)) + cases * case_s
+
+
+def _chips() -> Iterator[dict[str, Any]]:
+    """What tells the catalogue's devices of this kind apart."""
+    for name in list_chips():
+        chip = load_chip(name)
+        if chip.style == "simt":
+            yield {
+                "id": chip.id,
+                "aliases": [chip.id, *chip.aliases],
+                "cores": int(chip.cores.value),
+                "memory_bytes": float(chip.dram.capacity_bytes.value),
+            }
