@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,27 +85,37 @@ def _library(source: KernelSource, folder: Path) -> Any:
     return _loaded[key]
 
 
-def _launch(
-    source: KernelSource, recipe: LaunchRecipe, memory: Mapping[str, np.ndarray], seed: int, folder: Path
+def host_launch(
+    source: KernelSource,
+    grid: Sequence[int],
+    block: Sequence[int],
+    shared_bytes: int,
+    values: Sequence[Any],
+    seed: int,
+    folder: Path,
 ) -> None:
+    """One launch; ``values`` are its parameters as ctypes objects."""
     library = _library(source, folder)
-    values = []
-    for arg in recipe.args:
-        if isinstance(arg, TensorArg):
-            values.append(ctypes.c_void_p(memory[arg.name].ctypes.data))
-        else:
-            assert isinstance(arg, ScalarArg)
-            values.append(_SCALARS[arg.ctype](arg.value))
     pointers = (ctypes.c_void_p * len(values))(
         *[ctypes.cast(ctypes.byref(v), ctypes.c_void_p) for v in values]
     )
     three = ctypes.c_int * 3
     where = three()
     failed = getattr(library, f"launch_{source.symbol}")(
-        three(*recipe.grid), three(*recipe.block), ctypes.c_int(recipe.shared_bytes), ctypes.c_uint64(seed),
-        pointers, where,
-    )  # fmt: skip
+        three(*grid), three(*block), ctypes.c_int(shared_bytes), ctypes.c_uint64(seed), pointers, where
+    )
     assert not failed, f"{source.symbol}: threads of block {tuple(where)} wait for each other for ever"
+
+
+def _parameters(recipe: LaunchRecipe, memory: Mapping[str, np.ndarray]) -> list[Any]:
+    values: list[Any] = []
+    for arg in recipe.args:
+        if isinstance(arg, TensorArg):
+            values.append(ctypes.c_void_p(memory[arg.name].ctypes.data))
+        else:
+            assert isinstance(arg, ScalarArg)
+            values.append(_SCALARS[arg.ctype](arg.value))
+    return values
 
 
 def run_on_host(
@@ -130,7 +140,8 @@ def run_on_host(
     before = {t.name: memory[t.name][: t.bytes].copy() for t in program.tensors if t.role == "in"}
     for source, recipe in program.launches:
         assert recipe.problems(source.capability) == []
-        _launch(source, recipe, memory, seed, folder)
+        values = _parameters(recipe, memory)
+        host_launch(source, recipe.grid, recipe.block, recipe.shared_bytes, values, seed, folder)
     for tensor in program.tensors:
         assert (memory[tensor.name][tensor.bytes :] == 0xA5).all(), f"written behind {tensor.name}"
         if tensor.role == "in":
