@@ -120,11 +120,16 @@ def gemm_blockscaled(
     transpose_B: bool = False,
     policy: str = GemmWarpPolicy.Square,
     clear_accum: bool = False,
+    *,
+    k_start: int = 0,
+    sf_a_granularity_k: int | None = None,
+    sf_b_granularity_k: int | None = None,
 ) -> None:
     """``C += (op(A) · SFA) @ (op(B) · SFB)``: the matrix engine scales groups of the depth.
 
     ``SFA`` is (M, K / group) and ``SFB`` (N, K / group), whatever is transposed; the groups of A and B may
     differ. nvfp4 is float4_e2m1 with float8_e4m3 scales of 16, the MX formats have float8_e8m0 ones of 32.
+    The scales are those of this tile, so ``k_start`` is 0; the granularities are the groups, if given.
     """
     call = "T.gemm_blockscaled"
     handle, product, (m, n, k) = _product(call, A, B, C, transpose_A, transpose_B, policy, clear_accum)
@@ -133,4 +138,15 @@ def gemm_blockscaled(
         if operand.dtype not in _SCALED:
             fail(f"{name} of {call}, {operand.name}, is {operand.dtype}; needed is {' or '.join(_SCALED)}")
     a_scale, b_scale = _scales(SFA, "SFA", m, k), _scales(SFB, "SFB", n, k)
+    if k_start != 0:
+        fail(f"k_start={k_start!r} of {call}: the scales are those of the tile, which begins at 0")
+    for side, scale, given in (("a", a_scale, sf_a_granularity_k), ("b", b_scale, sf_b_granularity_k)):
+        groups = scale.extents[-1]
+        assert isinstance(k, Const)
+        assert isinstance(groups, Const)
+        if given is not None and given * groups.value != k.value:
+            fail(
+                f"sf_{side}_granularity_k={given} of {call}: {groups.value} scales of {k.value} elements "
+                f"are one for each {int(k.value) // int(groups.value)}"
+            )
     current(call).emit(replace(product, a_scale=a_scale, b_scale=b_scale), handle.name)

@@ -1,4 +1,4 @@
-"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify |
+"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify | export |
 calibrate | validate | bundle | measure``.
 
 Data goes to standard output, prose to standard error. Exit codes: 0 done, 1 a fault of ours,
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from foretile.cli import bundle, calibrate, chips, compare, measure, ops, predict, validate, verify
+from foretile.cli import bundle, calibrate, chips, compare, export, measure, ops, predict, validate, verify
 from foretile.cli.arguments import spread_config
 
 __all__ = ["app", "main"]
@@ -35,6 +35,7 @@ app.command("explain")(predict.explain)
 app.command("trace")(predict.trace)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)
+app.command("export")(export.export)
 app.command("measure")(measure.measure)
 app.command("calibrate")(calibrate.calibrate)
 app.command("validate")(validate.validate)

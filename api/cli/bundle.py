@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ _BUNDLE = typer.Option(..., "--out", "-o", metavar="FILE", help="File to write."
 _TABLE = typer.Option(
     ..., "--out", "-o", metavar="FILE", help="Table to write: .parquet, .csv or .json.", show_default=False
 )
+_MEASURED = typer.Argument(..., metavar="TABLE", help="What a run wrote.", show_default=False)
 _FILE = typer.Argument(..., metavar="FILE", help="The bundle.", show_default=False)
 
 
@@ -40,6 +42,7 @@ def build(
         metavar="ID",
         help="Chip that configurations are chosen for, and times predicted.",
     ),
+    jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Shapes that are compiled at the same time."),
     as_json: bool = JSON,
 ) -> None:
     """Compile a suite's kernels into one file that measures them where a device is.
@@ -48,15 +51,15 @@ def build(
     goes on where it stopped.
     """
     with reported():
+        from foretile import __version__
         from foretile.calibration.device.build import build_bundle
         from foretile.calibration.device.suites import load_suite
         from foretile.hwmodels import load_chip
 
-        with progress("compiling") as tell:
-            manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell)
-        for left in manifest["left_out"]:
-            what = " ".join((left["operator"], left["shape"], left["kernel_source"], left["config"]))
-            typer.echo(f"left out: {what}: {left['why']}", err=True)
+        with _progress("compiling") as tell:
+            manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell, jobs, __version__)
+        for line in _left_out(manifest["left_out"]):
+            typer.echo(line, err=True)
         _shown(out, as_json)
 
 
@@ -107,13 +110,66 @@ def run(
 
         module = "foretile.calibration.device.main"
         command = [sys.executable, "-m", module, str(file), "worker", "--device", str(device)]
-        with open_bundle(file) as bundle, progress("measuring") as tell:
+        with open_bundle(file) as bundle, _progress("measuring") as tell:
             summary: Summary = run_session(
                 bundle, out, Process(command), budget_s=budget, chip=chip, again=again, tell=tell
             )
         typer.echo(said(summary))
         if summary.left or summary.wrong:
             raise typer.Exit(3)
+
+
+@app.command()
+def accuracy(
+    table: Path = _MEASURED,
+    chip: str = typer.Option(
+        None, "--chip", metavar="ID", help="Predict anew on this chip.", show_default=False
+    ),
+    uncalibrated: bool = typer.Option(False, "--uncalibrated", help="With --chip: without what was fitted."),
+    as_json: bool = JSON,
+) -> None:
+    """Hold predictions against measured tile programs, configuration by configuration."""
+    with reported():
+        from dataclasses import asdict
+
+        from foretile.calibration.device.accuracy import accuracy as held
+        from foretile.calibration.measurements import read_csv, read_table
+        from foretile.cli.show import console, emit_json
+        from foretile.cli.show import table as new_table
+        from foretile.hwmodels import load_chip
+        from foretile.report import units
+
+        if uncalibrated and chip is None:
+            raise typer.BadParameter("--uncalibrated goes with --chip ID")
+        rows = read_csv(table) if table.suffix == ".csv" else read_table(table)
+        found = held(rows, load_chip(chip, calibrated=not uncalibrated) if chip is not None else None)
+        if as_json:
+            emit_json([asdict(one) for one in found])
+            return
+        shown = new_table("operator", "rows", "MAPE", "predicted / measured", "shapes", "rank", "regret")
+        for one in found:
+            ranked = (f"{one.rank:.2f}", units.percent(one.regret)) if one.shapes else ("", "")
+            shown.add_row(
+                *(one.operator, str(one.rows), units.percent(one.mape), f"{one.bias:.2f}", str(one.shapes)),
+                *ranked,
+            )
+        console().print(shown)
+
+
+def _left_out(found: Sequence[Mapping[str, str]]) -> list[str]:
+    """What could not be compiled: one line a reason, numbers in it apart, with the first it happened to."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
+    for left in found:
+        why = re.sub(r"\d+", "", left["why"])
+        groups.setdefault((left["operator"], left["kernel_source"], why), []).append(left)
+    lines = []
+    for (operator, source, _), left_out in groups.items():
+        first = left_out[0]
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        lines.append(
+            f"left out: {operator} {first['shape']} {source} {first['config']}{more}: {first['why']}"
+        )
+    return lines
 
 
 def _shown(file: Path, as_json: bool) -> None:
@@ -132,7 +188,7 @@ def _shown(file: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def progress(doing: str) -> Iterator[Tell]:
+def _progress(doing: str) -> Iterator[Tell]:
     """A bar on standard error, and what moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from foretile.cli.arguments import JSON, comma_list
-from foretile.cli.bundle import progress
+from foretile.cli.bundle import _progress as progress
 from foretile.cli.errors import reported
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from foretile.cli.arguments import CONFIG, JSON, OPERATOR, SHAPE, ArgumentError,
 from foretile.cli.errors import reported
 
 if TYPE_CHECKING:
+    from foretile.compiled import Comparison
     from foretile.simulator.prediction import Explanation, Prediction
 
 _FELT = 0.0005  # a smaller relative change of the time would print as 0.0 %
@@ -54,7 +55,20 @@ _MODEL = typer.Option(
 _OUT = typer.Option(
     ..., "--out", "-o", help="Where to write; compressed if it ends in .gz.", show_default=False
 )
-_OPTIONS = {"op", "chip", "config", "model", "cache"}  # of predict(): not names a shape parameter can have
+_COMPILED = typer.Option(
+    False,
+    "--compiled",
+    help="Compile it with the installed TileLang and nvcc, and say where they did otherwise than assumed. "
+    "Without this option only what has been compiled before is compared.",
+)
+_OPTIONS = {
+    "op",
+    "chip",
+    "config",
+    "model",
+    "cache",
+    "compiled",
+}  # of predict(): not names a shape parameter can have
 
 
 def _given(shape: list[str], config: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -185,6 +199,7 @@ def explain(
     shape: list[str] = SHAPE,
     chip: str = _CHIP,
     config: list[str] = CONFIG,
+    compiled: bool = _COMPILED,
     as_json: bool = JSON,
 ) -> None:
     """Why an operator takes as long as it does, and what would make it faster."""
@@ -192,13 +207,36 @@ def explain(
 
     with reported(op):
         sizes, chosen = _given(shape, config)
+        from foretile.compiled import of_prediction, require_compiler
         from foretile.frontdoor import explain as run
 
+        if compiled:
+            require_compiler(chip)
         found = run(op, chip, config=chosen or None, **sizes)
+        launches = of_prediction(op, chip, found.prediction, compile_now=compiled)
         if as_json:
-            show.emit_json(found.to_json())
+            more = {"compiled": [one.to_json() for one in launches]} if launches else {}
+            show.emit_json({**found.to_json(), **more})
             return
         _print_explanation(found)
+        _print_compiled(launches)
+
+
+def _print_compiled(launches: Sequence[Comparison]) -> None:
+    from rich.text import Text
+
+    from foretile.cli import show
+
+    out = show.console()
+    for one in launches:
+        if one.refused:
+            out.print(Text(f"TileLang, {one.arch}, {one.kernel}: {one.refused}"))
+            continue
+        made = show.table(f"{one.kernel} by TileLang for {one.arch}", "assumed", "compiled", "",
+                          right=("assumed", "compiled"))  # fmt: skip
+        for fact in one.facts:
+            made.add_row(fact.what, fact.assumed, fact.actual, "" if fact.same else "differs")
+        out.print(made)
 
 
 def _print_explanation(found: Explanation) -> None:

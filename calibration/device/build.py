@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import itertools
+import queue
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import foretile
 import foretile.calibration
 import foretile.kernels
 from foretile.calibration.device.archive import FORMAT, archive_bytes
@@ -40,7 +40,6 @@ from foretile.simulator.predictor import predict
 LICENCE = "Apache-2.0"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
 _REFUSED = (CompileError, DeviceError, ExportError, NvccError, OperatorError, SimulationError)
-_TRIES = 3  # configurations tried for one that is wanted, since some do not compile
 
 Tell = Callable[[int, int, str], None]
 
@@ -74,6 +73,14 @@ class Built:
         self.cases.setdefault(case.name, case)
         self.rows.append(row)
 
+    def merge(self, other: Built) -> None:
+        """Add what another thread has made; rows that are there already are not added again."""
+        there = {row.key for row in self.rows}
+        self.rows += [row for row in other.rows if row.key not in there]
+        self.cases |= {name: case for name, case in other.cases.items() if name not in self.cases}
+        self.codes |= other.codes
+        self.left_out += other.left_out
+
     def _kept(self, code: bytes) -> str:
         digest = hashlib.sha256(code).hexdigest()
         self.codes[digest] = code
@@ -93,12 +100,19 @@ class Built:
 
 
 def build_bundle(
-    suite: Suite, arch: str, out: Path, chip: Chip, tell: Tell = lambda done, total, what: None
+    suite: Suite,
+    arch: str,
+    out: Path,
+    chip: Chip,
+    tell: Tell = lambda done, total, what: None,
+    jobs: int = 1,
+    version: str = "unknown",
 ) -> Mapping[str, Any]:
     """Compile what a suite names for ``arch`` and write the bundle; returns its manifest.
 
-    ``chip`` is what configurations are chosen for and times predicted on. Compiled kernels are kept, so that
-    an interrupted build goes on where it stopped.
+    ``chip`` is what configurations are chosen for and times predicted on, ``jobs`` how many shapes are worked
+    on at a time (each takes a compiler of one to two gigabytes), ``version`` this library's. Compiled kernels
+    are kept, so that an interrupted build goes on where it stopped.
 
     Raises:
         OperatorError: nothing of the suite could be compiled, or the architecture is not known.
@@ -112,21 +126,54 @@ def build_bundle(
     built = Built(checking_driver(arch))
     plan = Plan(tolerance=suite.timing.tolerance, budget_s=suite.timing.budget_s)
     work = [(entry, operator, shape) for entry in suite.entries for operator, shape in entry.resolved()]
-    with Kernels(arch) as kernels:
-        tools = kernels.tools()
-        for done, (entry, operator, shape) in enumerate(work):
+    tools = Kernels(arch).tools()
+    with _Pool(arch, chip, jobs) as pool:
+        for done, ((_, operator, shape), part) in enumerate(zip(work, pool.cases(work), strict=True)):
+            built.merge(part)
             what = " ".join((operator.name, *(f"{k}={v}" for k, v in shape.items())))
-            tell(done, len(work), what)
-            _add_case(built, kernels, entry, operator, shape, chip)
+            tell(done + 1, len(work), what)
     if not built.rows:
         why = built.left_out[0]["why"] if built.left_out else "the suite is empty"
         raise OperatorError(f"suite {suite.name}: nothing could be compiled for {arch}; the first: {why}")
-    manifest = _manifest(suite, arch, chip, plan, built, tools)
+    manifest = _manifest(suite, arch, chip, plan, built, {"foretile": version, **tools})
     rooms = {"kernels": foretile.kernels, "calibration": foretile.calibration}
     folders = {name: Path(str(room.__file__)).parent for name, room in rooms.items()}
     used = {digest: built.codes[digest] for row in built.rows for digest, _ in row.launches}
-    write_whole(out, archive_bytes(manifest, used, folders, foretile.__version__))
+    write_whole(out, archive_bytes(manifest, used, folders, version))
     return manifest
+
+
+class _Pool:
+    """Threads that each have a compiler of their own; waiting for it is all they do."""
+
+    def __init__(self, arch: str, chip: Chip, jobs: int) -> None:
+        self._arch, self._chip = arch, chip
+        self._threads = ThreadPoolExecutor(max_workers=jobs)
+        self._idle: queue.Queue[Kernels] = queue.Queue()
+        self._all = [Kernels(arch) for _ in range(jobs)]
+        for kernels in self._all:
+            self._idle.put(kernels)
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Without waiting for what is not wanted any more: a compiler that is closed ends its thread.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for kernels in self._all:
+            kernels.close()
+
+    def cases(self, work: Sequence[tuple[Entry, Operator, Shape]]) -> Iterator[Built]:
+        """What each piece of work becomes, in their order."""
+        yield from self._threads.map(self._case, work)
+
+    def _case(self, piece: tuple[Entry, Operator, Shape]) -> Built:
+        kernels, built = self._idle.get(), Built(checking_driver(self._arch))
+        try:
+            _add_case(built, kernels, *piece, self._chip)
+        finally:
+            self._idle.put(kernels)
+        return built
 
 
 def _add_case(
@@ -147,7 +194,7 @@ def _add_case(
     if not wanted:
         return
     try:
-        several = list(itertools.islice(candidates(operator, shape, chip, entry.tile), _TRIES * wanted))
+        several = list(candidates(operator, shape, chip, entry.tile))
     except _REFUSED as error:
         built.leave_out(operator, shape, TILE, {}, str(error))
         return
@@ -206,7 +253,6 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "foretile": foretile.__version__,
         "suite": suite.name,
         "title": suite.title,
         "arch": arch,

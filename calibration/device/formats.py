@@ -64,7 +64,7 @@ def decode(xp: Any, raw: Any, name: str, shape: tuple[int, ...]) -> Any:
     if name == "bfloat16":
         return (raw.astype("uint32") << np.uint32(16)).view("float32")
     if name in _SMALL or name == "float8_e8m0":
-        return xp.asarray(_values(name))[raw]
+        return xp.asarray(_values(name))[raw.astype("int32")]
     return raw.astype("float32") if raw.dtype == np.float16 else raw
 
 

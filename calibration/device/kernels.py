@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,6 @@ from foretile.kernels.cuda.recipe import LaunchRecipe
 from foretile.kernels.cuda.registry import cuda_program
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.kernels.tilelang import compiler
-from foretile.kernels.tilelang.compiled import CompileError
 from foretile.simulator.predictor import target
 from foretile.simulator.search import chosen, rank
 
@@ -45,6 +45,10 @@ class Kernels:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the compilers."""
         self._tilelang.close()
 
     def tile(self, operator: Operator, shape: Shape, config: Config) -> Compiled:
@@ -86,8 +90,8 @@ class Kernels:
         said = subprocess.run([str(find_nvcc()), "--version"], capture_output=True, text=True, check=False)
         version = re.search(r" V(\d[\d.]*)", said.stdout)
         found = {"nvcc": version[1] if version else "unknown"}
-        with contextlib.suppress(CompileError):  # only tile programs need it, and they say so
-            found["tilelang"] = compiler.version()
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found["tilelang"] = importlib.metadata.version("tilelang")
         return found
 
 

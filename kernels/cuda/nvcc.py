@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
 """What every hand-written kernel compiles for."""
 
-_FLAGS = ("-std=c++17", "-O3", "-lineinfo")
+_FLAGS = ("-std=c++17", "-O3", "-lineinfo")  # the language first: ``flags`` may name another
 _HOW_TO_GET = (
     "nvcc was not found: neither NVCC nor CUDA_HOME is set to one, and none is on PATH; it is part of the "
     "CUDA Toolkit (https://developer.nvidia.com/cuda-downloads) and needs no GPU; then set CUDA_HOME to the "
@@ -130,7 +130,9 @@ def compile_kernel(
     """
     nvcc = find_nvcc()
     text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-    given = (*_FLAGS, *flags, *(f"-D{name}={value}" for name, value in defines))
+    standard = any(flag.startswith("-std=") for flag in flags)
+    own = _FLAGS[1:] if standard else _FLAGS
+    given = (*own, *flags, *(f"-D{name}={value}" for name, value in defines))
     key = _key(text, (_version(nvcc), arch, *given), (FOLDER, *include))
     kept = cache_folder() / "cubin" / key[:2] / key
     if use_cache:

@@ -1,6 +1,6 @@
 """What TileLang's compiler made of a program: launch, device code, and the decisions it took on the way.
 
-Plain values, made from a worker's answer (:mod:`~foretile.kernels.tilelang.worker`); TileLang is not needed.
+Plain values, made from a worker's answer (:mod:`~foretile.kernels.tilelang.compile_worker`); TileLang is not needed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from foretile.kernels.ir import AtomicAdd, Copy, Store, TileProgram, walk_stmts
 from foretile.kernels.rewrite import map_exprs
 
 # CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion … in order (CUDA Driver API 13.0, cuda.h).
-# The flushing variants and the packed types differ in how elements are read, not in their width.
+# The flushing variants differ in how elements are read, not in their width; of the packed types only the
+# one whose elements lie in shared memory as they do in global memory (16U4_ALIGN8B) is known here.
 _MAP_DTYPES = (
     *("uint8", "uint16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"),
-    *("bfloat16", "float32", "tfloat32", "tfloat32"),
+    *("bfloat16", "float32", "tfloat32", "tfloat32", "float4_e2m1"),
 )
 _INTERLEAVE = ("none", "16B", "32B")
 _SWIZZLE = ("none", "32B", "64B", "128B")

@@ -7,7 +7,6 @@ hash of everything it depends on, so that nothing is compiled twice.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,25 +25,21 @@ from foretile.kernels.cuda.recipe import LaunchRecipe
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.tilelang.compiled import CompileError, Decisions, Generated
 from foretile.kernels.tilelang.export import source as text_of
+from foretile.kernels.tilelang.versions import TileLangMissing, require
 
 Stop = Literal["prim_func", "layouts", "cuda"]
 PassConfigs = Mapping[str, bool | int | str]
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
-HOW_TO_GET = "TileLang is not installed; pip install 'foretile[tilelang]' (it needs no GPU)"
+WORKER = (sys.executable, "-m", "foretile.kernels.tilelang.compile_worker")
+"""The command of the process in which TileLang runs."""
+_WHAT = "compiling a tile program"
 _FORMAT = 1  # of what is kept
 _START_S = 120.0  # importing TileLang and torch on a slow disk
 
 
-def version() -> str:
-    """The installed TileLang's version.
-
-    Raises:
-        CompileError: there is none; the message says how to get it.
-    """
-    if importlib.util.find_spec("tilelang") is None:
-        raise CompileError(HOW_TO_GET)
-    return importlib.metadata.version("tilelang")
+def _version() -> str:
+    return require(_WHAT)
 
 
 def check_architecture(arch: str) -> str:
@@ -62,12 +57,14 @@ class Compiler:
     """TileLang in a process of its own; a context manager that ends it.
 
     ``timeout_s`` is for one program. The process is started by the first program that is not kept
-    (``use_cache``), serves all others, and is started anew after a timeout.
+    (``use_cache``), serves all others, and is started anew after a timeout. ``only_kept``: it is never
+    started.
     """
 
-    def __init__(self, timeout_s: float = 600.0, use_cache: bool = True) -> None:
+    def __init__(self, timeout_s: float = 600.0, use_cache: bool = True, only_kept: bool = False) -> None:
         self.timeout_s = timeout_s
         self.use_cache = use_cache
+        self.only_kept = only_kept
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Compiler:
@@ -91,7 +88,7 @@ class Compiler:
         """The text of TileLang's own ``PrimFunc`` of a program.
 
         Raises:
-            CompileError: TileLang is missing or refuses the program.
+            CompileError, TraceError: TileLang is missing or refuses the program.
         """
         return str(self._ask(program, "prim_func", "", {})["script"])
 
@@ -101,7 +98,7 @@ class Compiler:
         """Warp roles, pipelines and layouts: the compiler's first passes only (a tenth of a second).
 
         Raises:
-            CompileError: TileLang is missing, refuses the program or does not finish in time.
+            CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         """
         answer = self._ask(program, "layouts", check_architecture(arch), pass_configs or {})
         return Decisions.read(answer["layouts"], program)
@@ -110,7 +107,7 @@ class Compiler:
         """Device source and launch: all of the compiler's passes (seconds).
 
         Raises:
-            CompileError: TileLang is missing, refuses the program or does not finish in time.
+            CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         """
         answer = self._ask(program, "cuda", check_architecture(arch), pass_configs or {})
         return Generated(
@@ -122,18 +119,15 @@ class Compiler:
             answer["instructions"],
         )
 
+    def has(self, program: TileProgram, arch: str) -> bool:
+        """Whether the device source of a program is kept."""
+        return _kept(_request(program, "cuda", arch, {})).is_file()
+
     # -- the process --------------------------------------------------------------------------
 
     def _ask(self, program: TileProgram, stop: Stop, arch: str, pass_configs: PassConfigs) -> dict[str, Any]:
-        request = {
-            "source": text_of(program),
-            "name": program.name,
-            "stop": stop,
-            "arch": arch,
-            "pass_configs": dict(pass_configs),
-        }
-        what = json.dumps([_FORMAT, version(), request], sort_keys=True)
-        kept = cache_folder() / "tilelang" / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
+        request = _request(program, stop, arch, pass_configs)
+        kept = _kept(request)
         answer = _read(kept) if self.use_cache else None
         if answer is None:
             answer = self._answer(request, program.name)
@@ -141,10 +135,12 @@ class Compiler:
                 _write(kept, answer)
         if "error" in answer:
             where = f" for {arch}" if arch else ""
-            raise CompileError(f"TileLang {version()} refused {program.name}{where}: {answer['error']}")
+            raise CompileError(f"TileLang {_version()} refused {program.name}{where}: {answer['error']}")
         return answer
 
     def _answer(self, request: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if self.only_kept:
+            raise CompileError(f"{name} has not been compiled before")
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -157,9 +153,9 @@ class Compiler:
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
-            version()
+            _version()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "foretile.kernels.tilelang.worker"],
+                WORKER,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -179,9 +175,24 @@ class Compiler:
         if not line:
             self.close()
             reason = "its process ended" if ready else f"it took more than {timeout_s:g} s"
-            raise CompileError(f"TileLang {version()}, {doing}: {reason}")
+            raise CompileError(f"TileLang {_version()}, {doing}: {reason}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _request(program: TileProgram, stop: Stop, arch: str, pass_configs: PassConfigs) -> dict[str, Any]:
+    return {
+        "source": text_of(program),
+        "name": program.name,
+        "stop": stop,
+        "arch": arch,
+        "pass_configs": dict(pass_configs),
+    }
+
+
+def _kept(request: Mapping[str, Any]) -> Path:
+    what = json.dumps([_FORMAT, _version(), request], sort_keys=True)
+    return cache_folder() / "tilelang" / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +236,7 @@ def compile_cuda(
     all of them). ``compiler``: a running one, where several programs are compiled.
 
     Raises:
-        CompileError: TileLang is missing, refuses the program or does not finish in time.
+        CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         NvccError: nvcc is missing or refuses what TileLang wrote.
     """
     if compiler is None:
@@ -241,12 +252,12 @@ def flags(pass_configs: PassConfigs) -> tuple[str, ...]:
     """What TileLang itself passes to nvcc (its ``cuda/backend.py``), the folders of its headers included."""
     spec = importlib.util.find_spec("tilelang")
     if spec is None or spec.origin is None:
-        raise CompileError(HOW_TO_GET)
+        raise TileLangMissing(_WHAT)
     root = Path(spec.origin).parent
     level = pass_configs.get("tl.ptxas_register_usage_level")
     return (
         *("-std=c++20", "-w", f"-I{root / 'src'}", f"-I{root / '3rdparty' / 'cutlass' / 'include'}"),
-        f"-DFORETILE_TILELANG={version()}",  # part of what the kept machine code is known by
+        f"-DFORETILE_TILELANG={_version()}",  # part of what the kept machine code is known by
         *(["--use_fast_math"] if pass_configs.get("tl.enable_fast_math") else []),
         *([f"--ptxas-options=--register-usage-level={level}"] if level is not None else []),
     )

@@ -23,6 +23,11 @@ _DTYPES = {
 }
 _NOTED = ("layout", "l2_hit_ratio", "safe_value")
 _WIDTH = 88
+# TileLang's CUDA back end has no lowering of T.likely, which promises something and computes nothing.
+_LIKELY = (
+    "# The CUDA back end leaves T.likely as it is; it stands for its argument.",
+    'register_intrin_lowering("tirx.likely", target="cuda", f=lambda call: call.args[0])',
+)
 
 
 class ExportError(ValueError):
@@ -42,13 +47,20 @@ def source(programs: TileProgram | Sequence[TileProgram], comment: str = "") -> 
     printers = [_TileLangPrinter(program) for program in several]
     swizzled = any(value == "swizzled" for p in several for _, value in p.annotations)
     dims = dict.fromkeys(line for printer in printers for line in printer.dimensions())
+    functions = [printer.function() for printer in printers]
+    likely = any("T.likely(" in line for lines in functions for line in lines)
     parts = [
         [f"# {part}".rstrip() for line in comment.splitlines() for part in _broken(line)],
-        [*(["import tilelang"] if swizzled else []), "import tilelang.language as T"],
+        [
+            *(["import tilelang"] if swizzled else []),
+            "import tilelang.language as T",
+            *(["from tvm.ir.op import register_intrin_lowering"] if likely else []),
+        ],
+        list(_LIKELY if likely else ()),
         list(dims),
     ]
     head = "\n\n".join("\n".join(part) for part in parts if part)
-    return "\n\n\n".join([head, *("\n".join(printer.function()) for printer in printers)]) + "\n"
+    return "\n\n\n".join([head, *("\n".join(lines) for lines in functions)]) + "\n"
 
 
 def _broken(line: str) -> list[str]:

@@ -1,124 +1,132 @@
-"""The process in which TileLang runs: one request a line on standard input, one answer a line on its output.
+"""Loads one file with TileLang kernels, in a process of its own, and answers with tile programs.
 
-``python -m foretile.kernels.tilelang.worker``. TileLang takes seconds to import, prints, and cannot be
-interrupted inside of a pass; a process of its own can be ended, and outlives one kernel.
-
-A request is an object with ``source`` (the text of :func:`~foretile.kernels.tilelang.export.source`),
-``name`` (which of its functions), ``stop`` (how far to go) and, beyond ``prim_func``, ``arch`` and
-``pass_configs``. ``stop``: ``prim_func`` (the front end), ``layouts`` (the passes up to the inference of
-layouts, which decide warp roles, pipelines and layouts), ``cuda`` (all of them, to device source).
-An answer holds ``error``, or what :mod:`~foretile.kernels.tilelang.compiled` reads.
+The request is JSON on standard input, the answer JSON in the file that the request names: what the
+loaded file prints does not mix with it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import linecache
-import logging
 import os
 import sys
-import time
-from collections.abc import Mapping
+import traceback
+from pathlib import Path
 from typing import Any
 
-_LAYOUTS = "tl.LayoutInference"
-_COUNTED = {
-    "tma_load": "tl::tma_load",
-    "tma_store": "tl::tma_store",
-    "cp_async": "tl::cp_async",
-    "wgmma": "tl::wgmma_",
-    "mma_sync": "tl::mma_sync",
-    "tcgen05": "tl::tcgen05mma",
-}
+
+def main() -> int:
+    """Answer one request."""
+    request = json.load(sys.stdin)
+    answer = _answer(request)
+    target = Path(request["answer"])
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(answer), encoding="utf-8")
+    part.replace(target)
+    return 0
 
 
-def main() -> None:
-    """Answer requests until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what TileLang prints is no answer
-    import tilelang
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    from foretile.kernels.errors import TraceError
 
-    logging.disable(logging.CRITICAL)  # errors are answers here
-    answers.write(json.dumps({"tilelang": str(tilelang.__version__)}) + "\n")
-    answers.flush()
-    for line in sys.stdin:
-        request = json.loads(line)
-        started = time.perf_counter()
-        try:
-            answer = _answer(request)
-        except Exception as error:
-            answer = {"error": _first_lines(error), "kind": type(error).__name__}
-        answer["seconds"] = round(time.perf_counter() - started, 3)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    try:
+        return _load(request)
+    except TraceError as error:
+        loc = error.loc
+        return {"error": error.reason, "file": loc.file if loc else "", "line": loc.line if loc else 0}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
 
 
-def prim_func(source: str, name: str) -> Any:
-    """TileLang's own ``PrimFunc`` for the function ``name`` of a source text.
+def _load(request: dict[str, Any]) -> dict[str, Any]:
+    from foretile.kernels.load import REQUIRED, converted_arguments
+    from foretile.kernels.tilelang import held as holding
+    from foretile.kernels.tilelang import probes, renames
+    from foretile.kernels.tilelang.device import Device
+    from foretile.kernels.tilelang.versions import require
 
-    Raises:
-        Exception: whatever TileLang's front end raises.
-    """
-    file = f"<tilelang {name}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    namespace: dict[str, Any] = {"__name__": "exported_kernels"}
-    exec(compile(source, file, "exec", dont_inherit=True), namespace)
-    return namespace[name]
+    path = Path(request["path"])
+    require(str(path))
+    os.environ.setdefault("TILELANG_ENABLE_IR_SPAN", "1")
+    device = Device.from_json(request["device"])
+    probes.answer(device)
+    renames.apply()
+    target = _target(device)
+    with holding.capture(), target:
+        module = _module(path)
+        found = _named(module, path, request["name"])
+        if request["what"] == "parameters":
+            signature = holding.signature_of(found)
+            parameters = signature.parameters.values() if signature is not None else ()
+            shown = {p.name: None if p.default is REQUIRED else repr(p.default) for p in parameters}
+            return {"parameters": shown, "files": _files(path)}
+        arguments = request["arguments"]
+        signature = holding.signature_of(found)
+        if signature is not None:
+            spec = f"{path}:{request['name']}"
+            arguments = converted_arguments(spec, signature, arguments, others=True)
+        programs = holding.from_tilelang(found, **arguments)
+    several = programs if isinstance(programs, tuple) else (programs,)
+    return {"programs": [p.to_json() for p in several], "files": _files(path)}
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    function = prim_func(request["source"], request["name"])
-    if request["stop"] == "prim_func":
-        return {"script": function.script()}
-    import tilelang
-    from tilelang import tvm
+def _target(device: Any) -> Any:
+    """The compiler's target of the device, for kernels that ask which it is."""
     from tilelang.backend.target import determine_target
 
-    seen: dict[str, Any] = {}
-    only_layouts = request["stop"] == "layouts"
+    return determine_target({"kind": "cuda", "arch": device.arch}, return_object=True)
 
-    class Capture:
-        def run_after_pass(self, module: Any, info: Any) -> None:
-            if info.name == _LAYOUTS:
-                seen["layouts"] = module
-                if only_layouts:
-                    raise InterruptedError
 
-    target = determine_target({"kind": "cuda", "arch": request["arch"]}, return_object=True)
-    context = tvm.transform.PassContext(
-        opt_level=3,
-        config=dict(request.get("pass_configs") or {}),
-        instruments=[tvm.instrument.pass_instrument(Capture)()],
-    )
+def _module(path: Path) -> Any:
+    from foretile.kernels.tilelang.messages import trace_error
+
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    sys.argv = [str(path)]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
     try:
-        with context, target:
-            made = tilelang.lower(
-                function,
-                target=target,
-                target_host="c",
-                enable_host_codegen=False,
-                enable_device_compile=False,
-            )
-    except Exception:
-        # The interruption comes back through TVM as an error of its own.
-        if not (only_layouts and "layouts" in seen):
-            raise
-    from foretile.kernels.tilelang.reading import read_launch, read_layouts
-
-    answer: dict[str, Any] = {"layouts": read_layouts(seen["layouts"])}
-    if not only_layouts:
-        answer["source"] = str(made.kernel_source)
-        answer["launch"] = read_launch(made, function)
-        answer["instructions"] = {name: made.kernel_source.count(text) for name, text in _COUNTED.items()}
-    return answer
+        spec.loader.exec_module(module)
+    except SystemExit:
+        pass  # a script that ends itself has been read
+    except Exception as error:
+        raise trace_error(error) from error
+    return module
 
 
-def _first_lines(error: Exception, most: int = 6) -> str:
-    """What an error says, without the stack of a C++ library."""
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in lines if not line.lstrip().startswith(("File ", "Stack trace", "[bt]", "at "))]
-    return "\n".join((kept or lines or [type(error).__name__])[-most:])
+def _named(module: Any, path: Path, name: str) -> Any:
+    import difflib
+    import inspect
+
+    from foretile.kernels.errors import TraceError
+    from foretile.kernels.tilelang.held import is_held
+
+    found = getattr(module, name, None)
+    if found is not None and (is_held(found) or callable(found)):
+        return found
+    local = [
+        k
+        for k, v in vars(module).items()
+        if is_held(v) or (inspect.isfunction(v) and v.__module__ == module.__name__)
+    ]
+    near = difflib.get_close_matches(name, local, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"it has: {', '.join(local) or 'none'}"
+    raise TraceError(f"{path} has no kernel or function {name!r}; {hint}")
+
+
+def _files(path: Path) -> list[str]:
+    """The author's files that were loaded: the answer holds as long as they stay as they are."""
+    folder = path.resolve().parent
+    found = {str(path.resolve())}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).resolve().is_relative_to(folder):
+            found.add(str(Path(file).resolve()))
+    return sorted(found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

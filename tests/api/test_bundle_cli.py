@@ -99,6 +99,32 @@ def test_suites_that_are_not_right(change: dict[str, object], said: str, suite: 
     assert said in done.err
 
 
+def test_accuracy_of_a_table(tmp_path: Path, run: Run) -> None:
+    table = tmp_path / "t.csv"
+    lines = ["device,operator,m,n,k,latency_us,predicted_s,config"]
+    lines += [
+        f'h200-sxm,gemm,64,64,64,{100 + i},{2e-4 + i * 1e-6},"{{""block_m"":{16 * (i + 1)}}}"'
+        for i in range(5)
+    ]
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = run("bundle", "accuracy", str(table), "--json")
+    assert done.code == 0
+    gemm, whole = json.loads(done.out)
+    assert (gemm["operator"], gemm["rows"], gemm["shapes"], gemm["rank"]) == (
+        "gemm",
+        5,
+        1,
+        pytest.approx(1.0),
+    )
+    assert whole["mape"] == gemm["mape"] == pytest.approx(0.98, abs=0.03)
+    done = run("bundle", "accuracy", str(table))
+    assert (done.code, "1.00" in done.out) == (0, True)
+    done = run("bundle", "accuracy", str(table), "--uncalibrated")
+    assert (done.code, "goes with --chip" in done.err) == (2, True)
+    done = run("bundle", "accuracy", str(table), "--chip", "h20")
+    assert (done.code, "no row of h20" in done.err) == (2, True)
+
+
 def test_nothing_could_be_compiled(suite: Path, run: Run) -> None:
     try:
         find_nvcc()

@@ -1,0 +1,180 @@
+"""What TileLang's compiler made of an operator, beside what the lowering assumed of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foretile.frontdoor import ChipRef, Op, resolve
+from foretile.hwmodels import load_chip
+from foretile.hwmodels.schema import Chip
+from foretile.kernels.cuda.nvcc import NvccError
+from foretile.kernels.ir import TileProgram
+from foretile.kernels.operator import Config, Operator, Shape
+from foretile.kernels.tilelang.compiled import CompileError
+from foretile.kernels.tilelang.compiler import CompiledKernel, Compiler, compile_cuda
+from foretile.kernels.tilelang.versions import installed, require
+from foretile.simulator.lowering.analysis import roles
+from foretile.simulator.lowering.lower import lower
+from foretile.simulator.machine import Machine, SimulationError
+from foretile.simulator.prediction import Prediction
+from foretile.simulator.predictor import target
+from foretile.simulator.workload import Occupancy
+
+# The architecture that a family of chips takes code for (CUDA C++ Programming Guide 13.0, "Compute
+# Capabilities"; NVIDIA, "CUDA GPU Compute Capability"), where kernels are generated for it.
+_ARCHITECTURES = {
+    ("NVIDIA", "ampere"): "sm_80",
+    ("NVIDIA", "ada"): "sm_89",
+    ("NVIDIA", "hopper"): "sm_90a",
+    ("NVIDIA", "blackwell"): "sm_100a",
+}
+_REGISTER_STEP = 8  # registers of a thread are allocated in such steps (a warp's in steps of 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One fact about a kernel: what the lowering assumed, what the compiler did."""
+
+    what: str
+    assumed: str
+    actual: str
+
+    @property
+    def same(self) -> bool:
+        """Whether the two agree."""
+        return self.assumed == self.actual
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One launch. ``refused`` says why there is no code, where TileLang or nvcc make none."""
+
+    kernel: str
+    arch: str
+    facts: tuple[Difference, ...] = ()
+    refused: str = ""
+
+    @property
+    def mismatches(self) -> tuple[Difference, ...]:
+        """What the lowering assumed wrongly."""
+        return tuple(fact for fact in self.facts if not fact.same)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``."""
+        return asdict(self)
+
+
+def architecture(chip: Chip) -> str:
+    """What ``chip`` takes code for ("sm_90a"), empty if it takes none that TileLang makes here."""
+    return _ARCHITECTURES.get((chip.vendor, chip.family), "")
+
+
+def compare_compiled(
+    operator: Operator, shape: Shape, chip: Chip, config: Config, compiler: Compiler
+) -> tuple[Comparison, ...]:
+    """The launches of an operator's configuration, compiled for ``chip`` and compared.
+
+    Empty where ``chip`` takes no CUDA code, or where a ``compiler`` that starts nothing has not kept it.
+
+    Raises:
+        TraceError: TileLang is not installed.
+    """
+    arch = architecture(chip)
+    if not arch:
+        return ()
+    machine = target(operator, shape, chip).machine
+    programs = operator.program(shape, config)
+    several = (programs,) if isinstance(programs, TileProgram) else programs
+    found = []
+    for program in several:
+        if compiler.only_kept and not compiler.has(program, arch):
+            return ()
+        found.append(_compared(program, machine, arch, compiler))
+    return tuple(found)
+
+
+def _compared(program: TileProgram, machine: Machine, arch: str, compiler: Compiler) -> Comparison:
+    try:
+        kernel = compile_cuda(program, arch, compiler=compiler)
+    except (CompileError, NvccError) as error:
+        return Comparison(program.name, arch, refused=str(error))
+    try:
+        assumed = lower(program, machine).occupancy
+    except SimulationError as error:
+        return Comparison(program.name, arch, refused=f"it is not predicted: {error}")
+    return Comparison(program.name, arch, tuple(_facts(program, machine, assumed, kernel)))
+
+
+def _facts(
+    program: TileProgram, machine: Machine, assumed: Occupancy, kernel: CompiledKernel
+) -> Iterator[Difference]:
+    decided, resources, recipe = kernel.generated.decisions, kernel.resources, kernel.recipe
+    used = roles(program)
+    own = -(-program.threads // machine.warp_size) * machine.warp_size
+    staged = max(used.staged.values(), default=1)
+    yield _fact("threads of a block", assumed.threads, recipe.threads)
+    yield _fact("threads that only copy", assumed.threads - own, decided.producers)
+    yield _fact("stages", staged, decided.stages)
+    shared = recipe.shared_bytes + resources.static_shared_bytes
+    yield _fact("shared memory of a block (bytes)", assumed.scratchpad_bytes, shared)
+    yield _fact("registers of a thread", assumed.registers_per_thread, resources.registers)
+    yield _fact("spilled bytes of a thread", 0, resources.spill_store_bytes)
+    resident = _resident(machine, recipe.threads, shared, resources.registers)
+    yield _fact("blocks on a core", assumed.blocks_per_core, resident)
+    if used.accumulators:
+        counts = kernel.generated.instructions
+        kinds = [name for name in ("tcgen05", "wgmma", "mma_sync") if counts[name]]
+        yield _fact("matrix instruction", machine.matrix_instruction, " and ".join(kinds) or "none")
+
+
+def _fact(what: str, assumed: float | str, actual: float | str) -> Difference:
+    return Difference(what, str(assumed), str(actual))
+
+
+def _resident(machine: Machine, threads: int, shared: int, registers: int) -> int:
+    """Blocks that a core holds at once, by what the machine code occupies."""
+    stepped = -(-registers // _REGISTER_STEP) * _REGISTER_STEP
+    return int(
+        min(
+            machine.scratchpad_bytes // max(1, shared + machine.scratchpad_reserved_bytes),
+            machine.register_bytes // 4 // (stepped * threads),
+            machine.threads_per_core // threads,
+            machine.blocks_per_core,
+        )
+    )
+
+
+def require_compiler(chip: ChipRef) -> None:
+    """Say what is missing before any work is done.
+
+    Raises:
+        CompileError, TraceError: TileLang is not installed, or makes no CUDA code for ``chip`` here.
+    """
+    machine = load_chip(chip)
+    if not architecture(machine):
+        raise CompileError(f"{machine.id} takes no CUDA code that TileLang makes here ({_listed()})")
+    require("compiling it")
+
+
+def _listed() -> str:
+    return ", ".join(f"{family} {arch}" for (_, family), arch in _ARCHITECTURES.items())
+
+
+def of_prediction(
+    op: Op, chip: ChipRef, prediction: Prediction, *, compile_now: bool
+) -> tuple[Comparison, ...]:
+    """The launches of what was predicted. Unless ``compile_now``, only if they are compiled already.
+
+    Raises:
+        CompileError, TraceError: as :func:`require_compiler`, where it is to be compiled.
+    """
+    if compile_now:
+        require_compiler(chip)
+    machine = load_chip(chip)
+    if not architecture(machine) or (not compile_now and installed() is None):
+        return ()
+    operator, shape = resolve(op, prediction.shape)
+    with Compiler(only_kept=not compile_now) as compiler:
+        return compare_compiled(operator, shape, machine, dict(prediction.config), compiler)

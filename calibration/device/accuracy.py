@@ -1,0 +1,90 @@
+"""Predictions held against a table of measured tile programs, configuration by configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from foretile.calibration.table_schema import MeasurementError
+from foretile.hwmodels import Chip
+from foretile.kernels.operator import load_operator
+from foretile.simulator.machine import SimulationError
+from foretile.simulator.predictor import predict
+
+_LEAST_CONFIGURATIONS = 4  # of a shape, for a rank correlation
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAccuracy:
+    """How an operator's configurations are predicted.
+
+    ``mape`` is the mean of |predicted / measured − 1| over ``rows``, ``bias`` the median of predicted over
+    measured, ``rank`` the mean Spearman correlation over configurations of one shape, ``regret`` the mean
+    over shapes of what the configuration predicted fastest takes beyond the fastest one, as a share; NaN,
+    with ``shapes`` zero, where no shape has at least four configurations.
+    """
+
+    operator: str
+    rows: int
+    mape: float
+    bias: float
+    shapes: int
+    rank: float
+    regret: float
+
+
+def accuracy(table: pd.DataFrame, chip: Chip | None = None) -> list[OperatorAccuracy]:
+    """By operator, and over all of them (``all``), of the rows of a table that name a configuration.
+
+    ``chip`` predicts anew, for its own rows; without it the predictions are those recorded in the table.
+
+    Raises:
+        MeasurementError: no row has a configuration and a prediction.
+    """
+    rows = table[table["config"] != "{}"]
+    if chip is not None:
+        rows = rows[rows["device"] == chip.id]
+        rows = rows.assign(predicted_s=list(_predicted(rows, chip)))
+    rows = rows[rows["predicted_s"].notna()]
+    if not len(rows):
+        own = f" of {chip.id}" if chip is not None else " with a prediction"
+        raise MeasurementError(
+            "table", None, "config", f"no row{own} names a configuration; expected what a bundle's run writes"
+        )
+    found = [_of(str(name), part) for name, part in rows.groupby("operator", sort=True, observed=True)]
+    return [*found, _of("all", rows)]
+
+
+def _predicted(rows: pd.DataFrame, chip: Chip) -> Iterator[float]:
+    for _, row in rows.iterrows():
+        operator = load_operator(str(row["operator"]))
+        shape = operator.shape(**json.loads(row["shape"]))
+        try:
+            yield predict(operator, shape, chip, json.loads(row["config"])).time_s
+        except SimulationError:
+            yield math.nan  # it ran, and does not fit the chip as that is described: nothing to hold to it
+
+
+def _of(name: str, rows: pd.DataFrame) -> OperatorAccuracy:
+    ratio = (rows["predicted_s"] / rows["latency_s"]).to_numpy(dtype=np.float64)
+    ranks, regrets = [], []
+    for _, shape in rows.groupby(["device", "operator", "shape"], observed=True):
+        measured, predicted = (shape[c].to_numpy(dtype=np.float64) for c in ("latency_s", "predicted_s"))
+        if len(shape) >= _LEAST_CONFIGURATIONS and np.ptp(predicted) > 0 and np.ptp(measured) > 0:
+            ranks.append(float(spearmanr(measured, predicted).statistic))
+            regrets.append(float(measured[predicted.argmin()] / measured.min() - 1))
+    return OperatorAccuracy(
+        operator=name,
+        rows=len(rows),
+        mape=float(np.abs(ratio - 1).mean()),
+        bias=float(np.median(ratio)),
+        shapes=len(ranks),
+        rank=float(np.mean(ranks)) if ranks else math.nan,
+        regret=float(np.mean(regrets)) if regrets else math.nan,
+    )
