@@ -57,7 +57,8 @@ def build(
         from foretile.hwmodels import load_chip
 
         with _progress("compiling") as tell:
-            manifest = build_bundle(load_suite(suite), arch, out, load_chip(chip), tell, jobs, __version__)
+            on = load_chip(chip) if chip is not None else None
+            manifest = build_bundle(load_suite(suite), arch, out, on, tell, jobs, __version__)
         for line in _left_out(manifest["left_out"]):
             typer.echo(line, err=True)
         _shown(out, as_json)

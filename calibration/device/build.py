@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 import queue
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,8 @@ from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import predict
 
 LICENCE = "Apache-2.0"
-ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
+# Architectures, and a chip of each, for which configurations are chosen if no other is named.
+ARCHITECTURES = {"sm_80": "a100-sxm4-80gb", "sm_89": "l40s", "sm_90a": "h200-sxm", "sm_100a": "b200-sxm"}
 _REFUSED = (CompileError, DeviceError, ExportError, NvccError, OperatorError, SimulationError)
 
 Tell = Callable[[int, int, str], None]
@@ -103,16 +105,17 @@ def build_bundle(
     suite: Suite,
     arch: str,
     out: Path,
-    chip: Chip,
+    chip: Chip | None = None,
     tell: Tell = lambda done, total, what: None,
     jobs: int = 1,
     version: str = "unknown",
 ) -> Mapping[str, Any]:
     """Compile what a suite names for ``arch`` and write the bundle; returns its manifest.
 
-    ``chip`` is what configurations are chosen for and times predicted on, ``jobs`` how many shapes are worked
-    on at a time (each takes a compiler of one to two gigabytes), ``version`` this library's. Compiled kernels
-    are kept, so that an interrupted build goes on where it stopped.
+    ``chip`` is what configurations are chosen for and times predicted on (default: a chip of that
+    architecture), ``jobs`` how many shapes are worked on at a time (each takes a compiler of one to two
+    gigabytes), ``version`` this library's. Compiled kernels are kept, so that an interrupted build goes on
+    where it stopped.
 
     Raises:
         OperatorError: nothing of the suite could be compiled, or the architecture is not known.
@@ -123,6 +126,7 @@ def build_bundle(
         raise OperatorError(f"architecture {arch!r} is not one of {', '.join(ARCHITECTURES)}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out}: there is no folder {out.parent}")
+    chip = chip or load_chip(ARCHITECTURES[arch])
     built = Built(checking_driver(arch))
     plan = Plan(tolerance=suite.timing.tolerance, budget_s=suite.timing.budget_s)
     work = [(entry, operator, shape) for entry in suite.entries for operator, shape in entry.resolved()]
@@ -262,27 +266,31 @@ def _manifest(
         "chip": chip.id,
         "chips": list(_chips()),
         "plan": asdict(plan),
-        "estimate_s": estimate_s(built.rows, plan, len(built.cases), suite.case_s),
+        "estimate_s": estimate_s(built.rows, plan, suite),
         "cases": [case.to_json() for case in built.cases.values()],
         "rows": [row.to_json() for row in built.rows],
         "left_out": built.left_out,
     }
 
 
-def estimate_s(rows: list[Row], plan: Plan, cases: int, case_s: float) -> float:
+def estimate_s(rows: Sequence[Row], plan: Plan, suite: Suite) -> float:
     """Seconds that measuring takes at most, by our own predictions.
 
-    A row takes its warm-up, then its budget, which ends after a batch of repetitions that was begun; a kernel
-    without a prediction counts as one that a graph of the plan's length holds. ``case_s`` for each case's
-    operands and reference.
+    A row takes its warm-up, then its budget, which ends after a batch of repetitions that was begun. A kernel
+    without a prediction is given ``baseline_factor`` times the best prediction of its case; where there is
+    none either, a batch of graphs of the plan's length. ``case_s`` for each case's operands and reference.
     """
-    per_row = [
-        plan.warm_up_s
-        + plan.budget_s
-        + (plan.batch + 2) * max(plan.graph_s, 0.0 if np.isnan(row.predicted_s) else row.predicted_s)
-        for row in rows
-    ]
-    return float(np.sum(per_row)) + cases * case_s
+    best: dict[str, float] = {}
+    for row in rows:
+        if not math.isnan(row.predicted_s):
+            best[row.case] = min(row.predicted_s, best.get(row.case, math.inf))
+    total = suite.case_s * len({row.case for row in rows})
+    for row in rows:
+        time_s = row.predicted_s
+        if math.isnan(time_s):
+            time_s = suite.baseline_factor * best.get(row.case, 0.0)
+        total += plan.warm_up_s + plan.budget_s + (plan.batch + 2) * max(plan.graph_s, time_s)
+    return total
 
 
 def _chips() -> Iterator[dict[str, Any]]:

@@ -63,7 +63,8 @@ class Timing(_Strict):
 class Suite(_Strict):
     """Kernels to measure in one run.
 
-    ``case_s`` is what the estimate of a run allows for making the operands and the reference of a shape.
+    ``case_s`` is what the estimate of a run allows for making the operands and the reference of a shape, and
+    ``baseline_factor`` how many times as long as the best tile program it lets a hand-written kernel take.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -71,6 +72,7 @@ class Suite(_Strict):
     entries: tuple[Entry, ...] = Field(min_length=1)
     timing: Timing = Timing()
     case_s: float = Field(default=1.0, ge=0)
+    baseline_factor: float = Field(default=20.0, ge=1)
     kind: Literal["measurement"] = "measurement"
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,20 @@ import pytest
 from device_bundles import Player, build_small
 
 from foretile.calibration.device.archive import BUNDLED, Bundle, BundleError, cubin_name, open_bundle
+from foretile.calibration.device.build import estimate_s
 from foretile.calibration.device.driver import DeviceError
 from foretile.calibration.device.fake import FakeDriver
+from foretile.calibration.device.kernels import candidates
 from foretile.calibration.device.main import check, facts, main
 from foretile.calibration.device.session import Message, Summary, messages_of, run_session
+from foretile.calibration.device.suites import load_suite
 from foretile.calibration.device.supervise import Process
 from foretile.calibration.device.tables import chip_of
 from foretile.calibration.device.timing import Plan
-from foretile.calibration.measurements import read_csv, read_table
+from foretile.calibration.measurements import COLUMNS, read_csv, read_table
+from foretile.hwmodels import load_chip
+from foretile.kernels.operator import load_operator, operator_names
+from foretile.simulator.predictor import predict
 
 QUICK = Plan(budget_s=0.02, warm_up_s=0.0)
 
@@ -60,6 +67,49 @@ def test_a_bundle_says_what_it_is(bundle: Bundle) -> None:
     assert said["rows"] == "3 of 3 cases"
     assert 0 < bundle.manifest["estimate_s"] < 60
     assert bundle.bytes < 1e6
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_100a"])
+def test_other_architectures_are_built_and_checked(arch: str, tmp_path: Path) -> None:
+    with open_bundle(build_small(tmp_path, arch)) as other:
+        assert (other.arch, len(other.rows), check(other)) == (arch, 3, [])
+
+
+def test_the_estimate_is_what_the_budgets_allow(bundle: Bundle) -> None:
+    plan, suite = Plan(), load_suite("quick")
+    rows = [replace(bundle.rows[0], predicted_s=t) for t in (float("nan"), 1e-5, 2e-5)]
+    whole = estimate_s(rows, plan, suite)
+    assert whole == pytest.approx(suite.case_s + 3 * (plan.warm_up_s + plan.budget_s + 10 * plan.graph_s))
+    slow = estimate_s([rows[0], replace(rows[1], predicted_s=0.01)], plan, suite)
+    assert slow == pytest.approx(suite.case_s + 2 * (plan.warm_up_s + plan.budget_s) + 10 * (0.01 + 0.2))
+
+
+def test_the_suite_of_operators_is_what_it_should_be() -> None:
+    suite, plan = load_suite("operators"), Plan()
+    kinds = [(e, o.name, s) for e in suite.entries for o, s in e.resolved()]
+    for kind in ("bf16", "fp8"):
+        shapes = {json.dumps(s) for _, name, s in kinds if name == "gemm" and s["dtype"] == kind}
+        assert len(shapes) == 20
+    assert {e.tile for e, name, _ in kinds if name == "gemm"} == {12}
+    assert {name for _, name, _ in kinds} >= {
+        *("attention_prefill", "attention_decode", "gemm_fp8_block", "mla_decode", "sparse_mla"),
+        *("indexer_logits", "rmsnorm", "layernorm", "softmax", "copy"),
+    }
+    rows = sum((e.tile if isinstance(e.tile, int) else len(e.tile)) + e.cuda for e, _, _ in kinds)
+    # Eight minutes, of which kernels that outlast their budget's last batch may take two.
+    assert len(kinds) * suite.case_s + rows * (plan.warm_up_s + plan.budget_s + 10 * plan.graph_s) < 360
+
+
+def test_configurations_to_measure() -> None:
+    operator, chip = load_operator("gemm"), load_chip("h200-sxm")
+    shape = operator.shape(m=512, n=4096, k=2048)
+    found = list(candidates(operator, shape, chip, 6))
+    assert len({json.dumps(c) for c in found}) == len(found) > 12
+    times = [predict(operator, shape, chip, c, model="cost_model").time_s for c in found[:6]]
+    assert times[:3] == sorted(times[:3])
+    assert max(times[3:]) > 1.5 * times[0]  # some that are clearly worse, to be told from the good ones
+    chosen = list(candidates(operator, shape, chip, [{"block_m": 128, "block_n": 128, "num_stages": 3}]))
+    assert [(c["block_m"], c["block_n"], c["num_stages"]) for c in chosen] == [(128, 128, 3)]
 
 
 def test_the_same_suite_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
@@ -229,8 +279,6 @@ def test_check_finds_what_a_device_would_refuse(bundle: Bundle, capsys: pytest.C
     assert "3 rows checked for sm_90a, 0 would be refused" in capsys.readouterr().out
     row = bundle.rows[0]
     digest, recipe = row.launches[0]
-    from dataclasses import replace
-
     bundle.rows = (replace(row, launches=((digest, replace(recipe, block=(2048, 1, 1))),)), *bundle.rows[1:])
     ((name, outcome),) = check(bundle)
     assert "block.x = 2048" in outcome.message
@@ -257,6 +305,20 @@ def test_the_file_runs_by_itself(path: Path, tmp_path: Path) -> None:
     checked = alone(path, tmp_path, "check")
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "3 rows checked" in checked.stdout
+
+
+def test_the_script_inside_runs_it_too(path: Path, tmp_path: Path) -> None:
+    with open_bundle(path) as opened:
+        (tmp_path / "bundle_run.py").write_bytes(opened.read("bundle_run.py"))
+    command = [sys.executable, "-I", str(tmp_path / "bundle_run.py"), str(path), "show"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "suite: small" in done.stdout
+
+
+def test_no_parameter_is_called_like_a_column() -> None:
+    # A CSV has both side by side.
+    for name in operator_names():
+        assert not {p.name for p in load_operator(name).params} & set(COLUMNS), name
 
 
 def test_without_cupy_one_message_says_how_to_get_it(path: Path, tmp_path: Path) -> None:
