@@ -178,6 +178,7 @@ def _operators(device: int, out: Path, bundle: Path | None, suite: str, budget_s
 
 def _built(device: int, out: Path, suite: str) -> Path:
     """The suite's bundle for the device; one that an interrupted run has built is taken as it is."""
+    from foretile import __version__
     from foretile.calibration.device.build import build_bundle
     from foretile.calibration.device.cupy_driver import open_device
     from foretile.calibration.device.suites import load_suite
@@ -189,7 +190,7 @@ def _built(device: int, out: Path, suite: str) -> Path:
     file = out / f"{made.name}-{_arch(told)}.bundle"
     if not file.is_file():
         with progress("compiling") as tell:
-            build_bundle(made, _arch(told), file, _chip(out / ROWS, _arch(told)), tell)
+            build_bundle(made, _arch(told), file, _chip(out / ROWS, _arch(told)), tell, version=__version__)
     return file
 
 

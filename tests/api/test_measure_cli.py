@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 import foretile.calibration.device.cupy_driver as cupy_driver
 import foretile.calibration.device.micro.code as code
 import foretile.calibration.device.micro.run as micro_run
+from foretile.calibration.device.archive import open_bundle
 from foretile.calibration.device.driver import DeviceError
 from foretile.cli import app
 from foretile.hwmodels import load_chip
+from foretile.kernels.cuda.nvcc import NvccError, find_nvcc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration/device"))
 from chip_device import ChipDevice
@@ -106,6 +109,29 @@ def test_a_name_that_fits_nothing_and_a_bundle_that_is_not_there(device: ChipDev
     ended = _run("measure", "--out", str(tmp_path), "--only", "operators", "--bundle", str(tmp_path / "no"))
     assert ended.exit_code == 2
     assert "foretile bundle build" in ended.output
+
+
+def test_operators_are_built_for_the_device_and_go_to_a_process_of_their_own(
+    device: ChipDevice, tmp_path: Path
+) -> None:
+    """That process finds no CuPy here, and its message is the command's."""
+    try:
+        find_nvcc()
+    except NvccError as error:
+        pytest.skip(str(error).partition(":")[0])
+    if importlib.util.find_spec("cupy") is not None:
+        pytest.skip("CuPy is installed: the process would look for a device")
+    suite = tmp_path / "one.yaml"
+    entry = {"operator": "softmax", "shapes": [{"rows": 8, "cols": 40}], "tile": 0}
+    suite.write_text(
+        json.dumps({"name": "one", "title": "one operator", "entries": [entry]}), encoding="utf-8"
+    )
+    ended = _run("measure", "--out", str(tmp_path), "--only", "operators", "--suite", str(suite))
+    assert ended.exit_code == 2
+    assert "pip install cupy-cuda12x" in ended.output
+    with open_bundle(tmp_path / "one-sm_90a.bundle") as made:
+        assert made.arch == "sm_90a"
+        assert len(made.rows) == 1
 
 
 @pytest.fixture
