@@ -1,4 +1,4 @@
-"""``foretile calibrate``: fit a chip to measured times, or plan which kernels to measure."""
+"""``foretile calibrate``: fit a chip to measured times, plan what to measure, or describe a device."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from foretile.cli.arguments import JSON
 from foretile.cli.errors import reported
+from foretile.cli.measure import DEVICE, estimates_table, measure_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,18 @@ _PLAN = typer.Option(
     help="Choose N kernels to measure instead, the most informative first.",
 )
 _TRANSFER = typer.Option(False, "--transfer", help="Take what other measured chips teach; fit nothing.")
+_FROM_DEVICE = typer.Option(
+    False,
+    "--from-device",
+    help="Describe the device that is here by measuring it: a whole chip file, nothing fitted. "
+    "With --data the rows that foretile measure wrote, and no device.",
+)
+_ID = typer.Option(
+    None, "--id", metavar="ID", help="With --from-device: the chip's id.  [default: the device's name]"
+)
+_BUDGET = typer.Option(
+    1200.0, "--budget", metavar="SECONDS", min=1.0, help="With --from-device: time to take."
+)
 _STARTS = typer.Option(1, "--starts", min=1, max=16, help="Points that the fit starts from.")
 
 
@@ -79,15 +92,26 @@ def calibrate(
     transfer: bool = _TRANSFER,
     starts: int = _STARTS,
     jobs: int = _JOBS,
+    from_device: bool = _FROM_DEVICE,
+    device: int = DEVICE,
+    name: str = _ID,
+    budget: float = _BUDGET,
     as_json: bool = JSON,
 ) -> None:
-    """Fit a chip's parameters to measured kernels.
+    """Fit a chip's parameters to measured kernels, or describe a device by measuring it.
 
     The rows whose hash allows it are fitted, at most 300 a family; the rest are for foretile validate.
     An interrupted fit with --out goes on where it stopped. With --plan and rows of the chip at hand, the
     plan's rows alone are fitted and the error on others is shown before and after.
     """
     with reported():
+        if from_device:
+            if chip is not None or catalogue is not None or plan is not None or transfer or out is None:
+                raise typer.BadParameter(
+                    "--from-device needs --out, and takes --device, --data, --id, --budget"
+                )
+            _describe(device, data, out, name, budget, as_json)
+            return
         if (chip is None) == (catalogue is None):
             raise typer.BadParameter("give either --chip ID or --catalogue DIR")
         jobs = jobs or os.cpu_count() or 1
@@ -102,6 +126,34 @@ def calibrate(
             _print(each)
         if out is not None:
             typer.echo(str(out))
+
+
+def _describe(
+    device: int, data: Path | None, out: Path, name: str | None, budget: float, as_json: bool
+) -> None:
+    """Write the chip file of a device from rows, which are measured first unless they are given."""
+    from foretile.calibration.device.micro.chipfile import describe_chip, plausibility, write_chip
+    from foretile.calibration.device.micro.rowfile import read_rows
+    from foretile.cli import show
+    from foretile.report.output import require_file
+
+    rows = data or out.with_name(f".{out.name}.rows.jsonl")
+    require_file(out)
+    if data is None:
+        _, outcome = measure_rows(device, rows, (), budget)
+        for key, why in outcome.refused.items():
+            typer.echo(f"refused: {key}: {why}", err=True)
+    made = describe_chip(read_rows(rows), name)
+    write_chip(made, out)
+    doubts = plausibility(out)
+    for doubt in (*made.data["unknown"], *made.conflicts, *doubts):
+        typer.echo(doubt, err=True)
+    if as_json:
+        said = {"chip": made.data["id"], "kind": "measured", "file": str(out), "implausible": list(doubts)}
+        show.emit_json({**said, "rows": str(rows), "estimates": [e.to_json() for e in made.estimates]})
+        return
+    show.console().print(estimates_table(made.estimates))
+    typer.echo(str(out))
 
 
 def _all(folder: Path, data: Path | None, jobs: int) -> list[dict[str, Any]]:

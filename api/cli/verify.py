@@ -13,6 +13,7 @@ from foretile.cli.errors import reported
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from foretile.device_verification import DeviceVerification
     from foretile.simulator.numerics.verify import OutputCheck, Verification
 
 FAILED = 3  # ran, but a result is outside of the operator's tolerance
@@ -27,6 +28,14 @@ _INPUTS = typer.Option(
     None, "--inputs", metavar="KIND", help="One kind of inputs; all of them otherwise.", show_default=False
 )
 _ALL = typer.Option(False, "--all", help="Every operator in every type, on a small shape of its own.")
+_DEVICE = typer.Option(
+    None,
+    "--device",
+    min=0,
+    metavar="N",
+    help="Also on this GPU: the CUDA version, and the tile program where TileLang is installed.",
+    show_default=False,
+)
 _OUT = typer.Option(
     None,
     "--out",
@@ -45,10 +54,13 @@ def verify(
     blocks: int = _BLOCKS,
     seed: int = _SEED,
     everything: bool = _ALL,
+    device: int = _DEVICE,
     out: Path = _OUT,
     as_json: bool = JSON,
 ) -> None:
     """Run an operator's tile program on the CPU and compare it with its reference.
+
+    With --device its versions stand side by side: tile program on CPU and GPU, CUDA version on the GPU.
 
     Exit code 3 if a result is outside of the operator's tolerance. JSON: a list, one object a kind of inputs.
     """
@@ -59,6 +71,14 @@ def verify(
             raise ArgumentError("give one operator, or --all")
         if out is not None and not everything:
             raise ArgumentError("--out needs --all")
+        if device is not None:
+            _refuse_beside_device(everything=everything, chip=chip, blocks=blocks)
+            beside = _on_device(op, device, shape, config, inputs, seed)
+            if as_json:
+                show.emit_json([v.to_json() for v in beside])
+            else:
+                _print_versions(beside)
+            raise typer.Exit(0 if all(v.ok for v in beside) else FAILED)
         from foretile.precision import verify as run
         from foretile.precision import verify_all
 
@@ -96,6 +116,70 @@ def verify(
             _print(found)
     if not all(v.ok for v in found):
         raise typer.Exit(FAILED)
+
+
+def _refuse_beside_device(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            option = "all" if name == "everything" else name
+            raise ArgumentError(f"--{option} does not go with --device")
+
+
+def _on_device(
+    op: str, device: int, shape: Sequence[str], config: Sequence[str], inputs: str, seed: int
+) -> list[DeviceVerification]:
+    from foretile.calibration.device.cupy_driver import open_device
+    from foretile.device_verification import verify_on_device
+
+    driver = open_device(device)
+    try:
+        return verify_on_device(
+            op,
+            driver,
+            pairs(shape or (), example="m=300 n=200 k=100"),
+            config=pairs(config or (), example="--config block_m=64") or None,
+            kinds=[inputs] if inputs else None,
+            seed=seed,
+        )
+    finally:
+        driver.close()
+
+
+def _print_versions(found: Sequence[DeviceVerification]) -> None:
+    from rich.text import Text
+
+    from foretile.cli import show
+
+    out, first = show.console(), found[0]
+    out.print(Text.assemble((first.operator, "bold cyan"), "  ", _words(first.shape)))
+    out.print(Text(f"device: {first.device}; tile program's configuration: {_words(first.config)}"))
+    norm, peak = first.tolerance.norm, first.tolerance.peak
+    out.print(
+        Text(f"against the float64 reference; tolerance: {norm:.2g} of the norm, {peak:.2g} of the largest")
+    )
+    figures = ("‖err‖/‖ref‖", "max/max", "≤ 1 ulp")
+    made = show.table("inputs", "output", "version", *figures, "", right=figures)
+    for v in found:
+        for version in v.versions:
+            for check in version.outputs:
+                named = f"{check.name} {check.dtype}"
+                made.add_row(v.inputs, named, version.version, *_few_figures(check), _verdict(check.within))
+            if version.fault:
+                made.add_row(v.inputs, "", version.version, *[""] * len(figures), _verdict(False))
+    out.print(made)
+    for v in found:
+        for version in v.versions:
+            if version.fault:
+                lead = (f"{v.inputs}, {version.version}: ", "bold red")
+                out.print(Text.assemble(lead, version.fault))
+    for version in first.versions:
+        if version.missing:
+            out.print(Text(f"{version.version}: not run here: {version.missing}"))
+
+
+def _few_figures(check: OutputCheck) -> list[str]:
+    norm, peak, *_, close = _figures(check)
+    return [norm, peak, close]
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ using Int8 = signed char;
 
 #define DEVICE __device__ __forceinline__
 
-// Result types that a launch chooses by number (foretile.kernels.cuda.types).
+// Result types that a launch chooses by number (foretile.kernels.cuda.registry.OUT_TYPES).
 enum OutType { OUT_FP32 = 0, OUT_FP16 = 1, OUT_BF16 = 2, OUT_FP8 = 3, OUT_INT32 = 4 };
 
 constexpr float FP8_MAX = 448.0f;        // largest finite e4m3
@@ -34,7 +34,6 @@ DEVICE float to_float(float x) { return x; }
 DEVICE float to_float(int x) { return static_cast<float>(x); }
 DEVICE float to_float(Half x) { return __half2float(x); }
 DEVICE float to_float(Bf16 x) { return __bfloat162float(x); }
-DEVICE float to_float(Fp8 x) { return static_cast<float>(x); }
 DEVICE float to_float(Int8 x) { return static_cast<float>(x); }
 
 template <class T> DEVICE T from_float(float x);
@@ -51,9 +50,33 @@ template <class T, class S> struct Convert {
 template <class T> struct Convert<T, T> {
     static DEVICE T of(T x) { return x; }
 };
+
+// e4m3 as fp16, exactly, for chips without an instruction for it: the bits in fp16's places mean a number
+// 2^8 too small, subnormal or not; all ones are NaN.
+DEVICE Half fp8_by_bits(unsigned char bits) {
+    const unsigned magnitude = bits & 0x7fu;
+    __half_raw raw;
+    raw.x = static_cast<unsigned short>((bits & 0x80u) << 8 | (magnitude == 0x7fu ? 0x7fffu : magnitude << 7));
+    return __hmul(Half(raw), __float2half_rn(256.0f));
+}
+template <> struct Convert<Half, Fp8> {
+    static DEVICE Half of(Fp8 x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+        return fp8_by_bits(x.__x);
+#else
+        return Half(__nv_cvt_fp8_to_halfraw(x.__x, __NV_E4M3));
+#endif
+    }
+};
+DEVICE float to_float(Fp8 x) { return __half2float(Convert<Half, Fp8>::of(x)); }
 template <class T, class S> DEVICE T convert(S x) { return Convert<T, S>::of(x); }
 template <class T> DEVICE T zero() { return convert<T>(0.0f); }
 template <> DEVICE Int8 zero<Int8>() { return 0; }
+template <> DEVICE Fp8 zero<Fp8>() {
+    Fp8 x;
+    x.__x = 0;
+    return x;
+}
 
 // The value of a packed e2m1 number, and its number (of four bits) nearest to a value.
 DEVICE float fp4_value(unsigned nibble) {
@@ -68,8 +91,8 @@ DEVICE float e8m0_value(unsigned char exponent) {
     return exponent == 0 ? __int_as_float(0x00400000) : __int_as_float(static_cast<int>(exponent) << 23);
 }
 
-// An element of ``out`` at ``index`` in the type that the launch chose.
-DEVICE void store_as(void* out, long long index, float value, int type) {
+// An element of ``out`` at ``index`` in the type that the launch chose. Called, not inlined: tiles store 32 times.
+static __device__ __noinline__ void store_as(void* out, long long index, float value, int type) {
     switch (type) {
         case OUT_FP32: static_cast<float*>(out)[index] = value; break;
         case OUT_FP16: static_cast<Half*>(out)[index] = from_float<Half>(value); break;
@@ -97,27 +120,28 @@ template <class T, int N> DEVICE bool aligned(const T* p) {
 
 // Eight elements from ``p``, converted; those from ``count`` on are zero and not read.
 template <class T, class S> DEVICE void load8(const S* p, int count, T out[8]) {
+    Pack<S, 8> pack;
     if (count >= 8 && aligned<S, 8>(p)) {
-        const Pack<S, 8> pack = *reinterpret_cast<const Pack<S, 8>*>(p);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) out[i] = convert<T>(pack.v[i]);
+        pack = *reinterpret_cast<const Pack<S, 8>*>(p);
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) out[i] = i < count ? convert<T>(p[i]) : zero<T>();
+        for (int i = 0; i < 8; ++i) pack.v[i] = i < count ? p[i] : zero<S>();
     }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = convert<T>(pack.v[i]);
 }
 
 // The first ``count`` of eight values to ``p``.
 template <class S> DEVICE void store8(S* p, int count, const float in[8]) {
-    if (count >= 8 && aligned<S, 8>(p)) {
-        Pack<S, 8> pack;
+    Pack<S, 8> pack;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) pack.v[i] = from_float<S>(in[i]);
+    for (int i = 0; i < 8; ++i) pack.v[i] = from_float<S>(in[i]);
+    if (count >= 8 && aligned<S, 8>(p)) {
         *reinterpret_cast<Pack<S, 8>*>(p) = pack;
     } else {
 #pragma unroll
         for (int i = 0; i < 8; ++i)
-            if (i < count) p[i] = from_float<S>(in[i]);
+            if (i < count) p[i] = pack.v[i];
     }
 }
 

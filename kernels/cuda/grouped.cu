@@ -121,132 +121,68 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
                   [](long long) { return 1.0f; });
 }
 
-// Mixture of experts. Tiles of ``align`` rows belong to an expert, the first filled[tile] of them exist; a
-// block takes 64 of them. ``token`` has the token of every row.
-struct Tokens {
-    long long expert, m0, n0, end;  // rows m0 … end - 1
-    DEVICE Tokens(const int* tile_expert, const int* filled, int align) {
+// Mixture of experts, either product: rows of A by the weights W (experts, parts, n, k) of their expert, parts
+// along the grid's z axis; C is (parts, rows, n). Tiles of ``align`` rows belong to an expert, of which the first
+// TileRows[tile] exist; a block takes 64 of them. ``index`` has the row of A (of a_rows) for every row of C; null:
+// the same row.
+#define MOE_ARGS const int *index, const int *TileExpert, const int *TileRows, void *C
+#define MOE_SIZES long long a_rows, long long rows, long long n, long long k, int align, int out_type
+#define EXPERT_KERNEL extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+
+struct Share {
+    long long expert, matrix, m0, n0, end, base;  // rows m0 … end - 1; the part's first element of C
+    DEVICE Share(const int* tile_expert, const int* filled, int align, long long rows, long long n) {
         const int parts = (align + TILE - 1) / TILE, tile = blockIdx.y / parts, part = blockIdx.y % parts;
         const long long first = static_cast<long long>(tile) * align;
         expert = tile_expert[tile];
+        matrix = expert * gridDim.z + blockIdx.z;
         m0 = first + part * TILE;
         n0 = blockIdx.x * (long long)TILE;
         end = first + filled[tile];
         if (end > m0 + TILE) end = m0 + TILE;
+        base = blockIdx.z * rows * n;
     }
 };
 
-// H = silu(gate · gate_scale) · (up · up_scale), in ``out_type``: fp32 where H is to be quantised.
 template <class F>
-DEVICE void gate_up(const F& gate, const F& up, const Tokens& at, void* H, long long inter, long long hidden,
-                    float gate_scale, float up_scale, int out_type) {
+DEVICE void expert_product(const F& format, const Share& at, void* C, long long n, long long k, float scale,
+                           int out_type) {
     if (at.m0 >= at.end) return;  // the same for all threads of the block
-    Tile<float> g, u;
-    g.clear();
-    u.clear();
-    gate.product(g, at.m0, at.n0, hidden);
-    up.product(u, at.m0, at.n0, hidden);
-    // The fragments of both products lie alike: the gate's are walked, the up's taken from the same place.
-    const float* other = &u.sums[0][0][0];
-    int place = 0;
-    g.each([&](int row, int column, float sum) {
-        const long long m = at.m0 + row, n = at.n0 + column;
-        const float x = sum * gate_scale, y = other[place++] * up_scale;
-        if (m < at.end && n < inter) store_as(H, m * inter + n, x / (1.0f + expf(-x)) * y, out_type);
-    });
-}
-
-// Y = H · W_downᵀ · scale, in bf16 or fp16.
-template <class F>
-DEVICE void down(const F& format, const Tokens& at, void* Y, long long hidden, long long inter, float scale,
-                 int out_type) {
-    if (at.m0 >= at.end) return;
-    write_product(format, true, Y, at.end, hidden, inter, at.m0, at.n0, out_type,
+    write_product(format, true, offset(C, at.base, out_type), at.end, n, k, at.m0, at.n0, out_type,
                   [&](long long) { return scale; });
 }
 
-#define MOE_ARGS const int *token, const int *TileExpert, const int *TileRows
-#define MOE_SIZES long long tokens, long long inter, long long hidden, int align, int out_type
-
 #define MOE(NAME, T)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                 \
-        moe_gate_up_##NAME(const T* X, const T* W, MOE_ARGS, void* H, MOE_SIZES) {                             \
-        const Tokens at(TileExpert, TileRows, align);                                                          \
-        const T* w = W + at.expert * 2 * inter * hidden;                                                       \
-        const Rows<T, Dense<T, T>> x{{X, tokens, hidden, hidden}, token, at.end};                              \
-        gate_up(Plain<T, T>{x, {w, inter, hidden, hidden}},                                                    \
-                Plain<T, T>{x, {w + inter * hidden, inter, hidden, hidden}}, at, H, inter, hidden, 1.0f, 1.0f,   \
-                out_type);                                                                                     \
-    }                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                 \
-        moe_down_##NAME(const T* H, const T* W, const int* TileExpert, const int* TileRows, void* Y,            \
-                        long long inter, long long hidden, int align, int out_type) {                         \
-        const Tokens at(TileExpert, TileRows, align);                                                          \
-        down(Plain<T, T>{{{H, at.end, inter, inter}, nullptr, at.end},                                         \
-                         {W + at.expert * hidden * inter, hidden, inter, inter}},                              \
-             at, Y, hidden, inter, 1.0f, out_type);                                                            \
+    EXPERT_KERNEL moe_product_##NAME(const T* A, const T* W, MOE_ARGS, MOE_SIZES) {                             \
+        const Share at(TileExpert, TileRows, align, rows, n);                                                  \
+        const Plain<T, T> format{{{A, a_rows, k, k}, index, at.end}, {W + at.matrix * n * k, n, k, k}};         \
+        expert_product(format, at, C, n, k, 1.0f, out_type);                                                   \
     }
 MOE(bf16, Bf16)
 MOE(fp16, Half)
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    moe_gate_up_fp8(const Fp8* X, const float* X_scale, const Fp8* W, const float* W_scale, MOE_ARGS, void* H, MOE_SIZES) {
-    const Tokens at(TileExpert, TileRows, align);
-    const Fp8* w = W + at.expert * 2 * inter * hidden;
-    const Rows<Half, Dense<Half, Fp8>> x{{X, tokens, hidden, hidden}, token, at.end};
-    gate_up(Plain<Half, Fp8>{x, {w, inter, hidden, hidden}},
-            Plain<Half, Fp8>{x, {w + inter * hidden, inter, hidden, hidden}}, at, H, inter, hidden,
-            X_scale[0] * W_scale[2 * at.expert], X_scale[0] * W_scale[2 * at.expert + 1], out_type);
-}
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    moe_down_fp8(const Fp8* H, const float* H_scale, const Fp8* W, const float* W_scale, const int* TileExpert,
-                 const int* TileRows, void* Y, long long inter, long long hidden, int align, int out_type) {
-    const Tokens at(TileExpert, TileRows, align);
-    down(Plain<Half, Fp8>{{{H, at.end, inter, inter}, nullptr, at.end},
-                          {W + at.expert * hidden * inter, hidden, inter, inter}},
-         at, Y, hidden, inter, H_scale[0] * W_scale[at.expert], out_type);
+// A float32 scale for A, one for each matrix of weights.
+EXPERT_KERNEL moe_product_fp8(const Fp8* A, const float* A_scale, const Fp8* W, const float* W_scale, MOE_ARGS,
+                              MOE_SIZES) {
+    const Share at(TileExpert, TileRows, align, rows, n);
+    const Plain<Half, Fp8> format{{{A, a_rows, k, k}, index, at.end}, {W + at.matrix * n * k, n, k, k}};
+    expert_product(format, at, C, n, k, A_scale[0] * W_scale[at.matrix], out_type);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    moe_gate_up_fp8_block(const Fp8* X, const float* X_scale, const Fp8* W, const float* W_scale, MOE_ARGS, void* H,
-                          MOE_SIZES) {
-    const Tokens at(TileExpert, TileRows, align);
-    const long long scales = ((inter + BLOCK - 1) / BLOCK) * ((hidden + BLOCK - 1) / BLOCK);
-    const Fp8* w = W + at.expert * 2 * inter * hidden;
-    const float* s = W_scale + at.expert * 2 * scales;
-    const Rows<Half, Dense<Half, Fp8>> x{{X, tokens, hidden, hidden}, token, at.end};
-    gate_up(ByBlocks{x, X_scale, {w, inter, hidden, hidden}, s},
-            ByBlocks{x, X_scale, {w + inter * hidden, inter, hidden, hidden}, s + scales}, at, H, inter, hidden, 1.0f,
-            1.0f, out_type);
-}
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    moe_down_fp8_block(const Fp8* H, const float* H_scale, const Fp8* W, const float* W_scale, const int* TileExpert,
-                       const int* TileRows, void* Y, long long inter, long long hidden, int align, int out_type) {
-    const Tokens at(TileExpert, TileRows, align);
-    const long long scales = ((inter + BLOCK - 1) / BLOCK) * ((hidden + BLOCK - 1) / BLOCK);
-    down(ByBlocks{{{H, at.end, inter, inter}, nullptr, at.end}, H_scale,
-                  {W + at.expert * hidden * inter, hidden, inter, inter}, W_scale + at.expert * scales},
-         at, Y, hidden, inter, 1.0f, out_type);
+EXPERT_KERNEL moe_product_fp8_block(const Fp8* A, const float* A_scale, const Fp8* W, const float* W_scale, MOE_ARGS,
+                                    MOE_SIZES) {
+    const Share at(TileExpert, TileRows, align, rows, n);
+    const long long scales = ((n + BLOCK - 1) / BLOCK) * ((k + BLOCK - 1) / BLOCK);
+    const ByBlocks format{{{A, a_rows, k, k}, index, at.end}, A_scale, {W + at.matrix * n * k, n, k, k},
+                          W_scale + at.matrix * scales};
+    expert_product(format, at, C, n, k, 1.0f, out_type);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    moe_gate_up_nvfp4(const unsigned char* X, const Fp8* X_groups, const float* X_scale, const unsigned char* W,
-                      const Fp8* W_scale, const float* W_global, MOE_ARGS, void* H, MOE_SIZES) {
-    const Tokens at(TileExpert, TileRows, align);
-    const long long matrix = inter * hidden / 2, groups = inter * ((hidden + 15) / 16);
-    const unsigned char* w = W + at.expert * 2 * matrix;
-    const Fp8* s = W_scale + at.expert * 2 * groups;
-    const Rows<Half, Nvfp4<Half>> x{{X, X_groups, tokens, hidden}, token, at.end};
-    gate_up(Four{x, {w, s, inter, hidden}}, Four{x, {w + matrix, s + groups, inter, hidden}}, at, H, inter, hidden,
-            X_scale[0] * W_global[2 * at.expert], X_scale[0] * W_global[2 * at.expert + 1], out_type);
-}
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    moe_down_nvfp4(const unsigned char* H, const Fp8* H_groups, const float* H_scale, const unsigned char* W,
-                   const Fp8* W_scale, const float* W_global, const int* TileExpert, const int* TileRows, void* Y,
-                   long long inter, long long hidden, int align, int out_type) {
-    const Tokens at(TileExpert, TileRows, align);
-    const long long matrix = hidden * inter / 2, groups = hidden * ((inter + 15) / 16);
-    down(Four{{{H, H_groups, at.end, inter}, nullptr, at.end},
-              {W + at.expert * matrix, W_scale + at.expert * groups, hidden, inter}},
-         at, Y, hidden, inter, H_scale[0] * W_global[at.expert], out_type);
+// Scales of groups of 16, of A as a whole, and of each matrix of weights.
+EXPERT_KERNEL moe_product_nvfp4(const unsigned char* A, const Fp8* A_groups, const float* A_scale,
+                                const unsigned char* W, const Fp8* W_scale, const float* W_global, MOE_ARGS, MOE_SIZES) {
+    const Share at(TileExpert, TileRows, align, rows, n);
+    const Four format{{{A, A_groups, a_rows, k}, index, at.end},
+                      {W + at.matrix * n * k / 2, W_scale + at.matrix * n * ((k + 15) / 16), n, k}};
+    expert_product(format, at, C, n, k, A_scale[0] * W_global[at.matrix], out_type);
 }

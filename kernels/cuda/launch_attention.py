@@ -27,7 +27,9 @@ def shared_bytes(rows: int, qk: int, v: int, same_tile: bool = False) -> int:
 def _grid(name: str, grid: tuple[int, int, int]) -> tuple[int, int, int]:
     for extent in grid[1:]:
         if extent > _GRID_YZ:
-            raise OperatorError(f"{name}: {extent} queries or heads side by side; at most {_GRID_YZ} are possible")
+            raise OperatorError(
+                f"{name}: {extent} queries or heads side by side; at most {_GRID_YZ} are possible"
+            )
     return grid
 
 
@@ -69,7 +71,9 @@ def attention_decode(name: str, shape: Shape, tensors: Tensors) -> Sequence[Laun
     return (launch(_source(name, shape), grid, THREADS, args, shared),)
 
 
-def _mla(symbol: str, shape: Shape, grid: tuple[int, int, int], args: Sequence[Argument], shared: int) -> Launch:
+def _mla(
+    symbol: str, shape: Shape, grid: tuple[int, int, int], args: Sequence[Argument], shared: int
+) -> Launch:
     scale = ScalarArg("float32", _MLA_SCALE, "scale")
     source = KernelSource("mla.cu", f"{symbol}_{shape['dtype']}")
     return launch(source, _grid(symbol, grid), THREADS, (*args, scale), shared)

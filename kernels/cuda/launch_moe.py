@@ -11,7 +11,9 @@ from foretile.kernels.dtypes import dtype
 from foretile.kernels.operator import OperatorError, Shape
 
 _PLACE_THREADS, _ROW_THREADS, _GRID_Y = 1024, 256, 65535
-_GROUP = {"fp8_block": 128, "nvfp4": 16}
+_ELEMENT_BLOCKS = 4096  # a block takes further elements where there are more
+_QUANTISED = ("fp8", "fp8_block", "nvfp4")
+_GROUP = {"fp8_block": 128, "nvfp4": 16}  # columns that share a scale
 
 
 def _grouped(symbol: str, grid: Sequence[int], args: Sequence[Argument]) -> Launch:
@@ -85,31 +87,39 @@ def moe(name: str, shape: Shape, tensors: Tensors) -> Sequence[Launch]:
     rows = tensors.shape("X_sorted")[0]
     parts = rows // align * ceildiv(align, TILE)
     if parts > _GRID_Y:
-        raise OperatorError(f"moe: {rows} rows in tiles of {align}; the CUDA version takes {_GRID_Y} tiles of 64")
+        raise OperatorError(
+            f"moe: {rows} rows in tiles of {align}; the CUDA version takes {_GRID_Y} tiles of 64"
+        )
     kind, stored = shape["dtype"], tensors.dtype("O")
     indices, weights = _scratch("Indices", "int32", tokens, topk), _scratch("Weights", "fp32", tokens, topk)
     places, token = _scratch("Rows", "int32", tokens, topk), _scratch("Token", "int32", rows)
-    expert, filled = (_scratch(n, "int32", rows // align) for n in ("TileExpert", "TileRows"))
-    quantised = kind in ("fp8", "fp8_block", "nvfp4")
-    H = _scratch("H", "fp32" if quantised else stored, rows, inter)
+    table = tuple(_scratch(name, "int32", rows // align) for name in ("TileExpert", "TileRows"))
+    products = _scratch("gate_and_up", "fp32", 2, rows, inter)
+    H = _scratch("H", "fp32" if kind in _QUANTISED else stored, rows, inter)
     Y = _scratch("Y", stored, rows, hidden)
     x, quantise_x = _activations("X", tensors.arg("X"), tokens, hidden, shape, tensors)
     h, quantise_h = _activations("H", H, rows, inter, shape, tensors)
-    sizes = (*wide(inter, hidden), *narrow(align))
-    up = (*x, *_weights("W_gate_up", tensors), token, expert, filled, H, *wide(tokens), *sizes)
-    down = (*h, *_weights("W_down", tensors), expert, filled, Y, *sizes)
+    up = (*x, *_weights("W_gate_up", tensors), token, *table, products, *wide(tokens, rows, inter, hidden))
+    down = (*h, *_weights("W_down", tensors), *wide(0), *table, Y, *wide(rows, rows, hidden, inter))
+    gate = (*tensors.ins("Logits Bias"), indices, weights, *narrow(experts, topk, 1, 1))
     place = (*wide(tokens * topk), *narrow(topk, experts, align, rows // align))
+    result = (Y, places, weights, *tensors.outs("O"), *narrow(hidden, topk))
+    symbol, elements = f"moe_product_{kind}", rows * inter
     return (
-        _routing("moe_route", tokens, 32, (*tensors.ins("Logits Bias"), indices, weights,
-                 *narrow(experts, topk, 1, 1)), 4 * (2 * experts + 1)),
-        _routing("moe_place", 1, _PLACE_THREADS, (indices, places, token, expert, filled, *place), 12 * experts),
+        _routing("moe_route", tokens, 32, gate, 4 * (2 * experts + 1)),
+        _routing("moe_place", 1, _PLACE_THREADS, (indices, places, token, *table, *place), 12 * experts),
         *quantise_x,
-        _grouped(f"moe_gate_up_{kind}", (ceildiv(inter, TILE), parts), (*up, *narrow(OUT_TYPES[_short(H)]))),
+        _grouped(symbol, (ceildiv(inter, TILE), parts, 2), (*up, *narrow(align, OUT_TYPES["fp32"]))),
+        _routing(
+            "moe_swiglu",
+            min(_ELEMENT_BLOCKS, ceildiv(elements, _ROW_THREADS)),
+            _ROW_THREADS,
+            (products, H, *wide(elements), *narrow(OUT_TYPES[_short(H)])),
+        ),
         *quantise_h,
-        _grouped(f"moe_down_{kind}", (ceildiv(hidden, TILE), parts), (*down, *narrow(OUT_TYPES[stored]))),
-        _routing(f"moe_combine_{stored}", tokens, _ROW_THREADS,
-                 (Y, places, weights, *tensors.outs("O"), *narrow(hidden, topk))),
-    )  # fmt: skip
+        _grouped(symbol, (ceildiv(hidden, TILE), parts), (*down, *narrow(align, OUT_TYPES[stored]))),
+        _routing(f"moe_combine_{stored}", tokens, _ROW_THREADS, result),
+    )
 
 
 def _short(tensor: TensorArg) -> str:
@@ -127,7 +137,7 @@ def _activations(
 ) -> tuple[tuple[Argument, ...], tuple[Launch, ...]]:
     """An operand of a product with its scales, and the launches that make it of ``source``."""
     kind = shape["dtype"]
-    if kind in ("bf16", "fp16"):
+    if kind not in _QUANTISED:
         return (source,), ()
     suffix = _short(source)
     if kind == "fp8":

@@ -1,4 +1,4 @@
-"""Launches of copies, selection, the indexer and the delta rule (move.cu, select.cu, indexer.cu, delta.cu)."""
+"""Launches of copies, selection, the indexer, the delta rule (move.cu, select.cu, indexer.cu, delta.cu)."""
 
 from __future__ import annotations
 

@@ -74,8 +74,9 @@ extern "C" __global__ void moe_route(const float* Logits, const float* Bias, int
 // One block: experts' rows in one piece each, padded to ``align``. Rows[t, j] is the row of a token's choice,
 // Token[row] the token of a row; TileExpert and TileRows describe every ``align`` rows. The order of an expert's
 // rows is that in which threads get there: results do not depend on it.
-extern "C" __global__ void moe_place(const int* Indices, int* Rows, int* Token, int* TileExpert, int* TileRows,
-                                     long long choices, int topk, int experts, int align, int tiles) {
+extern "C" __global__ void __launch_bounds__(1024)
+    moe_place(const int* Indices, int* Rows, int* Token, int* TileExpert, int* TileRows, long long choices, int topk,
+              int experts, int align, int tiles) {
     DYNAMIC_SHARED(memory);
     int* count = reinterpret_cast<int*>(memory);
     int* start = count + experts;
@@ -131,6 +132,15 @@ extern "C" __global__ void moe_permute_pad(unsigned char* X_sorted, int* Used, l
     if (threadIdx.x == 0) Used[blockIdx.x] = 0;
     if (used) return;
     for (long long i = threadIdx.x; i < row_bytes; i += blockDim.x) X_sorted[blockIdx.x * row_bytes + i] = 0;
+}
+
+// H = silu(gate) · up of products (2, elements) in float32, in ``out_type``: fp32 where H is to be quantised.
+extern "C" __global__ void moe_swiglu(const float* products, void* H, long long elements, int out_type) {
+    for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < elements;
+         i += static_cast<long long>(gridDim.x) * blockDim.x) {
+        const float gate = products[i], up = products[elements + i];
+        store_as(H, i, gate / (1.0f + expf(-gate)) * up, out_type);
+    }
 }
 
 // O[t] = Σ_j Weights[t, j] · Y[Rows[t, j]] in float32, in the order of j. A block a token.

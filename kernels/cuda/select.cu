@@ -9,7 +9,7 @@ DEVICE unsigned ordered(float x) {
 
 // Four passes over eight bits each find the k-th largest; a fifth writes what is above it, and as many of its
 // equals as are missing. Which of them, and in which order, depends on the order of the threads.
-extern "C" __global__ void topk_select(const float* X, int* Index, int cols, int k) {
+extern "C" __global__ void __launch_bounds__(1024) topk_select(const float* X, int* Index, int cols, int k) {
     __shared__ int histogram[256];
     __shared__ unsigned threshold;
     __shared__ int missing, above, equal;

@@ -90,6 +90,7 @@ DEVICE void stage(unsigned* shared, const View& view, bool across, long long row
     T* tile = reinterpret_cast<T*>(shared);
     constexpr int stride = STRIDE_WORDS * 4 / static_cast<int>(sizeof(T));
     constexpr int chunks = TILE * DEPTH<T> / 8;
+#pragma unroll 1
     for (int c = threadIdx.x; c < chunks; c += TILE_THREADS) {
         T x[8];
         if (across) {

@@ -5,8 +5,11 @@
 // result that depends on the seed. Shared memory starts poisoned (NaN). Matrix instructions take and give the
 // fragments that PTX documents. Blocks run one after the other.
 #pragma once
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -25,17 +28,71 @@
 #define __shared__ static
 #undef __align__
 #define __align__(n) __attribute__((aligned(n)))
+#undef __noinline__
+#define __noinline__ __attribute__((noinline))
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #undef __forceinline__
 #define __forceinline__ inline
 
+#if defined(__x86_64__)
+// Saves what the System V calling convention keeps over a call, and goes on where ``to`` was saved.
+extern "C" void host_switch(void** from, void* to);
+asm(R"(
+.text
+.local host_switch
+.type host_switch, @function
+host_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size host_switch, .-host_switch
+)");
+#endif
+
 namespace host {
 
 constexpr std::size_t STACK = 192 * 1024;
 
-struct Fibre {
+// A place in the execution of a fibre (or of the scheduler).
+struct Context {
+#if defined(__x86_64__)
+    void* stack = nullptr;
+    void begin(char* memory, void (*entry)()) {
+        auto top = (reinterpret_cast<std::uintptr_t>(memory) + STACK) / 16 * 16;
+        void** at = reinterpret_cast<void**>(top);
+        *--at = nullptr;  // entry never returns; this keeps the alignment that a call would leave
+        *--at = reinterpret_cast<void*>(entry);
+        stack = at - 6;  // the registers that are popped first
+    }
+    void leave_for(Context& other) { host_switch(&stack, other.stack); }
+#else
     ucontext_t context;
+    void begin(char* memory, void (*entry)()) {
+        getcontext(&context);
+        context.uc_stack.ss_sp = memory;
+        context.uc_stack.ss_size = STACK;
+        context.uc_link = nullptr;
+        makecontext(&context, entry, 0);
+    }
+    void leave_for(Context& other) { swapcontext(&context, &other.context); }
+#endif
+};
+
+struct Fibre {
+    Context context;
     std::unique_ptr<char[]> stack{new char[STACK]};
     dim3 thread;
     int linear = 0;
@@ -56,7 +113,7 @@ struct Block {
     dim3 grid, block, index;
     int live = 0, arrived = 0;
     Fibre* now = nullptr;
-    ucontext_t scheduler;
+    Context scheduler;
     std::uint64_t seed = 1;
     void (*body)(void*) = nullptr;
     void* args = nullptr;
@@ -82,7 +139,7 @@ inline void release_warp(int w) {
     }
 }
 
-inline void pause() { swapcontext(&current->now->context, &current->scheduler); }
+inline void pause() { current->now->context.leave_for(current->scheduler); }
 
 inline void sync_block() {
     current->now->waits = 1;
@@ -151,11 +208,7 @@ inline bool run_block(Block& b) {
         f.done = false;
         f.waits = f.phase = 0;
         ++b.warps[i / 32].live;
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.get();
-        f.context.uc_stack.ss_size = STACK;
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, entry, 0);
+        f.context.begin(f.stack.get(), entry);
     }
     std::vector<int> order(n);
     for (int i = 0; i < n; ++i) order[i] = i;
@@ -167,7 +220,7 @@ inline bool run_block(Block& b) {
             if (f.done || f.waits) continue;
             ran = true;
             b.now = &f;
-            swapcontext(&b.scheduler, &f.context);
+            b.scheduler.leave_for(f.context);
         }
         if (!ran) return false;
     }

@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,19 @@ _SCALARS = {
     "float32": ctypes.c_float, "float64": ctypes.c_double,
 }  # fmt: skip
 _GUARD = 64  # bytes behind every tensor that nobody may write
-_loaded: dict[tuple[str, str, tuple[tuple[str, str], ...]], Any] = {}
+_Key = tuple[str, tuple[tuple[str, str], ...], Path]
+_loaded: dict[tuple[_Key, frozenset[str]], Any] = {}
+_exported: dict[_Key, set[str]] = {}
 
 
+def foresee(programs: Iterable[CudaProgram], folder: Path = FOLDER) -> None:
+    """Tell which kernels will be run, so that those of a file are compiled together."""
+    for program in programs:
+        for source, _ in program.launches:
+            _exported.setdefault((source.file, source.defines, folder), set()).add(source.symbol)
+
+
+@cache
 def toolkit_headers() -> Path:
     """Where cuda_fp8.h and its like are; skips the test without them or without a host compiler."""
     if shutil.which("g++") is None:
@@ -46,21 +57,24 @@ def toolkit_headers() -> Path:
     pytest.skip("the CUDA toolkit's headers were not found beside nvcc")
 
 
-def _library(source: KernelSource) -> Any:
-    """The kernel's file with its macros, as a shared library that exports this kernel's launch."""
-    key = (source.file, source.symbol, source.defines)
+def _library(source: KernelSource, folder: Path) -> Any:
+    """The kernel's file with its macros, as a shared library that exports its kernels' launches."""
+    file = (source.file, source.defines, folder)
+    symbols = _exported.setdefault(file, set())
+    symbols.add(source.symbol)
+    key = (file, frozenset(symbols))
     if key not in _loaded:
-        text = (FOLDER / source.file).read_text() + f"\nEXPORT({source.symbol})\n"
+        text = (folder / source.file).read_text() + "".join(f"\nEXPORT({s})" for s in sorted(symbols)) + "\n"
         headers = toolkit_headers()
         defines = [f"-D{name}={value}" for name, value in source.defines]
-        files = sorted([*FOLDER.glob("*.cuh"), *HERE.glob("*.hpp")])
+        files = sorted([*folder.glob("*.cuh"), *HERE.glob("*.hpp")])
         parts = (text, *defines, *_FLAGS, *(p.read_text() for p in files))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         made = cache_folder() / "host" / f"{digest}.so"
         if not made.exists():
             made.parent.mkdir(parents=True, exist_ok=True)
             temporary = made.with_suffix(f".{os.getpid()}")
-            include = [f"-I{folder}" for folder in (FOLDER, HERE, headers)]
+            include = [f"-I{where}" for where in (folder, HERE, headers)]
             done = subprocess.run(
                 ["g++", *_FLAGS, *defines, *include, "-o", str(temporary), "-"],
                 input=text, capture_output=True, text=True, check=False,
@@ -71,31 +85,43 @@ def _library(source: KernelSource) -> Any:
     return _loaded[key]
 
 
-def _launch(source: KernelSource, recipe: LaunchRecipe, memory: Mapping[str, np.ndarray], seed: int) -> None:
-    library = _library(source)
-    values = []
-    for arg in recipe.args:
-        if isinstance(arg, TensorArg):
-            values.append(ctypes.c_void_p(memory[arg.name].ctypes.data))
-        else:
-            assert isinstance(arg, ScalarArg)
-            values.append(_SCALARS[arg.ctype](arg.value))
+def host_launch(
+    source: KernelSource,
+    grid: Sequence[int],
+    block: Sequence[int],
+    shared_bytes: int,
+    values: Sequence[Any],
+    seed: int,
+    folder: Path,
+) -> None:
+    """One launch; ``values`` are its parameters as ctypes objects."""
+    library = _library(source, folder)
     pointers = (ctypes.c_void_p * len(values))(
         *[ctypes.cast(ctypes.byref(v), ctypes.c_void_p) for v in values]
     )
     three = ctypes.c_int * 3
     where = three()
     failed = getattr(library, f"launch_{source.symbol}")(
-        three(*recipe.grid), three(*recipe.block), ctypes.c_int(recipe.shared_bytes), ctypes.c_uint64(seed),
-        pointers, where,
-    )  # fmt: skip
+        three(*grid), three(*block), ctypes.c_int(shared_bytes), ctypes.c_uint64(seed), pointers, where
+    )
     assert not failed, f"{source.symbol}: threads of block {tuple(where)} wait for each other for ever"
 
 
+def _parameters(recipe: LaunchRecipe, memory: Mapping[str, np.ndarray]) -> list[Any]:
+    values: list[Any] = []
+    for arg in recipe.args:
+        if isinstance(arg, TensorArg):
+            values.append(ctypes.c_void_p(memory[arg.name].ctypes.data))
+        else:
+            assert isinstance(arg, ScalarArg)
+            values.append(_SCALARS[arg.ctype](arg.value))
+    return values
+
+
 def run_on_host(
-    program: CudaProgram, inputs: Mapping[str, np.ndarray], seed: int = 1
+    program: CudaProgram, inputs: Mapping[str, np.ndarray], seed: int = 1, folder: Path = FOLDER
 ) -> dict[str, np.ndarray]:
-    """All tensors of the program after its launches, by name.
+    """All tensors of the program after its launches, by name; ``folder`` has the sources.
 
     Results start poisoned (bytes of 0xff), workspace is zero, and no byte behind a tensor may change.
     """
@@ -114,7 +140,8 @@ def run_on_host(
     before = {t.name: memory[t.name][: t.bytes].copy() for t in program.tensors if t.role == "in"}
     for source, recipe in program.launches:
         assert recipe.problems(source.capability) == []
-        _launch(source, recipe, memory, seed)
+        values = _parameters(recipe, memory)
+        host_launch(source, recipe.grid, recipe.block, recipe.shared_bytes, values, seed, folder)
     for tensor in program.tensors:
         assert (memory[tensor.name][tensor.bytes :] == 0xA5).all(), f"written behind {tensor.name}"
         if tensor.role == "in":

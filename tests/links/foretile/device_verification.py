@@ -1,0 +1,1 @@
+../../../api/device_verification.py
