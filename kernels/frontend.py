@@ -100,7 +100,7 @@ def _parameters(function: FunctionType, tracer: Tracer, loc: Loc) -> list[Buffer
             what = "no annotation" if kind is None else f"the annotation {kind!r}"
             raise TraceError(
                 f"parameter `{name}` of {function.__name__} has {what}; declare it {name}: T.Tensor(shape, "
-                f"dtype) (scalars: a one-element tensor, or a T.dynamic dimension)",
+                f"dtype), a number {name}: T.int32",
                 loc,
             )
         declared.append(kind)

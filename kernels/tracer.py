@@ -164,8 +164,8 @@ class Tracer:
         free.bound.update(v.name for v in (*self.block_vars, *threads, *self.scalars))
         free.buffers(params)
         free.add(*self.grid)
-        free.buffers(buffers)
         free.body(self.body)
+        free.buffers(buffers)
         noted = [(f"{kind}:{b.name}", value) for b in self.buffers for kind, value in b.notes]
         return TileProgram(
             name=self.name,

@@ -124,7 +124,7 @@ class Expressions:
         if name == "Cast":
             return self.cast(self(node.value), element_type(node, self.names.loc)[0])
         if name == "Not":
-            return call("not", (self(node.a),))
+            return call("not", (self.truth(node.a),))
         if name == "Select":
             return self._choice(node.condition, node.true_value, node.false_value)
         if name == "Ramp":
@@ -212,6 +212,8 @@ class Expressions:
     # -- operations ----------------------------------------------------------------------------
 
     def _binary(self, op: str, left: Any, right: Any, node: Any) -> Expr:
+        if op in ("and", "or"):
+            return self.binary(op, self.truth(left), self.truth(right))
         a, b = self(left), self(right)
         if op == "div" and not is_float(element_type(node, self.names.loc)[0]):
             op = "truncdiv"
@@ -246,7 +248,12 @@ class Expressions:
 
     def _choice(self, condition: Any, true_value: Any, false_value: Any) -> Expr:
         a, b = self._beside(self(true_value), self(false_value))
-        return call("if_then_else", (self(condition), a, b))
+        return call("if_then_else", (self.truth(condition), a, b))
+
+    def truth(self, node: Any) -> Expr:
+        """A condition: a number holds where it is not zero."""
+        e = self(node)
+        return e if dtype_of(e, self.names.dtype) == "bool" else self.binary("ne", e, Const(0))
 
     def _if_then_else(self, node: Any) -> Expr:
         return self._choice(*node.args)

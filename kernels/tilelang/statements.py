@@ -352,7 +352,7 @@ class Body:
     def if_(self, node: Any) -> list[Stmt]:
         """A branch."""
         loc = self.loc
-        cond = self.convert(node.condition)
+        cond = self.convert.truth(node.condition)
         before, self.pending = self.pending, []
         then, role = self.branch(node.then_case)
         orelse = self.branch(node.else_case)[0] if node.else_case is not None else ()
@@ -371,7 +371,7 @@ class Body:
     def while_(self, node: Any) -> list[Stmt]:
         """A loop on a condition."""
         loc = self.loc
-        cond = self.convert(node.condition)
+        cond = self.convert.truth(node.condition)
         before, self.pending = self.pending, []
         body = self.block(node.body)
         self.pending = before
@@ -481,7 +481,7 @@ class Body:
         body = node.body
         guard: Expr | None = None
         while kind(body) == "IfThenElse" and body.else_case is None:
-            cond = self.convert(body.condition)
+            cond = self.convert.truth(body.condition)
             if loop not in walk(cond):
                 break
             guard, body = cond, body.then_case
