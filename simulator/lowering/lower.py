@@ -22,7 +22,6 @@ from foretile.kernels.ir import (
     Region,
     Stmt,
     Store,
-    Sync,
     TileProgram,
 )
 from foretile.simulator.lowering.analysis import (
@@ -41,7 +40,7 @@ from foretile.simulator.lowering.analysis import (
 from foretile.simulator.lowering.decisions import expected, refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
 from foretile.simulator.lowering.explicit import degraded, timed
-from foretile.simulator.lowering.rules import Cost, Rules
+from foretile.simulator.lowering.rules import Cost, Rules, operation
 from foretile.simulator.lowering.special import special
 from foretile.simulator.lowering.styles import RULES
 from foretile.simulator.machine import Machine, SimulationError
@@ -255,12 +254,14 @@ class _Walker:
             if target.scope == "global":
                 return [self.store_op(stmt.dst, target, "write", Cost({}, 0.0), "fill")]
             cost = self.rules.fill(stmt, self.elements(stmt.dst, stmt), target)
-            return [_op("vector", f"fill {stmt.dst.buffer}", cost)]
+            return [operation("vector", f"fill {stmt.dst.buffer}", cost)]
         if isinstance(stmt, Reduce | CumSum):
             elements = self.elements(stmt.src, stmt)
             rows = self.elements(stmt.dst, stmt) if isinstance(stmt, Reduce) else 1
             name = f"{stmt.kind} {stmt.src.buffer}" if isinstance(stmt, Reduce) else f"scan {stmt.src.buffer}"
-            return [_op("vector", name, self.rules.reduce(stmt, elements, rows), reads=(stmt.src.buffer,))]
+            return [
+                operation("vector", name, self.rules.reduce(stmt, elements, rows), reads=(stmt.src.buffer,))
+            ]
         if isinstance(stmt, AtomicAdd):
             target = self.program.buffer(stmt.dst.buffer)
             move = Copy(src=stmt.src, dst=stmt.dst, loc=stmt.loc)
@@ -271,25 +272,10 @@ class _Walker:
                     stmt.dst, target, "atomic", cost, f"atomic add {stmt.dst.buffer}", stmt.src.buffer
                 )
             ]
-        if isinstance(stmt, Sync):
-            return self.sync(stmt)
         found = special(stmt, self)
         if found is not None:
             return found
         raise SimulationError(f"{self._where(stmt)}{type(stmt).__name__} cannot be timed")
-
-    def sync(self, stmt: Sync) -> list[Op]:
-        """A barrier; one of the grid is a round trip to a counter in the L2, too."""
-        if stmt.scope == "warp" or stmt.phase == "arrive":
-            return []
-        cost = self.rules.barrier()
-        if stmt.scope == "grid":
-            cost = replace(cost, serial_s=cost.serial_s + 2 * self.rules.machine.l2_latency_s)
-        return [_op("barrier", "barrier" if stmt.scope == "block" else f"{stmt.scope} barrier", cost)]
-
-    def op(self, kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
-        """An operation of these costs."""
-        return _op(kind, label, cost, reads=reads)
 
     def elements(self, region: Region, stmt: Stmt) -> int:
         """How many elements a region has."""
@@ -316,9 +302,9 @@ class _Walker:
         reads = tuple(r.buffer for r in (stmt.a, stmt.b, stmt.a_scale, stmt.b_scale) if r)
         label, ops = f"gemm {stmt.c.buffer}", []
         if cost.before is not None:
-            ops.append(_op("matrix", f"operands of {label}", cost.before, reads=reads))
+            ops.append(operation("matrix", f"operands of {label}", cost.before, reads=reads))
             reads = ()
-        op = _op("matrix", label, cost, reads=reads)
+        op = operation("matrix", label, cost, reads=reads)
         if cost.queued:
             op = replace(op, writes=stmt.c.buffer)
         ops.append(replace(op, latency_s=cost.latency_s, tile_flops=2.0 * rows * columns * depth))
@@ -338,7 +324,7 @@ class _Walker:
             return [self.load_op(stmt.src, source, cost, label, target.name)]
         if target.scope == "global":
             return [self.store_op(stmt.dst, target, "write", cost, label, source.name)]
-        return [_op("vector", label, cost, reads=(source.name,))]
+        return [operation("vector", label, cost, reads=(source.name,))]
 
     def store(self, stmt: Store, extents: dict[str, int], guard: Count) -> list[Op]:
         """``buffer[i, j] = value`` over the points of a parallel nest (one point outside of any)."""
@@ -366,12 +352,12 @@ class _Walker:
                 reads.append(load.buffer)
         cost = self.rules.elementwise(points, each, target)
         if target.scope != "global":
-            return [*ops, _op("vector", f"{target.name} = …", cost, reads=tuple(reads))]
+            return [*ops, operation("vector", f"{target.name} = …", cost, reads=tuple(reads))]
         region, scattered = self.region(stmt.indices, extents)
         direction = "atomic" if stmt.atomic else "write"
         label = f"atomic {stmt.atomic} {target.name}" if stmt.atomic else f"store {target.name}"
         if each.total:
-            ops.append(_op("vector", f"compute {target.name}", cost, reads=tuple(reads)))
+            ops.append(operation("vector", f"compute {target.name}", cost, reads=tuple(reads)))
             cost = Cost({}, 0.0)
         return [
             *ops,
@@ -434,7 +420,7 @@ class _Walker:
     ) -> Op:
         """A load of a region of a tensor, into the buffer ``fills``."""
         access = self._access(region, tensor, "read", points, scattered, fills)
-        op = _op("load", label, cost)
+        op = operation("load", label, cost)
         return replace(op, access=access, writes=fills)
 
     def store_op(
@@ -451,18 +437,5 @@ class _Walker:
         """A write of a region of a tensor."""
         access = self._access(region, tensor, direction, points, scattered)
         return replace(
-            _op("store", label, cost, reads=reads), access=access, writes=label if cost.queued else ""
+            operation("store", label, cost, reads=reads), access=access, writes=label if cost.queued else ""
         )
-
-
-def _op(kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
-    work = tuple((engine, seconds) for engine, seconds in cost.work.items() if seconds > 0.0)
-    return Op(
-        label=label,
-        kind=kind,
-        work=work,
-        serial_s=cost.serial_s,
-        reads=reads,
-        flops=cost.flops,
-        queued=cost.queued,
-    )

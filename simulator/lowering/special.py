@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 from foretile.kernels.expr import Binary, Const, Expr, binary, evaluate, variables
 from foretile.kernels.ir import (
@@ -17,11 +18,12 @@ from foretile.kernels.ir import (
     Reduce,
     Region,
     Stmt,
+    Sync,
     TileProgram,
     Transpose,
 )
 from foretile.simulator.lowering.elementwise import EXTERN, Count
-from foretile.simulator.lowering.rules import Cost, Rules
+from foretile.simulator.lowering.rules import Cost, Rules, operation
 from foretile.simulator.workload import Op
 
 
@@ -33,9 +35,6 @@ class Walk(Protocol):
 
     def elements(self, region: Region, stmt: Stmt) -> int:
         """How many elements a region has."""
-
-    def op(self, kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
-        """An operation of these costs."""
 
     def load_op(
         self, region: Region, tensor: Buffer, cost: Cost, label: str, fills: str, points: int | None = None
@@ -91,7 +90,7 @@ def _transpose(stmt: Transpose, walker: Walk) -> list[Op]:
     move = Copy(stmt.src, stmt.dst, loc=stmt.loc)
     source, target = (walker.program.buffer(r.buffer) for r in (stmt.src, stmt.dst))
     cost = walker.rules.move(move, walker.elements(stmt.src, stmt), source, target)
-    return [walker.op("vector", f"transpose {source.name} → {target.name}", cost, (source.name,))]
+    return [operation("vector", f"transpose {source.name} → {target.name}", cost, (source.name,))]
 
 
 def _finalize(stmt: FinalizeReducer, walker: Walk) -> list[Op]:
@@ -99,7 +98,7 @@ def _finalize(stmt: FinalizeReducer, walker: Walk) -> list[Op]:
     rows = walker.elements(stmt.src, stmt)
     inner = Reduce("sum", stmt.src, stmt.dst or stmt.src, 0, loc=stmt.loc)
     cost = walker.rules.reduce(inner, max(rows, walker.program.threads), rows)
-    return [walker.op("vector", f"finish {stmt.src.buffer}", cost, (stmt.src.buffer,))]
+    return [operation("vector", f"finish {stmt.src.buffer}", cost, (stmt.src.buffer,))]
 
 
 def _extern(stmt: Extern, walker: Walk) -> list[Op]:
@@ -117,12 +116,22 @@ def _extern(stmt: Extern, walker: Walk) -> list[Op]:
         reads.append(name)
     target = walker.program.buffers[0] if walker.program.buffers else walker.program.params[0]
     cost = walker.rules.elementwise(walker.program.threads, Count(alu=each, depth=int(each)), target)
-    ops.append(walker.op("vector", f"call {stmt.name}", cost, tuple(reads)))
+    ops.append(operation("vector", f"call {stmt.name}", cost, tuple(reads)))
     for region in stmt.writes:
         tensor = walker.program.buffer(region.buffer)
         if tensor.scope == "global":
             ops.append(walker.store_op(region, tensor, "write", Cost({}, 0.0), f"store {region.buffer}"))
     return ops
+
+
+def _sync(stmt: Sync, walker: Walk) -> list[Op]:
+    """A barrier; one of the grid is a round trip to a counter in the L2, too."""
+    if stmt.scope == "warp" or stmt.phase == "arrive":
+        return []
+    cost = walker.rules.barrier()
+    if stmt.scope == "grid":
+        cost = replace(cost, serial_s=cost.serial_s + 2 * walker.rules.machine.l2_latency_s)
+    return [operation("barrier", "barrier" if stmt.scope == "block" else f"{stmt.scope} barrier", cost)]
 
 
 def _nothing(stmt: Stmt, walker: Walk) -> list[Op]:
@@ -136,4 +145,5 @@ _ACTIONS: dict[type[Stmt], Callable[..., list[Op]]] = {
     Extern: _extern,
     Hint: _nothing,
     RandomInit: _nothing,
+    Sync: _sync,
 }

@@ -258,3 +258,18 @@ def test_branches_on_what_a_tensor_brought_read_the_tensor() -> None:
         operator = as_operator(program, tensors={"P": values})
         times.append(predict(operator, operator.shape(), chip("h200-sxm"), {}).time_s)
     assert times[0] < times[1] < times[2]
+
+
+def test_gap_threads_take_the_longest_way() -> None:
+    """docs/deviations.md: a branch of one warp of eight costs as if all took it."""
+
+    def program(cond: Any) -> TileProgram:
+        k = Kernel(256, (512,))
+        y = k.tensor("Y", (512, 256), "float32")
+        x = k.variable("x", "float32")
+        return k.program(
+            put(x, 0.0), loop("i", 256, when(cond, put(x, x * 1.5 + 1.0))), put(y[var("bx"), tx()], x)
+        )
+
+    one, all_of_them = (time_of(program(c), "h200-sxm").time_s for c in (tx() < 32, tx() >= 0))
+    assert one == all_of_them
