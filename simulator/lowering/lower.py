@@ -16,12 +16,12 @@ from foretile.kernels.ir import (
     Fill,
     For,
     Gemm,
+    Hint,
     If,
     Reduce,
     Region,
     Stmt,
     Store,
-    Sync,
     TileProgram,
 )
 from foretile.simulator.lowering.analysis import (
@@ -39,7 +39,9 @@ from foretile.simulator.lowering.analysis import (
 )
 from foretile.simulator.lowering.decisions import expected, refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
-from foretile.simulator.lowering.rules import Cost, Rules
+from foretile.simulator.lowering.explicit import degraded, timed
+from foretile.simulator.lowering.rules import Cost, Rules, operation
+from foretile.simulator.lowering.special import special
 from foretile.simulator.lowering.styles import RULES
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
@@ -55,6 +57,8 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     """
     if machine.style not in RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
+    notes = degraded(program, machine)
+    program = timed(program, machine)
     refuse_decisions(program)
     used = roles(program)
     loaded = machine.under_matrix_load() if used.accumulators else machine
@@ -87,6 +91,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         sampled=sampled,
         period=period(shapes, sampled),
         deciding=frozenset(x.buffer for e in shapes for x in loads(e)),
+        notes=notes,
     )
 
 
@@ -190,7 +195,7 @@ class _Walker:
         region, scattered = self.region(stmt.value.indices, extents)
         cost = self.rules.gather(points, source, target)
         label = f"gather {source.name} → {target.name}"
-        return self._load_op(region, source, cost, label, target.name, points, scattered)
+        return self.load_op(region, source, cost, label, target.name, points, scattered)
 
     def branch(self, stmt: If) -> Branch:
         self.guards.append(stmt.cond)
@@ -222,7 +227,7 @@ class _Walker:
                     v.name: self._constant(e, inner) for v, e in zip(inner.vars, inner.extents, strict=True)
                 }
                 self._elementwise(inner.body, extents | more, guard, nodes)
-            else:
+            elif not isinstance(inner, Hint):
                 raise SimulationError(
                     f"{self._where(inner)}{type(inner).__name__} inside T.Parallel cannot be timed; "
                     "tile operations belong outside it"
@@ -247,29 +252,33 @@ class _Walker:
         if isinstance(stmt, Fill):
             target = self.program.buffer(stmt.dst.buffer)
             if target.scope == "global":
-                return [self._store_op(stmt.dst, target, "write", Cost({}, 0.0), "fill")]
-            cost = self.rules.fill(stmt, self._elements(stmt.dst, stmt), target)
-            return [_op("vector", f"fill {stmt.dst.buffer}", cost)]
+                return [self.store_op(stmt.dst, target, "write", Cost({}, 0.0), "fill")]
+            cost = self.rules.fill(stmt, self.elements(stmt.dst, stmt), target)
+            return [operation("vector", f"fill {stmt.dst.buffer}", cost)]
         if isinstance(stmt, Reduce | CumSum):
-            elements = self._elements(stmt.src, stmt)
-            rows = self._elements(stmt.dst, stmt) if isinstance(stmt, Reduce) else 1
+            elements = self.elements(stmt.src, stmt)
+            rows = self.elements(stmt.dst, stmt) if isinstance(stmt, Reduce) else 1
             name = f"{stmt.kind} {stmt.src.buffer}" if isinstance(stmt, Reduce) else f"scan {stmt.src.buffer}"
-            return [_op("vector", name, self.rules.reduce(stmt, elements, rows), reads=(stmt.src.buffer,))]
+            return [
+                operation("vector", name, self.rules.reduce(stmt, elements, rows), reads=(stmt.src.buffer,))
+            ]
         if isinstance(stmt, AtomicAdd):
             target = self.program.buffer(stmt.dst.buffer)
             move = Copy(src=stmt.src, dst=stmt.dst, loc=stmt.loc)
             source = self.program.buffer(stmt.src.buffer)
-            cost = self.rules.move(move, self._elements(stmt.src, stmt), source, target)
+            cost = self.rules.move(move, self.elements(stmt.src, stmt), source, target)
             return [
-                self._store_op(
+                self.store_op(
                     stmt.dst, target, "atomic", cost, f"atomic add {stmt.dst.buffer}", stmt.src.buffer
                 )
             ]
-        if isinstance(stmt, Sync):
-            return [_op("barrier", "barrier", self.rules.barrier())]
+        found = special(stmt, self)
+        if found is not None:
+            return found
         raise SimulationError(f"{self._where(stmt)}{type(stmt).__name__} cannot be timed")
 
-    def _elements(self, region: Region, stmt: Stmt) -> int:
+    def elements(self, region: Region, stmt: Stmt) -> int:
+        """How many elements a region has."""
         total = 1
         for extent in region.extents:
             if variables(extent):
@@ -293,9 +302,9 @@ class _Walker:
         reads = tuple(r.buffer for r in (stmt.a, stmt.b, stmt.a_scale, stmt.b_scale) if r)
         label, ops = f"gemm {stmt.c.buffer}", []
         if cost.before is not None:
-            ops.append(_op("matrix", f"operands of {label}", cost.before, reads=reads))
+            ops.append(operation("matrix", f"operands of {label}", cost.before, reads=reads))
             reads = ()
-        op = _op("matrix", label, cost, reads=reads)
+        op = operation("matrix", label, cost, reads=reads)
         if cost.queued:
             op = replace(op, writes=stmt.c.buffer)
         ops.append(replace(op, latency_s=cost.latency_s, tile_flops=2.0 * rows * columns * depth))
@@ -304,25 +313,27 @@ class _Walker:
     def copy(self, stmt: Copy) -> list[Op]:
         source, target = self.program.buffer(stmt.src.buffer), self.program.buffer(stmt.dst.buffer)
         whole = stmt.dst if target.scope != "global" else stmt.src
-        cost = self.rules.move(stmt, self._elements(whole, stmt), source, target)
+        cost = self.rules.move(stmt, self.elements(whole, stmt), source, target)
         label = f"copy {source.name} → {target.name}"
         if source.scope == "global" and target.scope == "global":
             return [
-                self._load_op(stmt.src, source, cost, label, ""),
-                self._store_op(stmt.dst, target, "write", Cost({}, 0.0), label),
+                self.load_op(stmt.src, source, cost, label, ""),
+                self.store_op(stmt.dst, target, "write", Cost({}, 0.0), label),
             ]
         if source.scope == "global":
-            return [self._load_op(stmt.src, source, cost, label, target.name)]
+            return [self.load_op(stmt.src, source, cost, label, target.name)]
         if target.scope == "global":
-            return [self._store_op(stmt.dst, target, "write", cost, label, source.name)]
-        return [_op("vector", label, cost, reads=(source.name,))]
+            return [self.store_op(stmt.dst, target, "write", cost, label, source.name)]
+        return [operation("vector", label, cost, reads=(source.name,))]
 
     def store(self, stmt: Store, extents: dict[str, int], guard: Count) -> list[Op]:
         """``buffer[i, j] = value`` over the points of a parallel nest (one point outside of any)."""
         points = prod(extents.values())
         target = self.program.buffer(stmt.buffer)
         each = guard + store_count(stmt.value, target, self.program)
-        if stmt.atomic and target.scope == "shared":
+        if stmt.atomic and self.program.annotation("reducer", stmt.buffer) is not None:
+            each = each.then(fp32=1)
+        elif stmt.atomic and target.scope == "shared":
             each, target = update_count(stmt, extents, each, target, self.program)
         ops: list[Op] = []
         reads: list[str] = []
@@ -332,7 +343,7 @@ class _Walker:
                 region, scattered = self.region(load.indices, extents)
                 name = f"{load.buffer}#{number}"
                 ops.append(
-                    self._load_op(
+                    self.load_op(
                         region, source, Cost({}, 0.0), f"load {load.buffer}", name, points, scattered
                     )
                 )
@@ -341,18 +352,16 @@ class _Walker:
                 reads.append(load.buffer)
         cost = self.rules.elementwise(points, each, target)
         if target.scope != "global":
-            return [*ops, _op("vector", f"{target.name} = …", cost, reads=tuple(reads))]
+            return [*ops, operation("vector", f"{target.name} = …", cost, reads=tuple(reads))]
         region, scattered = self.region(stmt.indices, extents)
         direction = "atomic" if stmt.atomic else "write"
         label = f"atomic {stmt.atomic} {target.name}" if stmt.atomic else f"store {target.name}"
         if each.total:
-            ops.append(_op("vector", f"compute {target.name}", cost, reads=tuple(reads)))
+            ops.append(operation("vector", f"compute {target.name}", cost, reads=tuple(reads)))
             cost = Cost({}, 0.0)
         return [
             *ops,
-            self._store_op(
-                region, target, direction, cost, label, *reads, points=points, scattered=scattered
-            ),
+            self.store_op(region, target, direction, cost, label, *reads, points=points, scattered=scattered),
         ]
 
     # -- accesses ----------------------------------------------------------------------------
@@ -399,7 +408,7 @@ class _Walker:
     def _is_shared(self, name: str) -> bool:
         return any(b.name == name and b.scope == "shared" for b in self.program.buffers)
 
-    def _load_op(
+    def load_op(
         self,
         region: Region,
         tensor: Buffer,
@@ -409,11 +418,12 @@ class _Walker:
         points: int | None = None,
         scattered: bool = False,
     ) -> Op:
+        """A load of a region of a tensor, into the buffer ``fills``."""
         access = self._access(region, tensor, "read", points, scattered, fills)
-        op = _op("load", label, cost)
+        op = operation("load", label, cost)
         return replace(op, access=access, writes=fills)
 
-    def _store_op(
+    def store_op(
         self,
         region: Region,
         tensor: Buffer,
@@ -424,20 +434,8 @@ class _Walker:
         points: int | None = None,
         scattered: bool = False,
     ) -> Op:
+        """A write of a region of a tensor."""
         access = self._access(region, tensor, direction, points, scattered)
         return replace(
-            _op("store", label, cost, reads=reads), access=access, writes=label if cost.queued else ""
+            operation("store", label, cost, reads=reads), access=access, writes=label if cost.queued else ""
         )
-
-
-def _op(kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
-    work = tuple((engine, seconds) for engine, seconds in cost.work.items() if seconds > 0.0)
-    return Op(
-        label=label,
-        kind=kind,
-        work=work,
-        serial_s=cost.serial_s,
-        reads=reads,
-        flops=cost.flops,
-        queued=cost.queued,
-    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
 from foretile.simulator.lowering.elementwise import Count
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.workload import Occupancy
+from foretile.simulator.workload import Occupancy, Op
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +125,17 @@ def require_block_scaling(machine: Machine, stmt: Gemm) -> None:
             f"{machine.id} has no block-scaled products; widen the operands on chip, "
             "or scale partial products"
         )
+
+
+def operation(kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
+    """An operation of these costs."""
+    work = tuple((engine, seconds) for engine, seconds in cost.work.items() if seconds > 0.0)
+    return Op(
+        label=label,
+        kind=kind,
+        work=work,
+        serial_s=cost.serial_s,
+        reads=reads,
+        flops=cost.flops,
+        queued=cost.queued,
+    )
