@@ -1,0 +1,199 @@
+"""TileLang's host code without a GPU: every kernel it launches is run on the CPU and can be predicted.
+
+The kernels, and the Python around them, stay as they are: under :func:`hosted` a package that believes in
+its GPU computes with foretile's numerics.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+
+from foretile.hosted.device import answered_for
+from foretile.hosted.tensors import put_back, to_array
+from foretile.hwmodels import Chip, load_chip
+from foretile.kernels.errors import TraceError
+from foretile.kernels.ir import TileProgram
+from foretile.simulator.numerics.errors import NumericsError
+from foretile.simulator.numerics.execute import execute
+
+if TYPE_CHECKING:
+    from foretile.simulator.prediction import Prediction
+
+Failure = Callable[[str, Exception], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel: its programs (one a launch), and the integer tensors it was given, by name."""
+
+    name: str
+    programs: tuple[TileProgram, ...]
+    integers: Mapping[str, np.ndarray]
+
+    def predict(self, chip: str | Chip) -> Prediction:
+        """How long it takes on ``chip``; data-dependent loops take the trip counts of this very call.
+
+        Raises:
+            ChipError, SimulationError: as for :func:`foretile.predict`.
+        """
+        from foretile.frontdoor import predict
+
+        used = {p.name for program in self.programs for p in program.params}
+        return predict(
+            self.programs, chip, tensors={n: a for n, a in self.integers.items() if n in used} or None
+        )
+
+
+@dataclass
+class Session:
+    """What ran under :func:`hosted`: the launches in order; ``failed``: told of kernels that did not run."""
+
+    chip: Chip
+    launches: list[Launch] = field(default_factory=list)
+    failed: Failure | None = None
+
+
+@contextmanager
+def hosted(chip: str | Chip = "h200-sxm", *, failed: Failure | None = None) -> Iterator[Session]:
+    """While it lasts, TileLang's kernels run on the CPU, and torch's CUDA device is ``chip``.
+
+    Torch tensors made "on cuda" are CPU tensors. ``failed`` is called with the name of a kernel that could
+    not be imported or executed, and why; the host code then goes on with what its outputs held. Without
+    it the error is raised.
+
+    Raises:
+        TraceError: a kernel that cannot be imported.
+        NumericsError: a kernel that cannot be executed, or does what a chip leaves undefined.
+    """
+    jit = importlib.import_module("tilelang.jit")  # `tilelang.jit` itself is the decorator
+    session = Session(chip if isinstance(chip, Chip) else load_chip(chip), failed=failed)
+
+    def made(func: Any, out_idx: Any = None, pass_configs: Any = None, **_compiling: Any) -> _Kernel:
+        return _Kernel(session, func, out_idx, pass_configs or {})
+
+    with answered_for(session.chip), mock.patch.object(jit, "cached", made):
+        yield session
+
+
+class _Kernel:
+    """What host code holds as a compiled kernel."""
+
+    def __init__(self, session: Session, func: Any, out_idx: Any, pass_configs: Mapping[str, Any]) -> None:
+        self.prim_func = func
+        self.params = list(func.params)
+        count = len(self.params)
+        indices = [] if out_idx is None else [out_idx] if isinstance(out_idx, int) else list(out_idx)
+        self.out_idx = [int(i) % count for i in indices]
+        self._session = session
+        self._pass_configs = pass_configs
+        self._programs: tuple[TileProgram, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return str(self.prim_func.attrs["global_symbol"])
+
+    def get_kernel_source(self) -> str:
+        """TileLang's text of the kernel: nothing was compiled."""
+        return str(self.prim_func.script())
+
+    def __call__(self, *given: Any, **by_name: Any) -> Any:
+        arguments, outputs = self._arguments(given, by_name)
+        try:
+            self._run(arguments)
+        except (TraceError, NumericsError) as error:
+            if self._session.failed is None:
+                raise
+            self._session.failed(self.name, error)
+        return outputs[0] if len(outputs) == 1 else outputs or None
+
+    def _arguments(
+        self, given: Sequence[Any], by_name: Mapping[str, Any]
+    ) -> tuple[list[tuple[Any, Any]], list[Any]]:
+        """Every parameter beside what it was given; tensors to be returned are made here."""
+        left = iter(given)
+        pairs: list[tuple[Any, Any]] = []
+        for i, parameter in enumerate(self.params):
+            if i in self.out_idx:
+                pairs.append((parameter, _MADE))
+            else:
+                name = parameter.name.removesuffix("_handle")
+                pairs.append((parameter, by_name[name] if name in by_name else next(left)))
+        numbers = self._numbers(pairs)
+        outputs = []
+        for i, (parameter, value) in enumerate(pairs):
+            if value is _MADE:
+                made = _empty(self.prim_func.buffer_map[parameter], numbers)
+                pairs[i] = (parameter, made)
+                outputs.append(made)
+        return pairs, [pairs[i][1] for i in self.out_idx] if outputs else []
+
+    def _numbers(self, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+        """Symbolic extents and strides, from the tensors; scalars, as they were given."""
+        import torch
+
+        numbers: dict[str, Any] = {}
+        for parameter, value in pairs:
+            buffer = self.prim_func.buffer_map.get(parameter)
+            if buffer is None:
+                if value is not _MADE:
+                    numbers[parameter.name] = value
+                continue
+            if not isinstance(value, torch.Tensor):
+                continue
+            for wanted, found in (
+                *zip(buffer.shape, value.shape, strict=False),
+                *zip(buffer.strides, value.stride(), strict=False),
+            ):
+                if hasattr(wanted, "name"):
+                    numbers.setdefault(wanted.name, int(found))
+        return numbers
+
+    def _run(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        import torch
+
+        programs = self._import()
+        numbers = self._numbers(pairs)
+        wanted = {p.name: p.dtype for program in programs for p in program.params}
+        names = {id(p): self.prim_func.buffer_map[p].name for p, _ in pairs if p in self.prim_func.buffer_map}
+        tensors = {
+            names[id(p)]: value for p, value in pairs if id(p) in names and isinstance(value, torch.Tensor)
+        }
+        bound = tuple(_bound(program, numbers) for program in programs)
+        arrays = {n: to_array(t, wanted[n]) for n, t in tensors.items() if n in wanted}
+        integers = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and a.dtype.itemsize >= 4}
+        self._session.launches.append(Launch(self.name, bound, integers))
+        left = execute(bound, arrays, outputs=())
+        for name, array in left.tensors.items():
+            if name in tensors:
+                put_back(array, tensors[name], wanted[name])
+
+    def _import(self) -> tuple[TileProgram, ...]:
+        if self._programs is None:
+            from foretile.kernels.tilelang import import_prim_func
+
+            self._programs = import_prim_func(self.prim_func, pass_configs=self._pass_configs)
+        return self._programs
+
+
+_MADE = object()
+
+
+def _bound(program: TileProgram, numbers: Mapping[str, Any]) -> TileProgram:
+    free = {v.name for v in (*program.dims, *program.scalars)}
+    # A tensor that was not given (None) leaves its extents open; nothing of it is used.
+    return program.bind(**{name: numbers.get(name, 1) for name in free})
+
+
+def _empty(buffer: Any, numbers: Mapping[str, Any]) -> Any:
+    import torch
+
+    shape = [int(numbers[e.name]) if hasattr(e, "name") else int(e) for e in buffer.shape]
+    return torch.zeros(shape, dtype=getattr(torch, str(buffer.dtype)))
