@@ -1,6 +1,7 @@
 # make report   predict the DeepSeek-V3 suite on the chips it is served on, from a bare Python to report/report.html
 # make test     install for development and run the tests
-# Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=…, the chips with CHIPS=a,b,….
+# Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=…, the chips with CHIPS=a,b,…,
+# the test processes with JOBS=N (one a core).
 
 .POSIX:
 
@@ -10,6 +11,7 @@ REPORT = report
 SUITE = deepseek-v3
 CHIPS = h20,h100-sxm5-80gb,h200-sxm,h800-sxm,b200-sxm,b300-sxm,gb300,a100-sxm4-80gb,l40s,rtx-pro-6000,amd-mi300x,amd-mi355x,ascend-910c,ascend-950pr,metax-c550,mthreads-s5000,hygon-bw1000,kunlunxin-p800
 PYTEST_ARGS =
+JOBS = auto
 ROOMS = api calibration hwmodels kernels simulator
 
 BIN = $(VENV)/bin
@@ -42,7 +44,7 @@ report: $(VENV)/.installed
 	@echo "Open $(REPORT)/report.html"
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .

@@ -21,8 +21,6 @@ from foretile.hwmodels.schema import STYLE_PARTS, Chip, Quantity, Style
 _OF_A_STYLE = frozenset(part for parts in STYLE_PARTS.values() for part in parts) | {"tensor_memory"}
 # Made by a calibration, not written by hand.
 MADE = ("kernels", "calibration")
-# One product's names; neither numbers nor inherited.
-IDENTITY = ("id", "name", "vendor", "family", "style", "aliases", "summary")
 
 Kind = Literal["number", "numbers", "choice", "flag", "text", "list"]
 
@@ -38,7 +36,9 @@ _GUIDE: dict[str, tuple[str, str]] = {
     "id": ("Lower-case letters, digits and hyphens; the file is called like it.", ""),
     "name": ("The product's name.", ""),
     "vendor": ("Who makes it; the folder of the catalogue is called like it.", ""),
-    "family": ("Architecture or generation.", ""),
+    "family": ("Generation, as reports name it.", ""),
+    "architecture": ("What compilers call it (sm_90a, gfx942), if a public one is known.",
+                     "the compiler's manual"),
     "style": ("How programs are lowered: simt (blocks of warps on a core), davinci (separate cube and vector "
               "cores with explicit buffers), mlu (clusters with memories of their own).", ""),
     "aliases": ("Other names under which the chip is found.", ""),

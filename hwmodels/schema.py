@@ -341,7 +341,8 @@ class Chip(_Frozen):
     """One device as a runtime shows it (a die, where a package holds several).
 
     ``stated_peak_flop_per_s`` is the vendor's figure by dtype, kept to be checked against
-    cores × rate × clock. ``overlap_exponent``: how far engines that are busy at the same time get in each
+    cores × rate × clock. ``architecture`` is what compilers call it (``sm_90a``, ``gfx942``), where a public
+    one is known. ``overlap_exponent``: how far engines that are busy at the same time get in each
     other's way: the kernel takes the norm of this order of its course and their busy times (absent:
     not at all). ``kernels``: by operator family (``gemm.bf16``) or kernel source of one
     (``gemm.fp8/torch_flow``), where a calibration found them to differ. ``unknown`` and ``conflicts``
@@ -352,6 +353,7 @@ class Chip(_Frozen):
     name: str
     vendor: str
     family: str
+    architecture: str = ""
     style: Style
     aliases: tuple[str, ...] = ()
     summary: str = ""
