@@ -1,4 +1,4 @@
-"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify |
+"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify | check |
 calibrate | validate``.
 
 Data goes to standard output, prose to standard error. Exit codes: 0 done, 1 a fault of ours,
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from foretile.cli import calibrate, chips, compare, ops, predict, validate, verify
+from foretile.cli import calibrate, check, chips, compare, ops, predict, validate, verify
 from foretile.cli.arguments import spread_config
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app.command("explain")(predict.explain)
 app.command("trace")(predict.trace)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)
+app.command("check")(check.check)
 app.command("calibrate")(calibrate.calibrate)
 app.command("validate")(validate.validate)
 

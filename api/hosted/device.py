@@ -61,7 +61,7 @@ def _properties(chip: Chip) -> SimpleNamespace:
 def _on_cpu() -> Any:
     from torch.overrides import TorchFunctionMode
 
-    class OnCpu(TorchFunctionMode):
+    class OnCpu(TorchFunctionMode):  # type: ignore[misc]  # torch is not there when types are checked
         """Sends what is to be on a CUDA device to the CPU."""
 
         def __torch_function__(

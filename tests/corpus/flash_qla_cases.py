@@ -22,7 +22,12 @@ def _given(tokens: int, heads: int = 1, value_heads: int = 2, depth: int = 128) 
 
 
 def _recurrence(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gated delta rule a token at a time (Yang et al., 2024), in float32; state (B, heads, K, V)."""
     repeat = v.shape[2] // q.shape[2]
@@ -44,7 +49,9 @@ def forward() -> Iterator[Triple]:
     given = _given(128)
     state = torch.randn(1, 2, 128, 128) * 0.1
     with torch.no_grad():
-        got, last = chunk_gated_delta_rule(*given, initial_state=state, output_final_state=True, auto_cp=False)
+        got, last = chunk_gated_delta_rule(
+            *given, initial_state=state, output_final_state=True, auto_cp=False
+        )
         want, want_last = _recurrence(*given, state)
     yield got.float(), want, 3e-2
     yield last.float(), want_last, 3e-2
@@ -60,9 +67,7 @@ def forward_of_unequal_sequences() -> Iterator[Triple]:
         got, _ = chunk_gated_delta_rule(
             *given, initial_state=state, output_final_state=True, cu_seqlens=lengths, auto_cp=False
         )
-        parts = [
-            _recurrence(*(t[:, a:b] for t in given), state[:1])[0] for a, b in ((0, 90), (90, 160))
-        ]
+        parts = [_recurrence(*(t[:, a:b] for t in given), state[:1])[0] for a, b in ((0, 90), (90, 160))]
     yield got.float(), torch.cat(parts, dim=1), 3e-2
 
 

@@ -1,4 +1,4 @@
-"""The public functions of ``tile-kernels`` (DeepSeek) at small sizes, beside the package's own torch references.
+"""The public functions of ``tile-kernels`` (DeepSeek) at small sizes, beside the package's torch references.
 
 Every case yields triples of what the kernels gave, what is right, and how far apart the two may be (a
 relative and absolute tolerance as for ``torch.testing.assert_close``; 0 asks for equal bits).
@@ -185,7 +185,9 @@ def per_token_cast() -> Iterator[Triple]:
             yield got.float(), want.float(), EXACT
     x = torch.randn(24, 512)
     for got, want in zip(
-        per_token_cast(x, "e4m3", 128, use_tma_aligned_col_major_sf=True, round_sf=True, use_packed_ue8m0=True),
+        per_token_cast(
+            x, "e4m3", 128, use_tma_aligned_col_major_sf=True, round_sf=True, use_packed_ue8m0=True
+        ),
         cast(x, "e4m3", (1, 128), use_tma_aligned_col_major_sf=True, round_sf=True, use_packed_ue8m0=True),
         strict=True,
     ):
