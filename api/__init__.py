@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "check",
     "describe_chip",
     "execute",
     "list_chips",
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from foretile.frontdoor import list_operators, predict, predict_each, predict_many, trace_program
     from foretile.hwmodels import describe_chip, list_chips, list_incomplete, load_chip
     from foretile.precision import execute, verify, verify_all
+    from foretile.reviewing import check
 
 _HOME = {
+    "check": "foretile.reviewing",
     "describe_chip": "foretile.hwmodels",
     "list_chips": "foretile.hwmodels",
     "list_incomplete": "foretile.hwmodels",

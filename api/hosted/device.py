@@ -1,4 +1,4 @@
-"""torch's questions about a CUDA device, answered for a chip of the catalogue; its tensors stay on the CPU."""
+"""torch's questions about a CUDA device, answered for a chip of the catalogue; tensors stay on the CPU."""
 
 from __future__ import annotations
 
@@ -87,5 +87,5 @@ def _is_cuda(value: Any) -> bool:
     import torch
 
     if isinstance(value, torch.device):
-        return value.type == "cuda"
+        return str(value.type) == "cuda"
     return isinstance(value, str) and (value == "cuda" or value.startswith("cuda:"))

@@ -28,8 +28,8 @@ def to_array(tensor: torch.Tensor, dtype: str) -> np.ndarray:
         return np.asarray(held.reshape(1).view(torch.uint8).numpy().copy().view(storage(dtype)).reshape(()))
     if dtype in _NIBBLES:
         halves = np.stack([raw & 0xF, raw >> 4], axis=-1).reshape(*raw.shape[:-1], -1)
-        return halves.view(_NIBBLES[dtype])
-    return raw.copy().view(storage(dtype)).reshape(held.shape)
+        return np.asarray(halves.view(_NIBBLES[dtype]))
+    return np.asarray(raw.copy().view(storage(dtype)).reshape(held.shape))
 
 
 def put_back(array: np.ndarray, tensor: torch.Tensor, dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""Pipelines that are too shallow, cores that wait for the last wave, blocks that could sit beside each other."""
+"""Pipelines that are too shallow, cores that wait for the last wave, room for more blocks on a core."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def waves(program: TileProgram, machine: Machine, timer: Timer, time_s: float) -
     yield Finding(
         "wave quantisation",
         "warning",
-        f"{what}. Tiles of another size, a split of the reduction, or T.Persistent spread the work more evenly",
+        f"{what}. Tiles of another size, a split of the reduction, or T.Persistent spread it more evenly",
         program.loc,
         tail,
         at_most=True,

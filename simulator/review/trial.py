@@ -1,4 +1,4 @@
-"""A run of the program on small numbers: what it does that a chip leaves undefined, and whether it is right."""
+"""A run of the program: what it does that a chip leaves undefined, and whether it is right."""
 
 from __future__ import annotations
 

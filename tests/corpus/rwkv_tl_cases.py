@@ -1,4 +1,4 @@
-"""The operators of ``rwkv-tl`` at small sizes, beside plain torch: the package has no reference of its own."""
+"""The operators of ``rwkv-tl`` at small sizes, beside plain torch: the package has no reference."""
 
 from __future__ import annotations
 

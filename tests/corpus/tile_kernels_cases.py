@@ -1,4 +1,4 @@
-"""The public functions of ``tile-kernels`` (DeepSeek) at small sizes, beside the package's torch references.
+"""The functions of ``tile-kernels`` (DeepSeek) at small sizes, beside the package's torch references.
 
 Every case yields triples of what the kernels gave, what is right, and how far apart the two may be (a
 relative and absolute tolerance as for ``torch.testing.assert_close``; 0 asks for equal bits).
