@@ -1,5 +1,5 @@
 """TileLang's host code without a GPU (extra ``tilelang``)."""
 
-from foretile.hosted.session import Launch, Session, hosted
+from foretile.hosted.session import Kernel, Launch, Session, hosted
 
-__all__ = ["Launch", "Session", "hosted"]
+__all__ = ["Kernel", "Launch", "Session", "hosted"]

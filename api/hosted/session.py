@@ -20,6 +20,7 @@ from foretile.hosted.tensors import put_back, to_array
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.errors import TraceError
 from foretile.kernels.ir import TileProgram
+from foretile.kernels.tilelang import import_prim_func
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.execute import execute
 
@@ -53,11 +54,22 @@ class Launch:
 
 @dataclass
 class Session:
-    """What ran under :func:`hosted`: the launches in order; ``failed``: told of kernels that did not run."""
+    """What happened under :func:`hosted`.
+
+    ``kernels``: in the order they were made; ``launches``: in the order they ran. ``failed``: told of
+    kernels that could not be imported or executed.
+    """
 
     chip: Chip
+    kernels: list[Kernel] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     failed: Failure | None = None
+
+    def failure(self, kernel: str, error: Exception) -> None:
+        """Raise ``error``, or tell who asked to be told."""
+        if self.failed is None:
+            raise error
+        self.failed(kernel, error)
 
 
 @contextmanager
@@ -75,15 +87,15 @@ def hosted(chip: str | Chip = "h200-sxm", *, failed: Failure | None = None) -> I
     jit = importlib.import_module("tilelang.jit")  # `tilelang.jit` itself is the decorator
     session = Session(chip if isinstance(chip, Chip) else load_chip(chip), failed=failed)
 
-    def made(func: Any, out_idx: Any = None, pass_configs: Any = None, **_compiling: Any) -> _Kernel:
-        return _Kernel(session, func, out_idx, pass_configs or {})
+    def made(func: Any, out_idx: Any = None, pass_configs: Any = None, **_compiling: Any) -> Kernel:
+        return Kernel(session, func, out_idx, pass_configs or {})
 
     with answered_for(session.chip), mock.patch.object(jit, "cached", made):
         yield session
 
 
-class _Kernel:
-    """What host code holds as a compiled kernel."""
+class Kernel:
+    """What host code holds as a compiled kernel. ``programs``: one a launch; None if it was not imported."""
 
     def __init__(self, session: Session, func: Any, out_idx: Any, pass_configs: Mapping[str, Any]) -> None:
         self.prim_func = func
@@ -91,9 +103,13 @@ class _Kernel:
         count = len(self.params)
         indices = [] if out_idx is None else [out_idx] if isinstance(out_idx, int) else list(out_idx)
         self.out_idx = [int(i) % count for i in indices]
+        self.programs: tuple[TileProgram, ...] | None = None
         self._session = session
-        self._pass_configs = pass_configs
-        self._programs: tuple[TileProgram, ...] | None = None
+        session.kernels.append(self)
+        try:
+            self.programs = import_prim_func(func, pass_configs=pass_configs)
+        except TraceError as error:
+            session.failure(self.name, error)
 
     @property
     def name(self) -> str:
@@ -106,12 +122,11 @@ class _Kernel:
 
     def __call__(self, *given: Any, **by_name: Any) -> Any:
         arguments, outputs = self._arguments(given, by_name)
-        try:
-            self._run(arguments)
-        except (TraceError, NumericsError) as error:
-            if self._session.failed is None:
-                raise
-            self._session.failed(self.name, error)
+        if self.programs is not None:
+            try:
+                self._run(self.programs, arguments)
+            except NumericsError as error:
+                self._session.failure(self.name, error)
         return outputs[0] if len(outputs) == 1 else outputs or None
 
     def _arguments(
@@ -156,10 +171,9 @@ class _Kernel:
                     numbers.setdefault(wanted.name, int(found))
         return numbers
 
-    def _run(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+    def _run(self, programs: tuple[TileProgram, ...], pairs: Sequence[tuple[Any, Any]]) -> None:
         import torch
 
-        programs = self._import()
         numbers = self._numbers(pairs)
         wanted = {p.name: p.dtype for program in programs for p in program.params}
         names = {id(p): self.prim_func.buffer_map[p].name for p, _ in pairs if p in self.prim_func.buffer_map}
@@ -174,13 +188,6 @@ class _Kernel:
         for name, array in left.tensors.items():
             if name in tensors:
                 put_back(array, tensors[name], wanted[name])
-
-    def _import(self) -> tuple[TileProgram, ...]:
-        if self._programs is None:
-            from foretile.kernels.tilelang import import_prim_func
-
-            self._programs = import_prim_func(self.prim_func, pass_configs=self._pass_configs)
-        return self._programs
 
 
 _MADE = object()
