@@ -11,7 +11,7 @@ from unittest import mock
 if TYPE_CHECKING:
     from foretile.hwmodels import Chip
 
-_NVIDIA_LIKE = (9, 0)  # what chips without a compute capability answer: the newest most kernels know
+_NEWEST = (9, 0)  # what a chip that CUDA has no name for answers: the newest that most kernels know
 
 
 @contextmanager
@@ -46,16 +46,35 @@ def answered_for(chip: Chip) -> Iterator[None]:
 
 
 def compute_capability(chip: Chip) -> tuple[int, int]:
-    """CUDA's name of a chip's architecture, as numbers."""
-    for feature in (chip.architecture or "", *getattr(chip, "aliases", ())):
-        if feature.startswith("sm_"):
-            digits = "".join(c for c in feature[3:] if c.isdigit())
-            return int(digits[:-1]), int(digits[-1])
-    return _NVIDIA_LIKE
+    """CUDA's number for a chip's architecture (``sm_90a``: 9, 0)."""
+    if not chip.architecture.startswith("sm_"):
+        return _NEWEST
+    digits = chip.architecture.removeprefix("sm_").rstrip("af")
+    return int(digits[:-1]), int(digits[-1])
 
 
 def _properties(chip: Chip) -> SimpleNamespace:
-    raise NotImplementedError
+    """What ``torch.cuda.get_device_properties`` gives, as far as the catalogue knows it."""
+    major, minor = compute_capability(chip)
+    pad, stay, registers = chip.scratchpad, chip.residency, chip.registers
+    dram = chip.dram.capacity_bytes
+    return SimpleNamespace(
+        name=chip.name,
+        major=major,
+        minor=minor,
+        multi_processor_count=chip.cores.value,
+        total_memory=dram.value if dram else 0,
+        warp_size=stay.warp_size.value if stay and stay.warp_size else 32,
+        shared_memory_per_block=48 << 10,  # without opting in (CUDA C++ programming guide)
+        shared_memory_per_block_optin=pad.max_block_bytes.value if pad else 0,
+        shared_memory_per_multiprocessor=pad.capacity_bytes.value if pad else 0,
+        regs_per_multiprocessor=registers.bytes_per_core.value // 4 if registers else 0,
+        max_threads_per_multi_processor=stay.threads_per_core.value if stay else 0,
+        L2_cache_size=chip.l2.capacity_bytes.value,
+        clock_rate=int(chip.clock.max_hz.value / 1e3),
+        is_integrated=0,
+        gcnArchName=chip.architecture,
+    )
 
 
 def _on_cpu() -> Any:

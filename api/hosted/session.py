@@ -20,7 +20,7 @@ from foretile.hosted.tensors import put_back, to_array
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.errors import TraceError
 from foretile.kernels.ir import TileProgram
-from foretile.kernels.tilelang import import_prim_func
+from foretile.kernels.tilelang import from_prim_func
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.execute import execute
 
@@ -107,7 +107,8 @@ class Kernel:
         self._session = session
         session.kernels.append(self)
         try:
-            self.programs = import_prim_func(func, pass_configs=pass_configs)
+            found = from_prim_func(func, pass_configs)
+            self.programs = found if isinstance(found, tuple) else (found,)
         except TraceError as error:
             session.failure(self.name, error)
 
