@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from foretile.kernels.affine import difference
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary
+from foretile.kernels.expr import THREAD_FUNCTIONS, Binary, Call, Cast, Const, Expr, Load, Var, binary
 from foretile.kernels.handles import fit
 from foretile.kernels.infer import dtype_of, is_float
 from foretile.kernels.ir import Buffer, Region, TileProgram
@@ -188,7 +188,12 @@ class ExprPrinter:
             wanted = self.wanted((a, b))
             chosen = f"{self.expr(a, 0, wanted)}, {self.expr(b, 0, wanted)}"
             return f"T.if_then_else({self.expr(condition)}, {chosen})", _ATOM
-        wanted = "float32" if e.fn in FLOAT_ARGUMENTS else self.wanted(e.args)
+        if e.fn in FLOAT_ARGUMENTS:
+            wanted = "float32"
+        elif e.fn in THREAD_FUNCTIONS:
+            wanted = "int32"  # lanes and widths stand beside a value of any type
+        else:
+            wanted = self.wanted(e.args)
         args = ", ".join(self.expr(a, 0, wanted) for a in e.args)
         if e.fn.startswith("extern:"):
             _, dtype, name = e.fn.split(":", 2)
@@ -236,3 +241,9 @@ def _free_name(program: TileProgram) -> str:
     while name in taken:
         name += "_"
     return name
+
+
+def expression_text(e: Expr) -> str:
+    """An expression without buffers as the language writes it."""
+    empty = TileProgram("expression", (), (), (), (), 1, (), ())
+    return ExprPrinter(empty).expr(e)

@@ -202,7 +202,7 @@ class _Printer(ExprPrinter):
 
     def cumsum(self, s: CumSum) -> Iterator[str]:
         reverse = ", reverse=True" if s.reverse else ""
-        yield f"T.cumsum({self.region(s.src)}, {self.region(s.dst)}, dim={s.dim}{reverse})"
+        yield f"T.cum{s.kind}({self.region(s.src)}, {self.region(s.dst)}, dim={s.dim}{reverse})"
 
     def store(self, s: Store) -> Iterator[str]:
         value = self.expr(s.value, 0, self.dtypes[s.buffer])

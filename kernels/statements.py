@@ -139,12 +139,13 @@ class Reduce(Stmt):
 
 @dataclass(frozen=True, slots=True)
 class CumSum(Stmt):
-    """Inclusive prefix sum of ``src`` along ``dim`` into ``dst``."""
+    """Inclusive prefix sum (or maximum) of ``src`` along ``dim`` into ``dst``."""
 
     src: Region
     dst: Region
     dim: int
     reverse: bool = False
+    kind: Literal["sum", "max"] = "sum"
 
 
 @dataclass(frozen=True, slots=True)

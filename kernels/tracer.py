@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from foretile.kernels.errors import TraceError, fail, here
-from foretile.kernels.expr import Binary, Call, Cast, Expr, Load, Var, loads
-from foretile.kernels.ir import (
-    AtomicAdd,
-    Copy,
-    CumSum,
-    Fill,
-    For,
-    Gemm,
-    If,
-    Loc,
-    Reduce,
-    Region,
-    Stmt,
-    Store,
-    Swizzle,
-    Sync,
-    TileProgram,
-    While,
-)
+from foretile.kernels.expr import Expr, Var, loads
+from foretile.kernels.free import FreeVariables
+from foretile.kernels.ir import Loc, Stmt, Swizzle, TileProgram
 from foretile.kernels.values import Value
 
 if TYPE_CHECKING:
@@ -161,9 +144,8 @@ class Tracer:
                 f"{self.name} has no `with T.Kernel(...)` block; a tile program needs exactly one", self.loc
             )
         params = tuple(p.buffer() for p in self.params)
-        free = _FreeVariables()
-        for param in params:
-            free.add(*param.shape)
+        free = FreeVariables()
+        free.buffers(params)
         free.add(*self.grid)
         free.bound.update(v.name for v in self.block_vars)
         free.body(self.body)
@@ -180,78 +162,6 @@ class Tracer:
             annotations=tuple(self.annotations),
             loc=self.loc,
         )
-
-
-# Fields of simple statements that hold expressions.
-_PARTS: dict[type[Stmt], tuple[str, ...]] = {
-    cls: tuple(
-        f.name
-        for f in fields(cls)
-        if f.type in ("Region", "Region | None", "Expr", "Load | None", "tuple[Expr, ...]")
-    )
-    for cls in (AtomicAdd, Copy, CumSum, Fill, Gemm, Reduce, Store, Sync)
-}
-
-
-class _FreeVariables:
-    """Collects the symbolic dimensions in order of appearance and refuses indices out of scope."""
-
-    def __init__(self) -> None:
-        self.dims: dict[str, Var] = {}
-        self.bound: set[str] = set()
-        self.closed: set[str] = set()
-        self.loc: Loc | None = None
-
-    def add(self, *exprs: Expr) -> None:
-        for e in exprs:
-            if isinstance(e, Var):
-                self._var(e)
-            elif isinstance(e, Binary):
-                self.add(e.a, e.b)
-            elif isinstance(e, Load):
-                self.add(*e.indices)
-            elif isinstance(e, Call):
-                self.add(*e.args)
-            elif isinstance(e, Cast):
-                self.add(e.a)
-
-    def _var(self, var: Var) -> None:
-        name = var.name
-        if name in self.bound or name in self.dims:
-            return
-        if name in self.closed:
-            raise TraceError(f"loop variable `{name}` is used outside its loop", self.loc)
-        self.dims[name] = var
-
-    def body(self, body: tuple[Stmt, ...]) -> None:
-        for stmt in body:
-            self.loc = stmt.loc
-            if isinstance(stmt, For):
-                self.add(*stmt.extents)
-                if stmt.start is not None:
-                    self.add(stmt.start)
-                names = [v.name for v in stmt.vars]
-                self.bound.update(names)
-                self.body(stmt.body)
-                self.bound.difference_update(names)
-                self.closed.update(names)
-            elif isinstance(stmt, If):
-                self.add(stmt.cond)
-                self.body(stmt.then)
-                self.body(stmt.orelse)
-            elif isinstance(stmt, While):
-                self.add(stmt.cond)
-                self.body(stmt.body)
-            else:
-                for name in _PARTS[type(stmt)]:
-                    part = getattr(stmt, name)
-                    if type(part) is Region:
-                        self.add(*part.mins)
-                        self.add(*part.extents)
-                    elif type(part) is tuple:
-                        self.add(*part)
-                    elif part is not None:
-                        self.add(part)
 
 
 def current(what: str) -> Tracer:

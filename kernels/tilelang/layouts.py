@@ -1,0 +1,55 @@
+"""Layouts that the author annotates, as expressions over the indices of a buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foretile.kernels.expr import Const, Expr, Var
+from foretile.kernels.print_expr import expression_text
+from foretile.kernels.tilelang.expressions import Expressions
+from foretile.kernels.tilelang.nodes import key, kind, number
+
+
+def layout_text(layout: Any, convert: Expressions) -> str:
+    """``T.Layout((64, 32), lambda i0, i1: (i0, i1 ^ i0))``, and ``T.Fragment`` of fragments."""
+    shape = tuple(number(n) or 0 for n in layout.get_input_shape())
+    inside = _Inside(convert, layout)
+    names = ", ".join(f"i{d}" for d in range(len(shape)))
+    index = ", ".join(inside.text(e) for e in layout.get_forward_index())
+    if kind(layout) == "Layout":
+        return f"T.Layout({shape}, lambda {names}: ({index},))"
+    replicate = number(layout.replicate_size) or 1
+    rep = f", replicate={replicate}" if replicate != 1 else ""
+    names = f"{names}, rep" if replicate != 1 else names
+    thread = inside.text(layout.thread)
+    return f"T.Fragment({shape}, lambda {names}: ({thread}, ({index},)){rep})"
+
+
+class _Inside:
+    """Expressions over a layout's own variables."""
+
+    def __init__(self, convert: Expressions, layout: Any) -> None:
+        self.convert = convert
+        self.values: dict[int, Expr] = {}
+        for d, var in enumerate(layout.get_forward_vars()):
+            self.values[key(var)] = Var(f"i{d}")
+
+    def text(self, node: Any) -> str:
+        outer = self.convert.names
+        self.convert.names = self  # type: ignore[assignment]
+        try:
+            e = self.convert(node)
+        finally:
+            self.convert.names = outer
+        return expression_text(e)
+
+    loc = None
+
+    def variable(self, var: Any) -> Expr:
+        return self.values.get(key(var), Var("rep"))
+
+    def dtype(self, name: str) -> str:
+        return "int32"
+
+
+__all__ = ["Const", "layout_text"]
