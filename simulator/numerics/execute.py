@@ -20,11 +20,14 @@ from foretile.kernels.ir import (
     TileProgram,
     walk_stmts,
 )
+from foretile.simulator.numerics.aliases import aliases_of, return_tensor, view_tensor
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.formats import carrier, decode, encode, storage
 from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.interpret import Machine
+from foretile.simulator.numerics.launch import launch
 from foretile.simulator.numerics.products import Accumulation
+from foretile.simulator.numerics.resident import by_thread
 from foretile.simulator.numerics.tensors import GlobalTensor
 
 _CHUNK_BYTES = 96 << 20  # on-chip buffers of the blocks that run together
@@ -49,7 +52,7 @@ def execute(
     tensors: Mapping[str, np.ndarray],
     *,
     outputs: Sequence[str] | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int | float] | None = None,
     blocks: int | None = None,
     seed: int = 0,
     accumulation: Mapping[str, Accumulation] | None = None,
@@ -59,7 +62,8 @@ def execute(
 
     Tensors that are not given start as zeros if another launch made them (workspace), and count as
     never written if they are ``outputs`` (default: all that are not given). Symbolic dimensions take
-    their sizes from the tensors' shapes, or from ``dims``. ``blocks`` runs only so many blocks of each
+    their sizes from the tensors' shapes, or from ``dims``, which also gives
+    parameters that are numbers. ``blocks`` runs only so many blocks of each
     launch, drawn with ``seed``; results of the others are missing. ``accumulation``: reduced
     accumulation of the matrix engine by operand dtype, default exact single precision.
 
@@ -76,16 +80,30 @@ def execute(
     for program, grid in zip(launches, grids, strict=True):
         for parameter in program.params:
             _allocate(parameter, tensors, bound, wanted, memory, program)
+        workspace = [b for b in program.buffers if b.scope == "global" and not b.alias]
+        for b in workspace:
+            _allocate(b, {}, bound, {b.name}, memory, program)
         written = _written(program)
+        shapes = {b.name: _tile_shape(b, bound) for b in program.buffers}
+        aliases = aliases_of(program, bound)
+        written |= {a.base for name, a in aliases.items() if name in written}
         for name, tensor in memory.items():
             tensor.new_launch(changes=name in written)
-        machine = Machine(program, memory, accumulation or {})
+        for name, alias in aliases.items():
+            if alias.base in memory:
+                memory[name] = view_tensor(name, alias, memory[alias.base], writes=alias.base in written)
+        machine = Machine(program, memory, accumulation or {}, shapes, aliases)
+        frames = _frames(program, grid, bound, blocks, seed)
         with np.errstate(all="ignore"):
-            for frame in _frames(program, grid, bound, blocks, seed):
-                machine.run(program.body, frame)
+            for frame in launch(machine, frames) if by_thread(program) else _in_order(machine, frames):
                 done += frame.block.size
                 if progress is not None:
                     progress(done, total)
+        for name, alias in aliases.items():
+            if name in memory:
+                return_tensor(alias, memory[alias.base], memory.pop(name))
+        for b in workspace:
+            del memory[b.name]
     flagged = {name: t.written for name, t in memory.items() if t.written is not None}
     if blocks is None:
         for name, flags in flagged.items():
@@ -97,6 +115,13 @@ def execute(
                     launches[-1].loc,
                 )
     return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done)
+
+
+def _in_order(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Run the blocks of each frame; yields those that are through."""
+    for frame in frames:
+        machine.run(machine.program.body, frame)
+        yield frame
 
 
 def _written(program: TileProgram) -> set[str]:
@@ -112,8 +137,8 @@ def _written(program: TileProgram) -> set[str]:
 
 
 def _dimensions(
-    launches: Sequence[TileProgram], tensors: Mapping[str, np.ndarray], given: Mapping[str, int]
-) -> dict[str, int]:
+    launches: Sequence[TileProgram], tensors: Mapping[str, np.ndarray], given: Mapping[str, int | float]
+) -> dict[str, Any]:
     """Sizes of the symbolic dimensions."""
     bound = dict(given)
     for program in launches:
@@ -127,13 +152,18 @@ def _dimensions(
     missing = sorted({v.name for program in launches for v in program.dims} - set(bound))
     if missing:
         raise NumericsError(f"no tensor tells the size of {', '.join(missing)}: give dims", launches[0].loc)
+    missing = sorted({v.name for program in launches for v in program.scalars} - set(bound))
+    if missing:
+        raise NumericsError(
+            f"the kernel takes the number {', '.join(missing)}: give it with dims", launches[0].loc
+        )
     return bound
 
 
 def _allocate(
     parameter: Buffer,
     tensors: Mapping[str, np.ndarray],
-    bound: Mapping[str, int],
+    bound: Mapping[str, Any],
     outputs: set[str] | None,
     memory: dict[str, GlobalTensor],
     program: TileProgram,
@@ -171,12 +201,15 @@ def _allocate(
 
 
 def _frames(
-    program: TileProgram, grid: tuple[int, ...], bound: Mapping[str, int], blocks: int | None, seed: int
+    program: TileProgram, grid: tuple[int, ...], bound: Mapping[str, Any], blocks: int | None, seed: int
 ) -> Iterator[Frame]:
     """The launch in pieces whose on-chip buffers fit the memory set aside for them."""
-    sizes = [_tile_shape(b, bound) for b in program.buffers]
+    held = [b for b in program.buffers if b.scope not in ("global", "barrier") and not b.alias]
+    sizes = [_tile_shape(b, bound) for b in held]
+    threads = program.threads if program.thread_vars else 1
     one = sum(
-        int(np.prod(n)) * carrier(b.dtype).itemsize for b, n in zip(program.buffers, sizes, strict=True)
+        int(np.prod(n)) * carrier(b.dtype).itemsize * (threads if b.scope in ("local", "var") else 1)
+        for b, n in zip(held, sizes, strict=True)
     )
     most = max(1, _CHUNK_BYTES // max(1, one))
     count = int(np.prod(grid))
@@ -184,7 +217,7 @@ def _frames(
 
     def frame(axes: tuple[int, ...], block: np.ndarray, indices: list[np.ndarray]) -> Frame:
         env: dict[str, Any] = {**bound, **dict(zip(names, indices, strict=True))}
-        tiles = {b.name: Tile(b.dtype, n) for b, n in zip(program.buffers, sizes, strict=True)}
+        tiles = {b.name: Tile(b.dtype, n) for b, n in zip(held, sizes, strict=True)}
         return Frame(axes, env, block, grid, tiles)
 
     if blocks is not None and blocks < count:
@@ -205,7 +238,7 @@ def _frames(
         yield frame(axes, np.broadcast_to(number, axes), own)
 
 
-def _tile_shape(b: Buffer, bound: Mapping[str, int]) -> tuple[int, ...]:
+def _tile_shape(b: Buffer, bound: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(e.value) if isinstance(e, Const) else int(evaluate(e, bound)) for e in b.shape)
 
 

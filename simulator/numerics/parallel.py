@@ -12,6 +12,7 @@ from foretile.kernels.ir import For, If, Stmt, Store, While
 from foretile.simulator.numerics import strided
 from foretile.simulator.numerics.elements import (
     Indices,
+    around,
     block_indices,
     clip,
     combine_elements,
@@ -40,6 +41,7 @@ def run_parallel(
     """Run ``body`` for all points of ``nest`` (none: once) and all blocks of the frame."""
     shapes = {name: t.data.shape for name, t in machine.tensors.items()}
     shapes |= {name: tile.shape for name, tile in frame.tiles.items()}
+    shapes |= {name: alias.shape for name, alias in machine.aliases.items()}
     scope = Scope(frame, machine.dtypes, _nothing)
     outer = _Nest(machine, frame, scope, Races(shapes, frozenset(machine.tensors)), {})
     inner = outer.deeper(nest) if nest else outer
@@ -205,9 +207,10 @@ class _Nest:
         self.races.read(load.buffer, load.indices, indices, mask, scope)
         tensor, ndim = self.machine.tensors.get(load.buffer), scope.ndim
         if tensor is None:
-            return read_elements(
-                self.frame.tiles[load.buffer], load.buffer, indices, mask, self.frame, ndim, scope.loc
-            )
+            if self.machine.watch is not None:
+                self.machine.watch(load.buffer, around(indices, mask), scope.loc, False)
+            tile = self.machine.tile(load.buffer, self.frame)
+            return read_elements(tile, load.buffer, indices, mask, self.frame, ndim, scope.loc)
         untouched = tensor.written is None and tensor.writer is None
         if untouched and strided.in_range(indices, tensor.data.shape):
             view = strided.elements(tensor.data, indices, ndim)
@@ -222,16 +225,30 @@ class _Nest:
         value, source = scope.typed(s.value)
         value = convert(value, source, self.machine.dtypes[s.buffer])
         tensor = self.machine.tensors.get(s.buffer)
-        if s.atomic:
+        if s.atomic and s.atomic != "store":
+            found: np.ndarray | None
             if tensor is not None:
-                combine(
-                    tensor, s.atomic, [wide(i, ndim) for i in indices], value, scope.mask, self.frame, s.loc
+                at = [wide(i, ndim) for i in indices]
+                value = np.broadcast_to(
+                    wide(value, ndim),
+                    np.broadcast_shapes((1,) * self.axes + nest, np.shape(wide(value, ndim))),
                 )
-                return
-            tile = self.frame.tiles[s.buffer]
-            found = combine_elements(
-                tile, s.buffer, s.atomic, indices, value, scope.mask, nest, self.frame, s.loc
-            )
+                found = combine(
+                    tensor,
+                    s.atomic,
+                    at,
+                    value,
+                    scope.mask,
+                    self.frame,
+                    s.loc,
+                    previous=s.previous is not None,
+                )
+            else:
+                tile = self.machine.tile(s.buffer, self.frame)
+                found = combine_elements(
+                    tile, s.buffer, s.atomic, indices, value, scope.mask, nest, self.frame, s.loc
+                )
+                self.machine.wrote(s.buffer, tile, self.frame)
             if s.previous is not None:
                 place = tuple(_whole(scope.value(i)) for i in s.previous.indices)
                 dtype = self.machine.dtypes[s.previous.buffer]
@@ -254,10 +271,12 @@ class _Nest:
             at = [wide(i, ndim) for i in indices]
             scatter(tensor, at, value, scope.mask, self.frame, scope.loc, within_block=number)
             return
-        tile = self.frame.tiles[name]
-        if scope.mask is None and replaces(tile, indices, value, nest, self.axes):
-            return
-        write_elements(tile, name, indices, value, scope.mask, nest, self.frame, scope.loc, apart=apart)
+        tile = self.machine.tile(name, self.frame)
+        if self.machine.watch is not None:
+            self.machine.watch(name, around(indices, scope.mask), scope.loc, True)
+        if scope.mask is not None or not replaces(tile, indices, value, nest, self.axes):
+            write_elements(tile, name, indices, value, scope.mask, nest, self.frame, scope.loc, apart=apart)
+        self.machine.wrote(name, tile, self.frame)
 
     def told_apart(self, indices: Indices) -> bool:
         """Whether no two iterations have the same indices, as far as one sees without looking at all."""
