@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from foretile.foreign import is_tilelang, load
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Operator, OperatorError, Shape, load_operator, operator_names
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 ChipRef = str | Path | Chip
 Cache = Literal["cold", "warm"]
-Op = str | TileProgram | tuple[TileProgram, ...]
+Op = Any
+"""A library name, ``path/to/file.py:function``, a traced program (or several launches), or a kernel of
+TileLang's: a PrimFunc, or a ``@tilelang.jit`` function (the shape is its arguments)."""
 
 
 def list_operators() -> list[str]:
@@ -54,17 +57,20 @@ def _on(
     """Operator, full shape, chip, and what was changed of the operator's default types for the chip."""
     machine = load_chip(chip)
     given, note = native(op, shape, machine, shape) if isinstance(op, str) else (shape, "")
-    operator, full = resolve(op, given, tensors)
+    operator, full = resolve(op, given, tensors, machine)
     return operator, full, machine, note
 
 
 def resolve(
-    op: Op, shape: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None
+    op: Op,
+    shape: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray] | None = None,
+    chip: Chip | None = None,
 ) -> tuple[Operator, Shape]:
     """The operator and its full shape.
 
-    ``op`` is a library name, ``path/to/file.py:function`` (its keyword arguments are the shape) or a
-    traced program.
+    ``op`` is a library name, ``path/to/file.py:function`` (its keyword arguments are the shape), a
+    traced program, or a kernel of TileLang's. ``chip`` is the GPU that a TileLang file finds.
 
     Raises:
         OperatorError, TraceError: a wrong name, parameter or kernel file.
@@ -77,10 +83,12 @@ def resolve(
     from foretile.simulator.predictor import as_operator
 
     if isinstance(op, str):
-        from foretile.kernels.load import load_program
-
         name = op.rsplit(":", 1)[-1]
-        return as_operator(load_program(op, **shape), name, tensors), dict(shape)
+        return as_operator(load(op, shape, chip), name, tensors), dict(shape)
+    if is_tilelang(op):
+        from foretile.kernels.tilelang import from_tilelang
+
+        return as_operator(from_tilelang(op, **shape), tensors=tensors), dict(shape)
     if shape:
         raise OperatorError(f"a traced program takes no shape; bind {', '.join(shape)} with TileProgram.bind")
     return as_operator(op, tensors=tensors), {}

@@ -30,6 +30,12 @@ def difference(a: Expr, b: Expr) -> Expr:
     return binary("sub", a, b)
 
 
+def normal_form(e: Expr) -> Expr:
+    """A whole number's sums and products in one order: equal polynomials give equal expressions."""
+    terms = _polynomial(e)
+    return _rebuild(dict(sorted(terms.items(), key=lambda item: repr(item[0]))))
+
+
 def quotient_up(e: Expr, step: int) -> Expr:
     """``ceildiv(e, step)`` with an exact product undone (``n * step`` gives ``n``)."""
     if step == 1:

@@ -9,39 +9,46 @@ import inspect
 import itertools
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foretile.kernels.errors import TraceError
 from foretile.kernels.ir import Loc, TileProgram
 from foretile.kernels.rewriter import forget
+
+if TYPE_CHECKING:
+    from foretile.kernels.tilelang.device import Device
 
 _COUNTER = itertools.count(1)
 REQUIRED = inspect.Parameter.empty
 """Default of a factory's parameter that has none."""
 
 
-def load_program(spec: str, /, **arguments: Any) -> TileProgram:
+def load_program(spec: str, /, **arguments: Any) -> TileProgram | tuple[TileProgram, ...]:
     """The program that the factory named by ``spec`` makes of ``arguments``.
 
-    ``spec`` is ``path/to/file.py:name``; ``name`` is a function returning a program, or a program.
+    ``spec`` is ``path/to/file.py:name``; ``name`` is a function returning a program, or a program. A
+    file that imports TileLang is loaded by a process of its own (see :func:`load_foreign`); there the
+    kernel may be held in any of TileLang's ways, and may be several launches.
     Argument values given as text are converted where the parameter's annotation or default is a
     number or a truth value, or (without either) where they read as one.
 
     Raises:
         TraceError: the file, the name or an argument is wrong, or what comes out is no program.
     """
-    factory = _find(spec)
+    path, name = split_spec(spec)
+    if foreign(path):
+        return load_foreign(path, name, arguments)
+    factory = _find(path, name)
     if isinstance(factory, TileProgram):
         if arguments:
             raise TraceError(
                 f"{spec} is a program, not a factory; it takes no arguments: {', '.join(arguments)}"
             )
         return factory
-    given = _convert(spec, factory, arguments)
-    program = factory(**given)
+    program = factory(**converted_arguments(spec, inspect.signature(factory), arguments))
     if not isinstance(program, TileProgram):
         raise TraceError(
             f"{spec} returned {type(program).__name__}, not a tile program; a factory returns what it "
@@ -56,7 +63,12 @@ def factory_parameters(spec: str) -> dict[str, Any]:
     Raises:
         TraceError: as :func:`load_program`.
     """
-    factory = _find(spec)
+    path, found = split_spec(spec)
+    if foreign(path):
+        from foretile.kernels.tilelang.process import parameters
+
+        return {k: REQUIRED if v is None else _literal(v) for k, v in parameters(path, found).items()}
+    factory = _find(path, found)
     if isinstance(factory, TileProgram):
         return {}
     return {
@@ -112,7 +124,12 @@ def from_script(text: str, name: str | None = None) -> TileProgram:
     return list(programs.values())[-1]
 
 
-def _find(spec: str) -> Callable[..., Any] | TileProgram:
+def split_spec(spec: str) -> tuple[Path, str]:
+    """File and name of ``path/to/file.py:name``.
+
+    Raises:
+        TraceError: it is not of that form, or there is no such file.
+    """
     path_text, _, name = spec.rpartition(":")
     if not path_text or not name.isidentifier():
         raise TraceError(f"{spec!r} is not of the form path/to/file.py:function")
@@ -121,6 +138,33 @@ def _find(spec: str) -> Callable[..., Any] | TileProgram:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise TraceError(f"{path} does not exist{hint}")
+    return path, name
+
+
+def foreign(path: Path) -> bool:
+    """Whether a file is written for TileLang itself (it imports it)."""
+    from foretile.kernels.tilelang.process import uses_tilelang
+
+    return uses_tilelang(path)
+
+
+def load_foreign(
+    path: Path, name: str, arguments: Mapping[str, Any], device: Device | None = None
+) -> TileProgram | tuple[TileProgram, ...]:
+    """The program of a kernel in a file written for TileLang, loaded by a process of its own.
+
+    Questions about the GPU that the file asks are answered for ``device`` (default: an H100). Arguments
+    that are no parameters of the function bind symbolic dimensions.
+
+    Raises:
+        TraceError: TileLang is missing, or the file or the kernel fails.
+    """
+    from foretile.kernels.tilelang.process import load_file
+
+    return load_file(path, name, arguments, device)
+
+
+def _find(path: Path, name: str) -> Callable[..., Any] | TileProgram:
     module = _execute(path)
     found = getattr(module, name, None)
     if isinstance(found, TileProgram) or (callable(found) and not isinstance(found, type)):
@@ -172,8 +216,16 @@ def _line_in(error: BaseException, path: Path) -> Loc:
     return Loc(str(path), line)
 
 
-def _convert(spec: str, factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(factory)
+def converted_arguments(
+    spec: str, signature: inspect.Signature, given: Mapping[str, Any], others: bool = False
+) -> dict[str, Any]:
+    """Arguments given as text in the types that a function's signature asks for.
+
+    With ``others`` those that it does not name are kept, as what they read as, and none is required.
+
+    Raises:
+        TraceError: one that the function does not take or that does not convert, or one missing.
+    """
     shown = f"{spec.rpartition(':')[2]}{signature}"
     parameters = signature.parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -181,7 +233,7 @@ def _convert(spec: str, factory: Callable[..., Any], given: dict[str, Any]) -> d
     for name, value in given.items():
         p = parameters.get(name)
         if p is None or p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            if not takes_any:
+            if not takes_any and not others:
                 near = difflib.get_close_matches(name, parameters, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise TraceError(f"{spec} takes no argument {name!r}; {hint}its signature is {shown}")
@@ -195,7 +247,7 @@ def _convert(spec: str, factory: Callable[..., Any], given: dict[str, Any]) -> d
         and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         and name not in converted
     ]
-    if missing:
+    if missing and not others:
         raise TraceError(f"{spec} needs {', '.join(missing)}; its signature is {shown}")
     return converted
 

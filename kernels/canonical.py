@@ -1,0 +1,238 @@
+"""One form of equal programs: what two front ends write differently and mean alike is written one way.
+
+Names are numbered in order of appearance; conversions that operands' types imply are written out and
+literals typed; whole-number indices are sums in one order; nests of parallel loops are one loop.
+Two programs of equal canonical form compute the same, element by element and bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from foretile.kernels.affine import normal_form
+from foretile.kernels.dtypes import DTYPES
+from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary, call
+from foretile.kernels.infer import binary_dtype, dtype_of, is_float
+from foretile.kernels.ir import Buffer, Fill, For, If, Region, Stmt, Store, TileProgram, While
+from foretile.kernels.rewrite import map_exprs
+
+_ARITHMETIC = frozenset(
+    {
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "min",
+        "max",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "bitand",
+        "bitor",
+        "bitxor",
+    }
+)
+
+
+def canonical(program: TileProgram) -> TileProgram:
+    """The canonical form of ``program``; its annotations are in alphabetical order."""
+    dtypes = {b.name: b.dtype for b in (*program.params, *program.buffers)}
+    explicit = map_exprs(program, lambda e: _normal(e, dtypes))
+    shaped = replace(explicit, body=_statements(explicit.body, dtypes))
+    return _renamed(shaped)
+
+
+def _normal(e: Expr, dtypes: dict[str, str]) -> Expr:
+    made = _explicit(e, dtypes)
+    return normal_form(made) if _whole(made, dtypes) else made
+
+
+def _whole(e: Expr, dtypes: dict[str, str]) -> bool:
+    return DTYPES[dtype_of(e, dtypes)].kind in ("int", "uint")
+
+
+def _explicit(e: Expr, dtypes: dict[str, str]) -> Expr:
+    """Every operand of an operation in the type that they meet in."""
+    if isinstance(e, Binary):
+        a, b = _explicit(e.a, dtypes), _explicit(e.b, dtypes)
+        if e.op in _ARITHMETIC:
+            meet = binary_dtype("add", e.a, dtype_of(e.a, dtypes), e.b, dtype_of(e.b, dtypes))
+            meet = "float32" if e.op == "div" and not is_float(meet) else meet
+            a, b = _typed(a, meet, dtypes), _typed(b, meet, dtypes)
+            a, b = (_sum(x) if not is_float(meet) and meet != "bool" else x for x in (a, b))
+        if e.op in ("gt", "ge"):
+            return Binary("lt" if e.op == "gt" else "le", b, a)
+        return binary(e.op, a, b) if not is_float(dtype_of(a, dtypes)) else Binary(e.op, a, b)
+    if isinstance(e, Call):
+        args = tuple(_explicit(a, dtypes) for a in e.args)
+        if e.fn == "if_then_else":
+            meet = dtype_of(e, dtypes)
+            return call(e.fn, (args[0], *(_typed(a, meet, dtypes) for a in args[1:])))
+        if e.fn == "clamp":
+            meet = dtype_of(e, dtypes)
+            return call(e.fn, tuple(_typed(a, meet, dtypes) for a in args))
+        if e.fn in ("neg",) and isinstance(args[0], Const):
+            return Const(-args[0].value, args[0].dtype)
+        return call(e.fn, args)
+    if isinstance(e, Cast):
+        return _typed(_explicit(e.a, dtypes), e.dtype, dtypes) if not e.bits else replace(
+            e, a=_explicit(e.a, dtypes)
+        )  # fmt: skip
+    if isinstance(e, Load):
+        return Load(e.buffer, tuple(_normal(i, dtypes) for i in e.indices))
+    return e
+
+
+def _sum(e: Expr) -> Expr:
+    return normal_form(e)
+
+
+def _typed(e: Expr, dtype: str, dtypes: dict[str, str]) -> Expr:
+    """``e`` as a ``dtype``, literals on the spot."""
+    if isinstance(e, Const):
+        value: Any = e.value
+        if is_float(dtype):
+            value = float(value)
+        elif not is_float(e.dtype):
+            value = bool(value) if dtype == "bool" else int(value)
+        else:
+            return Cast(dtype, e)
+        return Const(value, dtype)
+    return e if dtype_of(e, dtypes) == dtype else Cast(dtype, e)
+
+
+def _statements(body: tuple[Stmt, ...], dtypes: dict[str, str]) -> tuple[Stmt, ...]:
+    return tuple(_statement(stmt, dtypes) for stmt in body)
+
+
+def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
+    if isinstance(stmt, For):
+        made = replace(stmt, body=_statements(stmt.body, dtypes), hints=tuple(sorted(stmt.hints)))
+        inner = made.body[0] if len(made.body) == 1 else None
+        if (
+            made.kind == "parallel"
+            and isinstance(inner, For)
+            and inner.kind == "parallel"
+            and not inner.hints
+        ):
+            made = replace(
+                made,
+                vars=(*made.vars, *inner.vars),
+                extents=(*made.extents, *inner.extents),
+                body=inner.body,
+            )
+        return made
+    if isinstance(stmt, While):
+        return replace(stmt, body=_statements(stmt.body, dtypes))
+    if isinstance(stmt, If):
+        return replace(
+            stmt, then=_statements(stmt.then, dtypes), orelse=_statements(stmt.orelse, dtypes)
+        )  # fmt: skip
+    if isinstance(stmt, Store):
+        return replace(stmt, value=_stored(stmt.value, dtypes[stmt.buffer], dtypes))
+    if isinstance(stmt, Fill):
+        return replace(stmt, value=_stored(stmt.value, dtypes[stmt.dst.buffer], dtypes))
+    return stmt
+
+
+def _stored(value: Expr, dtype: str, dtypes: dict[str, str]) -> Expr:
+    """A value as what it is stored as: the conversion goes without saying."""
+    if isinstance(value, Cast) and not value.bits and value.dtype == dtype:
+        return value.a
+    return _typed(value, dtype, dtypes) if isinstance(value, Const) else value
+
+
+class _Names:
+    """New names in order of appearance."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def add(self, kind: str, name: str) -> str:
+        made = self.names[name] = f"{kind}{sum(n.startswith(kind) for n in self.names.values())}"
+        return made
+
+    def expr(self, e: Expr) -> Expr:
+        if isinstance(e, Var):
+            return Var(self.names.get(e.name, e.name), e.dtype)
+        if isinstance(e, Load):
+            return Load(self.names[e.buffer], tuple(self.expr(i) for i in e.indices))
+        if isinstance(e, Binary):
+            return Binary(e.op, self.expr(e.a), self.expr(e.b))
+        if isinstance(e, Call):
+            return Call(e.fn, tuple(self.expr(a) for a in e.args))
+        if isinstance(e, Cast):
+            return replace(e, a=self.expr(e.a))
+        return e
+
+    def any(self, part: Any) -> Any:
+        """A field of a statement."""
+        if isinstance(part, Expr):
+            return self.expr(part)
+        if isinstance(part, Region):
+            mins, extents = tuple(map(self.expr, part.mins)), tuple(map(self.expr, part.extents))
+            return Region(self.names[part.buffer], mins, extents)
+        if isinstance(part, Stmt):
+            return self.stmt(part)
+        if isinstance(part, tuple):
+            return tuple(self.any(item) for item in part)
+        return part
+
+    def stmt(self, stmt: Stmt) -> Stmt:
+        if isinstance(stmt, For):
+            for v in stmt.vars:
+                self.add("i", v.name)
+        changes: dict[str, Any] = {}
+        for f in fields(stmt):
+            part = getattr(stmt, f.name)
+            if f.name in ("hints", "name", "source", "loc"):
+                continue
+            changes[f.name] = self.names[part] if f.name == "buffer" else self.any(part)
+        return replace(stmt, **changes)
+
+    def buffer(self, b: Buffer) -> Buffer:
+        return replace(
+            b,
+            name=self.names[b.name],
+            shape=self.any(b.shape),
+            strides=self.any(b.strides),
+            alias=self.names.get(b.alias, ""),
+            offset=self.any(b.offset),
+            address=self.any(b.address),
+        )
+
+
+def _renamed(program: TileProgram) -> TileProgram:
+    names = _Names()
+    for v in program.dims:
+        names.add("n", v.name)
+    for v in (*program.block_vars, *program.thread_vars, *program.scalars):
+        names.add("v", v.name)
+    for b in program.params:
+        names.add("p", b.name)
+    for b in program.buffers:
+        names.add("b", b.name)
+    renamed: Callable[[Any], Any] = names.any
+    return replace(
+        program,
+        name="kernel",
+        params=tuple(names.buffer(b) for b in program.params),
+        dims=renamed(program.dims),
+        grid=renamed(program.grid),
+        block_vars=renamed(program.block_vars),
+        thread_vars=renamed(program.thread_vars),
+        scalars=renamed(program.scalars),
+        buffers=tuple(names.buffer(b) for b in program.buffers),
+        body=renamed(program.body),
+        annotations=tuple(sorted(_annotation(k, v, names) for k, v in program.annotations)),
+    )
+
+
+def _annotation(key: str, value: str, names: _Names) -> tuple[str, str]:
+    kind, _, name = key.partition(":")
+    return (f"{kind}:{names.names.get(name, name)}" if name else kind), value
