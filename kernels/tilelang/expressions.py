@@ -130,6 +130,8 @@ class Expressions:
             return binary("add", self(node.base), binary("mul", self.lane, self(node.stride)))
         if name == "Broadcast":
             return self(node.value)
+        if name == "Shuffle":
+            return self._shuffled(node)
         if isinstance(node, bool):
             return Const(node, "bool")
         if isinstance(node, int):
@@ -137,6 +139,22 @@ class Expressions:
         if isinstance(node, float):
             return Const(node, "float32")
         return refuse(f"an expression of the kind {name} is not known to this importer", self.names.loc)
+
+    def _shuffled(self, node: Any) -> Expr:
+        """The element of a vector that is put together of others'."""
+        if not isinstance(self.lane, Const):
+            refuse("a vector is put together where one element is wanted", self.names.loc)
+        at = number(node.indices[int(self.lane.value)]) or 0
+        before = self.lane
+        for vector in node.vectors:
+            lanes = element_type(vector, self.names.loc)[1]
+            if at < lanes:
+                self.lane = Const(at)
+                found = self(vector)
+                self.lane = before
+                return found
+            at -= lanes
+        return refuse("a vector is put together of too few elements", self.names.loc)
 
     # -- literals and conversions --------------------------------------------------------------
 

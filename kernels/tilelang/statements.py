@@ -233,8 +233,16 @@ class Body:
         _, lanes = element_type(node.value, self.loc)
         if lanes == 1:
             return self.store_element(node)
+        before = self.convert.lane
+        if self.effects.shuffles(node.value):  # each element has an expression of its own
+            each: list[Stmt] = []
+            for i in range(lanes):
+                self.convert.lane = Const(i)
+                each.extend(self.store_element(node))
+            self.convert.lane = before
+            return each
         lane = Var(self.buffers.unique("lane"))
-        before, self.convert.lane = self.convert.lane, lane
+        self.convert.lane = lane
         body = tuple(self.store_element(node))
         self.convert.lane = before
         return [For((lane,), (Const(lanes),), "vectorized", body, loc=self.loc)]
