@@ -78,7 +78,7 @@ def _as(values: np.ndarray, source: str, target: str) -> np.ndarray:
 
 def view_tile(base: Tile, alias: Alias, axes: int) -> Tile:
     """An on-chip buffer as its alias sees it, in storage of its own if the types differ."""
-    tile = Tile(alias.dtype, alias.shape)
+    tile = Tile(alias.dtype, alias.shape, garbage=base.garbage)
     data = base.data
     if data is None:
         return tile

@@ -8,7 +8,7 @@ import numpy as np
 
 from foretile.kernels.ir import Loc
 from foretile.simulator.numerics import strided
-from foretile.simulator.numerics.errors import fault
+from foretile.simulator.numerics.errors import fault, undefined
 from foretile.simulator.numerics.evaluate import Value
 from foretile.simulator.numerics.formats import carrier
 from foretile.simulator.numerics.frame import Frame, Tile
@@ -91,11 +91,13 @@ def read_elements(
     if tile.data is None:
         if not np.any(needed):
             return np.zeros((1,) * ndim, dtype=carrier(tile.dtype))
-        raise fault(frame, loc, f"reads {name}, which was never written", wide(needed, ndim), index=False)
-    if tile.written is not True:
+        if tile.garbage is not None:
+            return np.full((1,) * ndim, tile.garbage, dtype=carrier(tile.dtype))
+        raise undefined(frame, loc, f"reads {name}, which was never written", wide(needed, ndim), index=False)
+    if tile.written is not True and tile.garbage is None:
         missing = ~fetch(_flags(tile, axes), indices, axes, ndim) & needed
         if missing.any():
-            raise fault(frame, loc, f"reads an element of {name} that was never written", missing)
+            raise undefined(frame, loc, f"reads an element of {name} that was never written", missing)
     return fetch(tile.data, indices, axes, ndim)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Const, Var, evaluate
+from foretile.kernels.expr import Const, evaluate
 from foretile.kernels.ir import (
     AtomicAdd,
     Buffer,
@@ -20,7 +20,8 @@ from foretile.kernels.ir import (
     TileProgram,
     walk_stmts,
 )
-from foretile.simulator.numerics.aliases import aliases_of, return_tensor, view_tensor
+from foretile.simulator.numerics.aliases import Alias, aliases_of, return_tensor, view_tensor
+from foretile.simulator.numerics.defined import defined
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.formats import carrier, decode, encode, storage
 from foretile.simulator.numerics.frame import Frame, Tile
@@ -28,6 +29,7 @@ from foretile.simulator.numerics.interpret import Machine
 from foretile.simulator.numerics.launch import launch
 from foretile.simulator.numerics.products import Accumulation
 from foretile.simulator.numerics.resident import by_thread
+from foretile.simulator.numerics.sizes import dimensions
 from foretile.simulator.numerics.tensors import GlobalTensor
 
 _CHUNK_BYTES = 96 << 20  # on-chip buffers of the blocks that run together
@@ -39,12 +41,14 @@ class Executed:
     """What execution left in global memory.
 
     ``tensors``: every tensor by name, in its storage type; ``written``: by element, for those that were
-    not given; ``blocks``: how many were run.
+    not given; ``blocks``: how many were run; ``undefined``: by element, where a tensor that was given depends
+    on values that nothing has written.
     """
 
     tensors: dict[str, np.ndarray]
     written: dict[str, np.ndarray]
     blocks: int
+    undefined: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def execute(
@@ -72,9 +76,10 @@ def execute(
     """
     launches = (programs,) if isinstance(programs, TileProgram) else tuple(programs)
     memory: dict[str, GlobalTensor] = {}
-    bound = _dimensions(launches, tensors, dims or {})
+    bound = dimensions(launches, tensors, dims or {})
     wanted = set(outputs) if outputs is not None else None
     grids = [tuple(int(evaluate(e, bound)) for e in program.grid) for program in launches]
+    loose: dict[str, np.ndarray] = {}
     total = sum(min(blocks or n, n) for n in (int(np.prod(g)) for g in grids))
     done = 0
     for program, grid in zip(launches, grids, strict=True):
@@ -92,13 +97,26 @@ def execute(
         for name, alias in aliases.items():
             if alias.base in memory:
                 memory[name] = view_tensor(name, alias, memory[alias.base], writes=alias.base in written)
-        machine = Machine(program, memory, accumulation or {}, shapes, aliases)
-        frames = _frames(program, grid, bound, blocks, seed)
-        with np.errstate(all="ignore"):
+
+        def run(
+            garbage: int | None,
+            program: TileProgram = program,
+            grid: tuple[int, ...] = grid,
+            shapes: Mapping[str, tuple[int, ...]] = shapes,
+            aliases: Mapping[str, Alias] = aliases,
+            before: int = done,
+        ) -> int:
+            machine = Machine(program, memory, accumulation or {}, shapes, aliases, garbage)
+            frames = _frames(program, grid, bound, blocks, seed, garbage)
+            through = 0
             for frame in launch(machine, frames) if by_thread(program) else _in_order(machine, frames):
-                done += frame.block.size
+                through += frame.block.size
                 if progress is not None:
-                    progress(done, total)
+                    progress(before + through, total)
+            return through
+
+        with np.errstate(all="ignore"):
+            done += defined(memory, written, run, loose)
         for name, alias in aliases.items():
             if name in memory:
                 return_tensor(alias, memory[alias.base], memory.pop(name))
@@ -114,7 +132,7 @@ def execute(
                     f"{name}[{where}] was never written ({missing} of {flags.size} elements were not)",
                     launches[-1].loc,
                 )
-    return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done)
+    return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done, loose)
 
 
 def _in_order(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -134,30 +152,6 @@ def _written(program: TileProgram) -> set[str]:
         elif isinstance(s, Copy | Fill | Reduce | CumSum | AtomicAdd):
             found.add(s.dst.buffer)
     return found
-
-
-def _dimensions(
-    launches: Sequence[TileProgram], tensors: Mapping[str, np.ndarray], given: Mapping[str, int | float]
-) -> dict[str, Any]:
-    """Sizes of the symbolic dimensions."""
-    bound = dict(given)
-    for program in launches:
-        for parameter in program.params:
-            array = tensors.get(parameter.name)
-            if array is None or array.ndim != len(parameter.shape):
-                continue
-            for extent, size in zip(parameter.shape, array.shape, strict=True):
-                if isinstance(extent, Var):
-                    bound.setdefault(extent.name, size)
-    missing = sorted({v.name for program in launches for v in program.dims} - set(bound))
-    if missing:
-        raise NumericsError(f"no tensor tells the size of {', '.join(missing)}: give dims", launches[0].loc)
-    missing = sorted({v.name for program in launches for v in program.scalars} - set(bound))
-    if missing:
-        raise NumericsError(
-            f"the kernel takes the number {', '.join(missing)}: give it with dims", launches[0].loc
-        )
-    return bound
 
 
 def _allocate(
@@ -201,7 +195,12 @@ def _allocate(
 
 
 def _frames(
-    program: TileProgram, grid: tuple[int, ...], bound: Mapping[str, Any], blocks: int | None, seed: int
+    program: TileProgram,
+    grid: tuple[int, ...],
+    bound: Mapping[str, Any],
+    blocks: int | None,
+    seed: int,
+    garbage: int | None,
 ) -> Iterator[Frame]:
     """The launch in pieces whose on-chip buffers fit the memory set aside for them."""
     held = [b for b in program.buffers if b.scope not in ("global", "barrier") and not b.alias]
@@ -217,7 +216,7 @@ def _frames(
 
     def frame(axes: tuple[int, ...], block: np.ndarray, indices: list[np.ndarray]) -> Frame:
         env: dict[str, Any] = {**bound, **dict(zip(names, indices, strict=True))}
-        tiles = {b.name: Tile(b.dtype, n) for b, n in zip(held, sizes, strict=True)}
+        tiles = {b.name: Tile(b.dtype, n, garbage=garbage) for b, n in zip(held, sizes, strict=True)}
         return Frame(axes, env, block, grid, tiles)
 
     if blocks is not None and blocks < count:

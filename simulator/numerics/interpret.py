@@ -37,7 +37,7 @@ from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier, round_to
 from foretile.simulator.numerics.frame import Frame, Tile
-from foretile.simulator.numerics.onchip import read_tile, write_tile
+from foretile.simulator.numerics.onchip import fit, matrix, read_tile, write_tile
 from foretile.simulator.numerics.parallel import run_parallel
 from foretile.simulator.numerics.products import Accumulation, accumulate
 from foretile.simulator.numerics.reductions import REDUCE_PAIR, raster, reduce
@@ -46,7 +46,9 @@ from foretile.simulator.numerics.tileops import (
     atomic_tile,
     expand_sparse,
     finalize_reducer,
+    hint,
     im2col,
+    opaque,
     scales,
     transpose,
 )
@@ -59,7 +61,8 @@ _ENDLESS = 1_000_000  # iterations of a while loop after which it is called endl
 class Machine:
     """What executes a program: its tensors, and how its matrix engine adds.
 
-    ``short``: reduced accumulation by operand dtype; ``shapes``: of the program's buffers; ``watch``: told of
+    ``short``: reduced accumulation by operand dtype; ``shapes``: of the program's buffers; ``garbage``: what
+    unwritten elements hold (None: they may not be read); ``watch``: told of
     every access of a buffer on chip (its name, where, the line, whether it is written); ``memo`` and
     ``loops``: what is known of statements, by identity.
     """
@@ -69,14 +72,19 @@ class Machine:
     short: Mapping[str, Accumulation] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     aliases: Mapping[str, Alias] = field(default_factory=dict)
+    garbage: int | None = None
     watch: Watch | None = None
     dtypes: dict[str, str] = field(init=False)
     scopes: dict[str, str] = field(init=False)
+    unchecked: bool = field(init=False)  # the author has switched the check for races off
     memo: dict[int, tuple[Stmt, Any]] = field(default_factory=dict)
     loops: dict[int, tuple[Stmt, Stmt]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.scopes = {b.name: b.scope for b in self.program.buffers if b.scope != "global"}
+        self.unchecked = any(
+            "DISABLE_DATA_RACE_CHECK" in k and v == "True" for k, v in self.program.annotations
+        )
         self.dtypes = {b.name: b.dtype for b in (*self.program.params, *self.program.buffers)}
 
     def run(self, body: tuple[Stmt, ...], frame: Frame) -> None:
@@ -148,7 +156,7 @@ class Machine:
     ) -> None:
         """Write a region; ``values`` (block axes, extents) are in the carrier of its dtype, rounded."""
         box = self.box(region, frame, loc)
-        values = _fit(values, box.extents, len(frame.axes))
+        values = fit(values, box.extents, len(frame.axes))
         tensor = self.tensors.get(region.buffer)
         if tensor is not None:
             write_region(tensor, box, values, frame, loc)
@@ -197,10 +205,10 @@ class Machine:
 
     def operand(self, region: Region, scale: Region | None, turn: bool, s: Gemm, frame: Frame) -> np.ndarray:
         """A product's operand with its depth last, times its scales: products of narrow types are exact."""
-        found = _matrix(self.kept(region, frame, s.loc), len(frame.axes))
+        found = matrix(self.kept(region, frame, s.loc), len(frame.axes))
         found = found.swapaxes(-1, -2) if turn else found
         if s.metadata is not None and region == s.a:
-            places = _matrix(self.kept(s.metadata, frame, s.loc), len(frame.axes))
+            places = matrix(self.kept(s.metadata, frame, s.loc), len(frame.axes))
             kinds = (self.dtypes[region.buffer], self.dtypes[s.metadata.buffer])
             found = expand_sparse(found, places, *kinds, s.loc)
         if scale is None:
@@ -228,7 +236,7 @@ class Machine:
         if box.extents != tile.shape or len(tile.shape) != 2:  # a part of a larger accumulator
             part = Tile(dtype, (a.shape[-2], b.shape[-1]))
             if not s.clear_accum:
-                part.set(_matrix(self.read(s.c, frame, s.loc), len(frame.axes)), owned=False)
+                part.set(matrix(self.read(s.c, frame, s.loc), len(frame.axes)), owned=False)
             accumulate(part, a, b, clear=s.clear_accum, short=short)
             assert part.data is not None
             self.write(s.c, round_to(part.data, dtype), frame, s.loc, owned=True)
@@ -236,7 +244,7 @@ class Machine:
         if not s.clear_accum and tile.written is not True:
             self.read(s.c, frame, s.loc)  # says what was never written
         if tile.held is None:
-            tile.held = np.zeros((1,) * len(frame.axes) + tile.shape, dtype=carrier(dtype))
+            tile.held = np.full((1,) * len(frame.axes) + tile.shape, tile.garbage or 0, carrier(dtype))
         accumulate(tile, a, b, clear=s.clear_accum, short=short)
         if dtype not in ("float32", "float64"):
             assert tile.data is not None
@@ -260,7 +268,7 @@ class Machine:
         found = reduce(s.kind, values, len(frame.axes) + s.dim)
         found = round_to(found, dtype) if source == dtype else convert(found, source, dtype)
         if not s.clear:
-            old = _fit(self.read(s.dst, frame, s.loc), found.shape[len(frame.axes) :], len(frame.axes))
+            old = fit(self.read(s.dst, frame, s.loc), found.shape[len(frame.axes) :], len(frame.axes))
             found = round_to(REDUCE_PAIR[s.kind](old, found), dtype)
         self.write(s.dst, found, frame, s.loc, owned=True)
 
@@ -282,14 +290,6 @@ class Machine:
 
     def sync(self, s: Sync, frame: Frame) -> None:
         """Blocks execute statement by statement: every statement ends with a barrier."""
-
-    def hint(self, s: Hint, frame: Frame) -> None:
-        """No effect on values."""
-
-    def opaque(self, s: Extern, frame: Frame) -> None:
-        """Code that has no numerics."""
-        what = "inline device code" if s.source else "external code"
-        raise NumericsError(f"{s.name} is {what}, opaque here: it has no numerics", s.loc)
 
     # -- control -------------------------------------------------------------------------------
 
@@ -386,23 +386,11 @@ _ACTIONS: dict[type[Stmt], Callable[[Machine, Any, Frame], None]] = {
     Im2col: im2col,
     Transpose: transpose,
     FinalizeReducer: finalize_reducer,
-    Hint: Machine.hint,
-    Extern: Machine.opaque,
+    Hint: hint,
+    Extern: opaque,
     Store: Machine.store,
     Sync: Machine.sync,
     For: Machine.loop,
     If: Machine.branch,
     While: Machine.repeat,
 }
-
-
-def _fit(values: np.ndarray, extents: tuple[int, ...], axes: int) -> np.ndarray:
-    """Values with the extents of the region they go to (dimensions of one may come and go)."""
-    if values.shape[axes:] == extents:
-        return values
-    return values.reshape(*values.shape[:axes], *extents)
-
-
-def _matrix(values: np.ndarray, axes: int) -> np.ndarray:
-    """A region as a matrix: leading dimensions of one dropped."""
-    return values.reshape(*values.shape[:axes], *values.shape[-2:]) if values.ndim > axes + 2 else values

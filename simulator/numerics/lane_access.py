@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretile.kernels.expr import Call, Load, Var
+from foretile.kernels.expr import Call, Const, Load, Var
 from foretile.kernels.ir import Loc, Store
 from foretile.simulator.numerics import strided
 from foretile.simulator.numerics.aliases import put_back, view_tile
@@ -163,7 +163,7 @@ class Access:
         written: Any = True
         if mask is not None:
             written = np.logical_or(np.reshape(tile.written, np.shape(tile.written)[: self.ndim] or ()), mask)
-            old = 0 if tile.data is None else tile.data.reshape(tile.data.shape[: self.ndim])
+            old = tile.garbage or 0 if tile.data is None else tile.data.reshape(tile.data.shape[: self.ndim])
             new = np.where(mask, new, old).astype(new.dtype, copy=False)
         elif new.base is not None:  # a view, perhaps of another variable, which may be changed in place
             new = new.copy()
@@ -222,6 +222,9 @@ class Access:
 
     def across(self, e: Call, scope: Scope) -> tuple[Value, str]:
         """A function of several threads, or of a thread's state."""
+        known = device_function(e)
+        if known is not None:
+            return scope.typed(known)
         if e.fn.startswith("extern:"):
             raise NumericsError(
                 f"{e.fn.split(':')[2]} is code that is opaque here: it has no numerics", scope.loc
@@ -277,6 +280,38 @@ class Access:
             raise NumericsError(f"{fn}: only whole numbers and uniform floats are drawn here", scope.loc)
         bits = generators.draw(mask)
         return (bits, "uint32") if fn == "rng_rand" else (uniform(bits), "float32")
+
+
+_DEVICE_FUNCTIONS = {
+    "__match_any_sync": ("match_any", 1),
+    "__match_all_sync": ("match_all", 1),
+    "__ballot_sync": ("ballot", 1),
+    "__any_sync": ("any_sync", 1),
+    "__all_sync": ("all_sync", 1),
+    "__shfl_sync": ("shfl", 1),
+    "__shfl_xor_sync": ("shfl_xor", 1),
+    "__shfl_up_sync": ("shfl_up", 1),
+    "__shfl_down_sync": ("shfl_down", 1),
+    "__activemask": ("activemask", 0),
+    "__popc": ("popc", 0),
+    "__popcll": ("popc", 0),
+    "__clz": ("clz", 0),
+    "__ffs": ("ffs", 0),
+}
+"""Functions of the CUDA C++ Programming Guide that have a name here, and how many arguments (the mask of
+threads that take part) come before the value."""
+
+
+def device_function(e: Call) -> Call | None:
+    """A call by name of a device function that is known."""
+    name = e.fn.rpartition(":")[2]
+    if not e.fn.startswith("extern:") or name not in _DEVICE_FUNCTIONS:
+        return None
+    fn, skipped = _DEVICE_FUNCTIONS[name]
+    args = e.args[skipped:]
+    if fn.startswith("shfl") and len(args) == 2:
+        args = (*args, Const(WARP))
+    return Call(fn, args)
 
 
 def _shape(value: Value) -> tuple[int, ...]:

@@ -22,15 +22,15 @@ class Varies(Exception):
 
 
 def _uses(s: Stmt, resident: Resident) -> tuple[frozenset[str], frozenset[str], frozenset[str], bool]:
-    """Variables and buffers that a statement reads, buffers it writes; whether threads talk to each other."""
     held = resident.machine.memo.get(id(s))
     if held is None:
-        held = resident.machine.memo[id(s)] = (s, _find_uses(s))
+        held = resident.machine.memo[id(s)] = (s, uses_of(s))
     found: tuple[frozenset[str], frozenset[str], frozenset[str], bool] = held[1]
     return found
 
 
-def _find_uses(s: Stmt) -> tuple[frozenset[str], frozenset[str], frozenset[str], bool]:
+def uses_of(s: Stmt) -> tuple[frozenset[str], frozenset[str], frozenset[str], bool]:
+    """Variables and buffers that a statement reads, buffers it writes; whether threads talk to each other."""
     names: set[str] = set()
     reads: set[str] = set()
     writes: set[str] = set()
@@ -171,7 +171,7 @@ def exposed(s: Stmt, mask: Any, access: Access) -> Iterator[None]:
             lent.append(name)
         for name in (reads | writes) & set(resident.own):
             mine = resident.own[name]
-            tile = Tile(mine.dtype, mine.shape)
+            tile = Tile(mine.dtype, mine.shape, garbage=mine.garbage)
             if mine.data is not None and name in reads:
                 tile.data = settle(mine.data, mask, axes)
                 tile.written = mine.written
@@ -212,7 +212,7 @@ def _spread(mine: Tile, found: Tile, mask: Any, axes: int) -> None:
         mine.set(data.copy(), owned=True)
         return
     wide = mask.reshape(mask.shape + (1,) * len(mine.shape))
-    old = np.zeros_like(data) if mine.data is None else mine.data
+    old = np.full_like(data, mine.garbage or 0) if mine.data is None else mine.data
     written = np.logical_or(mine.written, wide)
     mine.set(np.where(wide, data, old), owned=True)
     mine.written = (

@@ -51,7 +51,7 @@ def _start(machine: Machine, frame: Frame) -> Iterator[None]:
     ordered = len(teams) > 1 or is_asynchronous(program)
     order = Ordering(tuple(team_name(t) for t in teams)) if ordered else None
     own = {
-        b.name: Tile(b.dtype, machine.shapes[b.name])
+        b.name: Tile(b.dtype, machine.shapes[b.name], garbage=machine.garbage)
         for b in program.buffers
         if b.scope in OWN and not b.alias
     }

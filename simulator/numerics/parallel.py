@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretile.kernels.expr import Expr, Load, Var
+from foretile.kernels.expr import Binary, Expr, Load, Var, loads
 from foretile.kernels.ir import For, If, Stmt, Store, While
 from foretile.simulator.numerics import strided
 from foretile.simulator.numerics.elements import (
@@ -22,7 +22,7 @@ from foretile.simulator.numerics.elements import (
     wide,
     write_elements,
 )
-from foretile.simulator.numerics.errors import NumericsError, fault
+from foretile.simulator.numerics.errors import NumericsError, undefined
 from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier
 from foretile.simulator.numerics.frame import Frame, Tile
@@ -182,7 +182,10 @@ class _Nest:
                 old = (self.private.get(name) or self._of_the_block(tile)).lifted(rank, ndim)
                 ran = wide(np.True_ if self.scope.mask is None else self.scope.mask, ndim)
                 known = old.written & ~ran.reshape(ran.shape + (1,) * rank)
-                self.private[name] = _Private(np.broadcast_to(old.values, known.shape), known)
+                values = np.broadcast_to(old.values, known.shape)
+                if tile.garbage is not None:
+                    values = np.where(known, values, values.dtype.type(tile.garbage))
+                self.private[name] = _Private(values, known)
 
     def repeat(self, s: While) -> None:
         """A while loop; iterations that are through wait."""
@@ -225,6 +228,12 @@ class _Nest:
         value, source = scope.typed(s.value)
         value = convert(value, source, self.machine.dtypes[s.buffer])
         tensor = self.machine.tensors.get(s.buffer)
+        if self.machine.unchecked and not s.atomic and self.machine.scopes.get(s.buffer) == "fragment":
+            combined = accumulated(s)
+            if combined is not None and not self.told_apart(indices):
+                s = combined
+                value, source = scope.typed(s.value)
+                value = convert(value, source, self.machine.dtypes[s.buffer])
         if s.atomic and s.atomic != "store":
             found: np.ndarray | None
             if tensor is not None:
@@ -296,8 +305,8 @@ class _Nest:
         held = held.lifted(len(tile.shape), ndim)
         indices = clip(tile, name, indices, mask, self.frame, ndim, scope.loc)
         missing = ~fetch(held.written, indices, ndim, ndim) & (np.True_ if mask is None else mask)
-        if missing.any():
-            raise fault(self.frame, scope.loc, f"reads {name}, which was never written there", missing)
+        if missing.any() and tile.garbage is None:
+            raise undefined(self.frame, scope.loc, f"reads {name}, which was never written there", missing)
         return fetch(held.values, indices, ndim, ndim)
 
     def store_private(self, name: str, indices: Indices, value: Value) -> None:
@@ -327,9 +336,25 @@ class _Nest:
     def _of_the_block(self, tile: Tile) -> _Private:
         """What the block has in a variable, which is what its threads begin with."""
         shape = (1,) * self.axes + tile.shape
-        values = np.zeros(shape, carrier(tile.dtype)) if tile.data is None else tile.data
+        values = tile.data
+        if values is None:
+            values = np.full(shape, tile.garbage or 0, carrier(tile.dtype))
         written = np.broadcast_to(tile.written, np.broadcast_shapes(np.shape(tile.written), values.shape))
         return _Private(np.broadcast_to(values, written.shape), written)
+
+
+def accumulated(s: Store) -> Store | None:
+    """``f[i] = op(f[i], x)`` as an update: iterations of one thread follow each other.
+
+    Where the author has switched the compiler's check for races off, he has laid the fragment out so that
+    those that meet in an element are of one thread.
+    """
+    held = Load(s.buffer, s.indices)
+    if isinstance(s.value, Binary) and s.value.op in ("add", "max", "min"):
+        for mine, other in ((s.value.a, s.value.b), (s.value.b, s.value.a)):
+            if mine == held and held not in loads(other):
+                return replace(s, value=other, atomic=s.value.op)
+    return None
 
 
 def _whole(index: Value) -> Value:

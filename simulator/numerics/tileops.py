@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.ir import AtomicAdd, FinalizeReducer, Gemm, Im2col, Loc, Region, Transpose
+from foretile.kernels.ir import AtomicAdd, Extern, FinalizeReducer, Gemm, Hint, Im2col, Loc, Region, Transpose
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.evaluate import convert
 from foretile.simulator.numerics.formats import decode, storage
@@ -78,6 +78,16 @@ def atomic_tile(machine: Machine, s: AtomicAdd, frame: Frame) -> None:
         machine.write(s.dst, found, frame, s.loc, owned=True)
         return
     combine(tensor, s.kind, element_indices(box, axes), values, None, frame, s.loc)
+
+
+def hint(machine: Machine, s: Hint, frame: Frame) -> None:
+    """No effect on values."""
+
+
+def opaque(machine: Machine, s: Extern, frame: Frame) -> None:
+    """Code that has no numerics."""
+    what = "inline device code" if s.source else "external code"
+    raise NumericsError(f"{s.name} is {what}, opaque here: it has no numerics", s.loc)
 
 
 def scales(machine: Machine, region: Region, s: Gemm, depth: int, frame: Frame) -> np.ndarray:
