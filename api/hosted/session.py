@@ -15,12 +15,14 @@ from unittest import mock
 
 import numpy as np
 
-from foretile.hosted.device import answered_for
+from foretile.foreign import device_of
 from foretile.hosted.tensors import put_back, to_array
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.errors import TraceError
+from foretile.kernels.expr import evaluate, variables
 from foretile.kernels.ir import TileProgram
-from foretile.kernels.tilelang import from_prim_func
+from foretile.kernels.rewrite import bind
+from foretile.kernels.tilelang import from_prim_func, probes, renames
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.execute import execute
 
@@ -90,7 +92,9 @@ def hosted(chip: str | Chip = "h200-sxm", *, failed: Failure | None = None) -> I
     def made(func: Any, out_idx: Any = None, pass_configs: Any = None, **_compiling: Any) -> Kernel:
         return Kernel(session, func, out_idx, pass_configs or {})
 
-    with answered_for(session.chip), mock.patch.object(jit, "cached", made):
+    device = device_of(session.chip)
+    renames.apply()
+    with probes.answered(device), probes.target_of(device), mock.patch.object(jit, "cached", made):
         yield session
 
 
@@ -181,8 +185,8 @@ class Kernel:
         tensors = {
             names[id(p)]: value for p, value in pairs if id(p) in names and isinstance(value, torch.Tensor)
         }
-        bound = tuple(_bound(program, numbers) for program in programs)
         arrays = {n: to_array(t, wanted[n]) for n, t in tensors.items() if n in wanted}
+        bound = tuple(_bound(program, numbers, arrays) for program in programs)
         integers = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and a.dtype.itemsize >= 4}
         self._session.launches.append(Launch(self.name, bound, integers))
         left = execute(bound, arrays, outputs=())
@@ -194,10 +198,28 @@ class Kernel:
 _MADE = object()
 
 
-def _bound(program: TileProgram, numbers: Mapping[str, Any]) -> TileProgram:
+def _bound(program: TileProgram, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> TileProgram:
     free = {v.name for v in (*program.dims, *program.scalars)}
+    known = {**{name: n for name, n in numbers.items() if name in free}, **_solved(program, numbers, arrays)}
     # A tensor that was not given (None) leaves its extents open; nothing of it is used.
-    return program.bind(**{name: numbers.get(name, 1) for name in free})
+    return bind(program, {name: known.get(name, 1) for name in free}, smallest=0)
+
+
+def _solved(
+    program: TileProgram, numbers: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> dict[str, int]:
+    """Dimensions that no tensor has by themselves, from extents like ``n + 1``."""
+    found: dict[str, int] = {}
+    for p in program.params:
+        for extent, size in zip(p.shape, arrays[p.name].shape if p.name in arrays else (), strict=False):
+            left = [name for name in variables(extent) if name not in numbers and name not in found]
+            if len(left) != 1:
+                continue
+            known = {**numbers, **found}
+            at = [int(evaluate(extent, {**known, left[0]: n})) for n in (0, 1)]
+            if at[1] != at[0]:
+                found[left[0]] = (size - at[0]) // (at[1] - at[0])
+    return found
 
 
 def _empty(buffer: Any, numbers: Mapping[str, Any]) -> Any:

@@ -23,6 +23,8 @@ def to_array(tensor: torch.Tensor, dtype: str) -> np.ndarray:
     import torch
 
     held = tensor.detach().contiguous()
+    if not held.numel():
+        return np.zeros(tuple(held.shape), storage(dtype))
     raw = held.reshape(-1).view(torch.uint8).numpy().reshape(*held.shape[:-1], -1) if held.dim() else None
     if raw is None:
         return np.asarray(held.reshape(1).view(torch.uint8).numpy().copy().view(storage(dtype)).reshape(()))

@@ -66,6 +66,8 @@ def _case(package: str, name: str, case: Any) -> Iterator[Row]:
             agreed, told = _agreement(case)
         except Exception as error:  # whatever the host code does with results that are not there
             told = f"host code: {type(error).__name__}: {error}"
+    if not session.kernels:
+        yield Row(package, name, "–", notes=[told])
     launched = {launch.name: launch for launch in session.launches}
     for kernel in {k.name: k for k in session.kernels}.values():
         row = Row(package, name, kernel.name, imported=kernel.programs is not None)

@@ -444,8 +444,7 @@ def mhc_pre_apply_mix() -> Iterator[Triple]:
 
     x = torch.randn(1, 5, 4, 1024, dtype=torch.bfloat16)
     mix = torch.rand(1, 5, 4, 1)
-    with torch.no_grad():
-        yield mhc_pre_apply_mix(x, mix), mhc_pre_apply_mix_ref(x, mix), BF16
+    yield from _with_gradients(mhc_pre_apply_mix, mhc_pre_apply_mix_ref, (x, mix), BF16)
 
 
 def mhc_post() -> Iterator[Triple]:
