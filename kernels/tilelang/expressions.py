@@ -64,6 +64,9 @@ class Names(Protocol):
     def dtype(self, name: str) -> str:
         """The element type of a buffer, by its name."""
 
+    def is_vector(self, name: str) -> bool:
+        """Whether a buffer's elements are vectors."""
+
     def thread(self, axis: int) -> Expr:
         """The index of a thread in its block along an axis."""
 
@@ -110,7 +113,7 @@ class Expressions:
         """The expression of a node."""
         name = kind(node)
         if name == "BufferLoad":
-            return Load(self.names.buffer(node.buffer), tuple(self(i) for i in node.indices))
+            return self.element(node)
         if name == "Var":
             return self.names.variable(node)
         if name in ("IntImm", "FloatImm"):
@@ -140,6 +143,16 @@ class Expressions:
         if isinstance(node, float):
             return Const(node, "float32")
         return refuse(f"an expression of the kind {name} is not known to this importer", self.names.loc)
+
+    def element(self, node: Any) -> Load:
+        """The element that a load or a store means; of a buffer of vectors that number ``lane``."""
+        name = self.names.buffer(node.buffer)
+        indices = tuple(self(i) for i in node.indices)
+        if self.names.is_vector(name):
+            if self.lane is None:
+                refuse(f"a whole vector of {name} where one element is wanted", self.names.loc)
+            indices = (*indices, self.lane)
+        return Load(name, indices)
 
     def _shuffled(self, node: Any) -> Expr:
         """The element of a vector that is put together of others'."""
