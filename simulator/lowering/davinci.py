@@ -185,7 +185,7 @@ class DavinciRules:
         m = self.machine
         seconds = elements * (
             count.fp32 / m.fp32_per_s
-            + count.alu / m.alu_per_s
+            + (count.alu + count.shuffles) / m.alu_per_s
             + count.special / m.special_per_s
             + count.convert / m.convert_per_s
         )

@@ -38,7 +38,8 @@ def _visit(body: tuple[Stmt, ...], on_chip: frozenset[str], name: str) -> None:
         elif isinstance(stmt, While):
             raise SimulationError(
                 f"{stmt.loc or name}: a while loop's trip count is not known before it runs; "
-                "write it as a loop with a bound to time it"
+                "write it as a loop with a bound to time it, or say how often it runs "
+                "(foretile.assume(program, trips={LINE: N}))"
             )
 
 

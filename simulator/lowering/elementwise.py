@@ -11,7 +11,20 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import COMPARISONS, Binary, Call, Cast, Const, Expr, Load, Var, loads, variables
+from foretile.kernels.expr import (
+    COMPARISONS,
+    FUNCTIONS,
+    Binary,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Load,
+    Var,
+    loads,
+    variables,
+)
+from foretile.kernels.infer import call_dtype
 from foretile.kernels.ir import Buffer, Store, TileProgram
 
 
@@ -25,6 +38,7 @@ class Count:
     convert: float = 0.0
     depth: int = 0
     loads: tuple[Load, ...] = field(default=())
+    shuffles: float = 0.0  # exchanges between the threads of a warp
 
     def __add__(self, other: Count) -> Count:
         return Count(
@@ -34,6 +48,7 @@ class Count:
             self.convert + other.convert,
             max(self.depth, other.depth),
             self.loads + other.loads,
+            self.shuffles + other.shuffles,
         )
 
     def then(self, *, fp32: float = 0, alu: float = 0, special: float = 0, convert: float = 0) -> Count:
@@ -46,7 +61,12 @@ class Count:
             self.convert + convert,
             self.depth + steps,
             self.loads,
+            self.shuffles,
         )
+
+    def exchanged(self, times: float) -> Count:
+        """This count followed by exchanges between threads."""
+        return replace(self, shuffles=self.shuffles + times)
 
     @property
     def total(self) -> float:
@@ -77,7 +97,53 @@ _CALLS: dict[str, dict[str, float]] = {
     "if_then_else": {"alu": 1},
     "clamp": {"alu": 2},
     "likely": {},
+    "isinf": {"alu": 1},
+    "isfinite": {"alu": 1},
+    "copysign": {"alu": 1},
+    "rcp": {"special": 1},
+    "fma": {"fp32": 1},
+    "trunc": {"convert": 1},
+    "log10": {"special": 1, "fp32": 1},
+    "exp10": {"special": 1, "fp32": 2},
+    # Population count and the position of a bit run at the rate of conversions (CUDA C++ Programming
+    # Guide, "Throughput of native arithmetic instructions").
+    "popc": {"convert": 1},
+    "clz": {"convert": 1},
+    "ffs": {"convert": 1, "alu": 2},
+    # A quotient or two functions of the unit, and the multiply-adds around them.
+    "tan": {"special": 3, "fp32": 1},
+    "fmod": {"special": 1, "fp32": 3},
+    "hypot": {"special": 1, "fp32": 3},
+    # Votes; a warp answers at once.
+    **{name: {"alu": 1} for name in ("any_sync", "all_sync", "ballot", "activemask")},
+    **{name: {"alu": 1} for name in ("clc_is_canceled", "block_rank_in_cluster")},
+    # Philox 4x32: ten rounds of two wide products, four exclusive ors and two additions make four numbers.
+    "rng_rand": {"alu": 25.0},
+    "rng_uniform": {"alu": 25.0, "convert": 1.0, "fp32": 1.0},
 }
+EXTERN = "extern_instructions"  # annotation "extern_instructions:NAME": instructions of a call, a thread
+DEVICE_FUNCTIONS = {
+    "__match_any_sync": "match_any",
+    "__match_all_sync": "match_all",
+    "__ballot_sync": "ballot",
+    "__any_sync": "any_sync",
+    "__all_sync": "all_sync",
+    "__shfl_sync": "shfl",
+    "__shfl_xor_sync": "shfl_xor",
+    "__shfl_up_sync": "shfl_up",
+    "__shfl_down_sync": "shfl_down",
+    "__activemask": "activemask",
+    "__popc": "popc",
+    "__popcll": "popc",
+    "__clz": "clz",
+    "__ffs": "ffs",
+}
+"""Functions of the CUDA C++ Programming Guide by their names here."""
+_POLYNOMIAL = {
+    "special": 1.0,
+    "fp32": 12.0,
+}  # a reduction of the argument and a polynomial of single precision
+_WARP_STEPS = 5  # exchanges that combine the 32 lanes of a warp
 
 
 def value_dtype(e: Expr, program: TileProgram) -> str:
@@ -92,6 +158,8 @@ def value_dtype(e: Expr, program: TileProgram) -> str:
         if e.op in COMPARISONS:
             return "bool"
         return _wider((value_dtype(e.a, program), value_dtype(e.b, program)))
+    if isinstance(e, Call) and e.fn not in FUNCTIONS:
+        return call_dtype(e.fn, e.args, tuple(value_dtype(a, program) for a in e.args))
     if isinstance(e, Call):
         args = e.args[1:] if e.fn == "if_then_else" else e.args
         return _wider(value_dtype(a, program) for a in args)
@@ -120,7 +188,7 @@ def count(e: Expr, program: TileProgram) -> Count:
         below = Count()
         for arg in e.args:
             below = below + count(arg, program)
-        return below.then(**_CALLS[e.fn])
+        return _called(e.fn, below, program)
     assert isinstance(e, Binary)
     below = count(e.a, program) + count(e.b, program)
     if e.op in COMPARISONS or e.op in ("min", "max"):
@@ -135,6 +203,26 @@ def count(e: Expr, program: TileProgram) -> Count:
     if e.op in ("add", "sub") and any(isinstance(x, Binary) and x.op == "mul" for x in (e.a, e.b)):
         return below  # the multiplication below becomes a multiply-add
     return below.then(fp32=1)
+
+
+def _called(fn: str, below: Count, program: TileProgram) -> Count:
+    """A function of operands that are already counted."""
+    if fn.startswith("extern:"):
+        name = fn.split(":")[2]
+        fn = DEVICE_FUNCTIONS.get(name, fn)
+        if fn.startswith("extern:"):
+            return below.then(alu=float(program.annotation(EXTERN, name) or 0.0))
+    if fn in _CALLS:
+        return below.then(**_CALLS[fn])
+    if fn.startswith("shfl"):
+        return below.exchanged(1)
+    if fn.startswith(("match_", "syncthreads_")):
+        return below.then(alu=1).exchanged(1)
+    if fn.startswith("warp_"):
+        return below.then(alu=_WARP_STEPS).exchanged(_WARP_STEPS)
+    if fn.startswith("block_"):  # within warps, through the scratchpad, and once more
+        return below.then(alu=2 * _WARP_STEPS).exchanged(2 * _WARP_STEPS + 2)
+    return below.then(**_POLYNOMIAL)
 
 
 def _cast(below: Count, source: str, target: str) -> Count:

@@ -39,7 +39,9 @@ from foretile.simulator.lowering.analysis import (
 )
 from foretile.simulator.lowering.decisions import expected, refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
+from foretile.simulator.lowering.explicit import timed
 from foretile.simulator.lowering.rules import Cost, Rules
+from foretile.simulator.lowering.special import special
 from foretile.simulator.lowering.styles import RULES
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
@@ -55,6 +57,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     """
     if machine.style not in RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
+    program = timed(program, machine)
     refuse_decisions(program)
     used = roles(program)
     loaded = machine.under_matrix_load() if used.accumulators else machine
@@ -190,7 +193,7 @@ class _Walker:
         region, scattered = self.region(stmt.value.indices, extents)
         cost = self.rules.gather(points, source, target)
         label = f"gather {source.name} → {target.name}"
-        return self._load_op(region, source, cost, label, target.name, points, scattered)
+        return self.load_op(region, source, cost, label, target.name, points, scattered)
 
     def branch(self, stmt: If) -> Branch:
         self.guards.append(stmt.cond)
@@ -247,29 +250,46 @@ class _Walker:
         if isinstance(stmt, Fill):
             target = self.program.buffer(stmt.dst.buffer)
             if target.scope == "global":
-                return [self._store_op(stmt.dst, target, "write", Cost({}, 0.0), "fill")]
-            cost = self.rules.fill(stmt, self._elements(stmt.dst, stmt), target)
+                return [self.store_op(stmt.dst, target, "write", Cost({}, 0.0), "fill")]
+            cost = self.rules.fill(stmt, self.elements(stmt.dst, stmt), target)
             return [_op("vector", f"fill {stmt.dst.buffer}", cost)]
         if isinstance(stmt, Reduce | CumSum):
-            elements = self._elements(stmt.src, stmt)
-            rows = self._elements(stmt.dst, stmt) if isinstance(stmt, Reduce) else 1
+            elements = self.elements(stmt.src, stmt)
+            rows = self.elements(stmt.dst, stmt) if isinstance(stmt, Reduce) else 1
             name = f"{stmt.kind} {stmt.src.buffer}" if isinstance(stmt, Reduce) else f"scan {stmt.src.buffer}"
             return [_op("vector", name, self.rules.reduce(stmt, elements, rows), reads=(stmt.src.buffer,))]
         if isinstance(stmt, AtomicAdd):
             target = self.program.buffer(stmt.dst.buffer)
             move = Copy(src=stmt.src, dst=stmt.dst, loc=stmt.loc)
             source = self.program.buffer(stmt.src.buffer)
-            cost = self.rules.move(move, self._elements(stmt.src, stmt), source, target)
+            cost = self.rules.move(move, self.elements(stmt.src, stmt), source, target)
             return [
-                self._store_op(
+                self.store_op(
                     stmt.dst, target, "atomic", cost, f"atomic add {stmt.dst.buffer}", stmt.src.buffer
                 )
             ]
         if isinstance(stmt, Sync):
-            return [_op("barrier", "barrier", self.rules.barrier())]
+            return self.sync(stmt)
+        found = special(stmt, self)
+        if found is not None:
+            return found
         raise SimulationError(f"{self._where(stmt)}{type(stmt).__name__} cannot be timed")
 
-    def _elements(self, region: Region, stmt: Stmt) -> int:
+    def sync(self, stmt: Sync) -> list[Op]:
+        """A barrier; one of the grid is a round trip to a counter in the L2, too."""
+        if stmt.scope == "warp" or stmt.phase == "arrive":
+            return []
+        cost = self.rules.barrier()
+        if stmt.scope == "grid":
+            cost = replace(cost, serial_s=cost.serial_s + 2 * self.rules.machine.l2_latency_s)
+        return [_op("barrier", "barrier" if stmt.scope == "block" else f"{stmt.scope} barrier", cost)]
+
+    def op(self, kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) -> Op:
+        """An operation of these costs."""
+        return _op(kind, label, cost, reads=reads)
+
+    def elements(self, region: Region, stmt: Stmt) -> int:
+        """How many elements a region has."""
         total = 1
         for extent in region.extents:
             if variables(extent):
@@ -304,17 +324,17 @@ class _Walker:
     def copy(self, stmt: Copy) -> list[Op]:
         source, target = self.program.buffer(stmt.src.buffer), self.program.buffer(stmt.dst.buffer)
         whole = stmt.dst if target.scope != "global" else stmt.src
-        cost = self.rules.move(stmt, self._elements(whole, stmt), source, target)
+        cost = self.rules.move(stmt, self.elements(whole, stmt), source, target)
         label = f"copy {source.name} → {target.name}"
         if source.scope == "global" and target.scope == "global":
             return [
-                self._load_op(stmt.src, source, cost, label, ""),
-                self._store_op(stmt.dst, target, "write", Cost({}, 0.0), label),
+                self.load_op(stmt.src, source, cost, label, ""),
+                self.store_op(stmt.dst, target, "write", Cost({}, 0.0), label),
             ]
         if source.scope == "global":
-            return [self._load_op(stmt.src, source, cost, label, target.name)]
+            return [self.load_op(stmt.src, source, cost, label, target.name)]
         if target.scope == "global":
-            return [self._store_op(stmt.dst, target, "write", cost, label, source.name)]
+            return [self.store_op(stmt.dst, target, "write", cost, label, source.name)]
         return [_op("vector", label, cost, reads=(source.name,))]
 
     def store(self, stmt: Store, extents: dict[str, int], guard: Count) -> list[Op]:
@@ -322,7 +342,9 @@ class _Walker:
         points = prod(extents.values())
         target = self.program.buffer(stmt.buffer)
         each = guard + store_count(stmt.value, target, self.program)
-        if stmt.atomic and target.scope == "shared":
+        if stmt.atomic and self.program.annotation("reducer", stmt.buffer) is not None:
+            each = each.then(fp32=1)
+        elif stmt.atomic and target.scope == "shared":
             each, target = update_count(stmt, extents, each, target, self.program)
         ops: list[Op] = []
         reads: list[str] = []
@@ -332,7 +354,7 @@ class _Walker:
                 region, scattered = self.region(load.indices, extents)
                 name = f"{load.buffer}#{number}"
                 ops.append(
-                    self._load_op(
+                    self.load_op(
                         region, source, Cost({}, 0.0), f"load {load.buffer}", name, points, scattered
                     )
                 )
@@ -350,9 +372,7 @@ class _Walker:
             cost = Cost({}, 0.0)
         return [
             *ops,
-            self._store_op(
-                region, target, direction, cost, label, *reads, points=points, scattered=scattered
-            ),
+            self.store_op(region, target, direction, cost, label, *reads, points=points, scattered=scattered),
         ]
 
     # -- accesses ----------------------------------------------------------------------------
@@ -399,7 +419,7 @@ class _Walker:
     def _is_shared(self, name: str) -> bool:
         return any(b.name == name and b.scope == "shared" for b in self.program.buffers)
 
-    def _load_op(
+    def load_op(
         self,
         region: Region,
         tensor: Buffer,
@@ -409,11 +429,12 @@ class _Walker:
         points: int | None = None,
         scattered: bool = False,
     ) -> Op:
+        """A load of a region of a tensor, into the buffer ``fills``."""
         access = self._access(region, tensor, "read", points, scattered, fills)
         op = _op("load", label, cost)
         return replace(op, access=access, writes=fills)
 
-    def _store_op(
+    def store_op(
         self,
         region: Region,
         tensor: Buffer,
@@ -424,6 +445,7 @@ class _Walker:
         points: int | None = None,
         scattered: bool = False,
     ) -> Op:
+        """A write of a region of a tensor."""
         access = self._access(region, tensor, direction, points, scattered)
         return replace(
             _op("store", label, cost, reads=reads), access=access, writes=label if cost.queued else ""

@@ -42,6 +42,8 @@ class MluRules:
         """Bytes of each buffer by memory; SRAM takes what its cluster shares, which WRAM and NRAM bound."""
         used: dict[str, dict[str, float]] = {"NRAM": {}, "WRAM": {}}
         for buffer in self.program.buffers:
+            if buffer.alias:
+                continue
             size = size_of(buffer) * self.roles.staged.get(buffer.name, 1)
             if buffer.name in self._weights:
                 used["WRAM"][buffer.name] = size
@@ -126,7 +128,7 @@ class MluRules:
         m = self.machine
         seconds = elements * (
             count.fp32 / m.fp32_per_s
-            + count.alu / m.alu_per_s
+            + (count.alu + count.shuffles) / m.alu_per_s
             + count.special / m.special_per_s
             + count.convert / m.convert_per_s
         )

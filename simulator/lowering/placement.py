@@ -70,6 +70,8 @@ def place(program: TileProgram, roles: Roles, d: Davinci, chip: str) -> Placemen
     used: dict[str, dict[str, float]] = {"L1": {}, "L0C": {}, "UB": {}}
     cores = d.vector_cores_per_cube.value
     for buffer in program.buffers:
+        if buffer.alias:
+            continue
         size, versions = size_of(buffer), roles.staged.get(buffer.name, 1)
         if buffer.name in roles.operands:
             used["L1"][buffer.name] = size * versions

@@ -30,6 +30,9 @@ _FOLDED_ROWS = (32, 64)
 _FOLDED_COLUMNS = 16
 _SYNC_ROWS = 16  # rows of a warp-synchronous matrix instruction (mma.m16n8k16)
 _ACCUMULATOR_BYTES = 4
+# A shuffle moves a register of every lane through the load-store path, at the scratchpad's rate and latency
+# (CUDA C++ Programming Guide: 32 results a cycle and core, as many as it has banks).
+_SHUFFLE_BYTES = 4
 
 
 def elements_of(buffer: Buffer) -> int:
@@ -118,7 +121,7 @@ class SimtRules:
         pad = sum(
             ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self.roles.staged.get(b.name, 1)
             for b in p.buffers
-            if b.scope == "shared"
+            if b.scope == "shared" and not b.alias
         )
         if pad > m.scratchpad_block_bytes:
             raise SimulationError(
@@ -152,12 +155,12 @@ class SimtRules:
         held = sum(
             elements_of(b) * DTYPES[b.dtype].bytes * (1 if len(b.shape) > 1 else copies)
             for b in p.buffers
-            if b.scope == "fragment" and b.name not in self._in_tensor_memory
+            if b.scope == "fragment" and b.name not in self._in_tensor_memory and not b.alias
         )
         local = sum(
             elements_of(b) * DTYPES[b.dtype].bytes * p.threads
             for b in p.buffers
-            if b.scope in ("local", "var")
+            if b.scope in ("local", "var") and not b.alias
         )
         fragments = ceil((held + local) / 4 / p.threads)
         registers = ceil((held + local) / 4 / p.threads + m.registers_base)
@@ -263,6 +266,7 @@ class SimtRules:
             if source.scope == "shared":
                 pad_bytes += elements * DTYPES[source.dtype].bytes
             tensor_bytes += self._fetch(source, elements * read[load.buffer])
+        pad_bytes += elements * _SHUFFLE_BYTES * count.shuffles
         if target.scope == "shared":
             pad_bytes += elements * DTYPES[target.dtype].bytes
         elif target.name in self._in_tensor_memory:
@@ -282,6 +286,7 @@ class SimtRules:
         if tensor_bytes:
             work["tensor_memory"] = tensor_bytes / m.tensor_memory_bytes_per_s
         latency = count.depth * m.vector_latency_s + (m.scratchpad_latency_s if pad_bytes else 0.0)
+        latency += count.shuffles * m.scratchpad_latency_s
         return Cost(work, max(work.values()) + latency)
 
     def gather(self, elements: int, source: Buffer, target: Buffer) -> Cost:

@@ -28,9 +28,9 @@ from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.interpret import Machine
 from foretile.simulator.numerics.launch import launch
 from foretile.simulator.numerics.products import Accumulation
-from foretile.simulator.numerics.resident import by_thread
 from foretile.simulator.numerics.sizes import dimensions
 from foretile.simulator.numerics.tensors import GlobalTensor
+from foretile.simulator.threads import by_thread
 
 _CHUNK_BYTES = 96 << 20  # on-chip buffers of the blocks that run together
 Progress = Callable[[int, int], None]  # blocks done, blocks in all

@@ -47,8 +47,9 @@ from foretile.simulator.numerics.lane_access import Access
 from foretile.simulator.numerics.lane_tiles import Varies, element_loop, exposed, is_per_thread, settle
 from foretile.simulator.numerics.philox import Generators
 from foretile.simulator.numerics.reductions import raster
-from foretile.simulator.numerics.resident import Meeting, Resident, Waiting, lanes_where, thread_indices
+from foretile.simulator.numerics.resident import Meeting, Resident, Waiting
 from foretile.simulator.numerics.waits import Waits
+from foretile.simulator.threads import lanes_where, thread_indices
 
 Steps = Generator[Waiting, None, None]
 _NOBODY = object()

@@ -12,7 +12,8 @@ from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.interpret import Machine
 from foretile.simulator.numerics.lanes import Team
 from foretile.simulator.numerics.ordering import Ordering
-from foretile.simulator.numerics.resident import OWN, Resident, is_asynchronous, play, team_name, teams_of
+from foretile.simulator.numerics.resident import OWN, Resident, play
+from foretile.simulator.threads import is_asynchronous, team_name, teams_of
 
 
 def launch(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:

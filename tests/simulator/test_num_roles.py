@@ -25,7 +25,7 @@ from foretile.kernels.ir import (
 )
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.execute import execute
-from foretile.simulator.numerics.resident import teams_of
+from foretile.simulator.threads import teams_of
 
 RNG = np.random.default_rng(11)
 M, N, K, DEPTH, STAGES = 32, 16, 80, 16, 2

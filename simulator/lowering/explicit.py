@@ -1,0 +1,119 @@
+"""Programs whose author wrote out threads, roles and asynchronous work, in the words that lowering knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from foretile.kernels.expr import Call, walk
+from foretile.kernels.ir import Copy, Extern, For, Gemm, Hint, Stmt, Store, Sync, TileProgram, walk_stmts
+from foretile.simulator.lowering.elementwise import DEVICE_FUNCTIONS, EXTERN
+from foretile.simulator.lowering.lanes import TRIPS, Lanes, marked
+from foretile.simulator.lowering.schedule import Pipelines, one_stream
+from foretile.simulator.machine import Machine, SimulationError
+from foretile.simulator.threads import by_thread
+
+
+def assume(
+    program: TileProgram,
+    *,
+    extern: Mapping[str, float] | None = None,
+    trips: Mapping[int, int] | None = None,
+) -> TileProgram:
+    """``program`` with what only its user knows, so that it can be timed.
+
+    ``extern``: instructions that a call of opaque code takes in each thread, by name; ``trips``: how often a
+    loop that values of the kernel itself decide runs, by line of the source.
+
+    Raises:
+        ValueError: a cost below zero, or a name that is not called.
+    """
+    called = {s.name for s in walk_stmts(program.body) if isinstance(s, Extern)} | set(_called(program))
+    for name, count in (extern or {}).items():
+        if name not in called:
+            known = f"it calls {', '.join(sorted(called))}" if called else "it calls none"
+            raise ValueError(f"{program.name} calls no opaque code {name!r}; {known}")
+        if count < 0:
+            raise ValueError(f"{name}: {count} instructions; expected 0 or more")
+    for line, number in (trips or {}).items():
+        if number < 0:
+            raise ValueError(f"line {line}: {number} trips; expected 0 or more")
+    notes = marked(program, extern or {}, EXTERN)
+    notes += marked(program, {str(k): v for k, v in (trips or {}).items()}, TRIPS)
+    return replace(program, annotations=(*program.annotations, *notes))
+
+
+def timed(program: TileProgram, machine: Machine) -> TileProgram:
+    """The program as lowering times it; one without threads, roles or asynchronous work is itself.
+
+    Raises:
+        SimulationError: what the machine has no counterpart of, or what nobody gave a cost of.
+    """
+    scopes = {b.scope for b in program.buffers}
+    plain = not by_thread(program) and not scopes & {"barrier", "tmem", "global"}
+    if plain and not any(b.alias for b in program.buffers) and not _has_new(program):
+        return program
+    _refuse_opaque(program)
+    body, threads = one_stream(program)
+    pipelines = Pipelines(program)
+    body = pipelines.block(body)
+    body, buffers = pipelines.shrunk(body)
+    body = Lanes(program, threads).block(body, {})
+    kept = tuple(
+        replace(b, scope="fragment") if b.scope == "tmem" else b
+        for b in buffers
+        if b.scope not in ("barrier", "global")
+    )
+    workspace = tuple(b for b in buffers if b.scope == "global")
+    return replace(
+        program,
+        body=body,
+        buffers=kept,
+        params=(*program.params, *workspace),
+        threads=max(threads, 1) if machine.style == "simt" else program.threads,
+    )
+
+
+def _has_new(program: TileProgram) -> bool:
+    """Statements of which the walk over a program has nothing to say."""
+    for s in walk_stmts(program.body):
+        if isinstance(s, Hint | Extern) or (isinstance(s, For) and s.kind == "vectorized"):
+            return True
+        if isinstance(s, Copy | Gemm) and s.mode:
+            return True
+        if isinstance(s, Sync) and (s.scope != "block" or s.ident is not None):
+            return True
+        if isinstance(s, Store) and s.atomic and program.annotation("reducer", s.buffer) is not None:
+            return True
+    return False
+
+
+def _called(program: TileProgram) -> dict[str, Stmt]:
+    """Opaque functions that expressions call, and where."""
+    found: dict[str, Stmt] = {}
+    for s in walk_stmts(program.body):
+        for name in ("value", "cond"):
+            e = getattr(s, name, None)
+            for x in walk(e) if e is not None else ():
+                if isinstance(x, Call) and x.fn.startswith("extern:"):
+                    found.setdefault(x.fn.split(":")[2], s)
+    return found
+
+
+def _refuse_opaque(program: TileProgram) -> None:
+    calls = _called(program)
+    for s in walk_stmts(program.body):
+        if isinstance(s, Extern):
+            calls.setdefault(s.name, s)
+    for name, s in calls.items():
+        if not known_cost(program, name):
+            raise SimulationError(
+                f"{s.loc or program.name}: {name} is opaque device code; to time it, say how many "
+                f"instructions a call takes a thread (foretile.assume(program, extern={{{name!r}: N}}))"
+            )
+
+
+def known_cost(program: TileProgram, name: str) -> bool:
+    """Whether a call of opaque code has a cost."""
+    known = program.annotation(EXTERN, name) is not None
+    return known or name in DEVICE_FUNCTIONS or name.startswith("clc_")
