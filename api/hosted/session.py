@@ -94,8 +94,25 @@ def hosted(chip: str | Chip = "h200-sxm", *, failed: Failure | None = None) -> I
 
     device = device_of(session.chip)
     renames.apply()
-    with probes.answered(device), probes.target_of(device), mock.patch.object(jit, "cached", made):
-        yield session
+    compiled: list[Any] = []
+    compile_ = jit.JITImpl.compile
+
+    def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled.append(function)
+        return compile_(function, *args, **kwargs)
+
+    with (
+        probes.answered(device),
+        probes.target_of(device),
+        mock.patch.object(jit, "cached", made),
+        mock.patch.object(jit.JITImpl, "compile", noted),
+    ):
+        try:
+            yield session
+        finally:
+            for function in compiled:  # or a later call would find this session's kernels
+                function._kernel_cache.clear()
+                function._call_form_cache.clear()
 
 
 class Kernel:

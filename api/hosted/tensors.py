@@ -38,6 +38,8 @@ def put_back(array: np.ndarray, tensor: torch.Tensor, dtype: str) -> None:
     """Write ``array``, in the storage type of ``dtype``, into ``tensor``, whatever its strides."""
     import torch
 
+    if not array.size:
+        return
     if dtype in _NIBBLES:
         halves = np.ascontiguousarray(array).view(np.uint8) & 0xF
         array = halves[..., 0::2] | (halves[..., 1::2] << 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from foretile.kernels.blocks import DEFAULT_THREADS
 from foretile.kernels.errors import TraceError
 from foretile.kernels.expr import Const, Expr, Var
 from foretile.kernels.free import FreeVariables
@@ -72,7 +73,7 @@ def _program(
         # What several launches hand on from one to the next is a tensor of each.
         (body.buffers.allocation if alone else body.buffers.parameter)(buffer, loc)
     block_vars, grid = _grid(launch, body)
-    body.threads = sizes(launch.threads or [1])
+    body.threads = sizes(launch.threads or [DEFAULT_THREADS])
     for axis, var in launch.thread_vars.items():
         body.thread_keys[key(var)] = axis
         body.buffers.held.append(var)
