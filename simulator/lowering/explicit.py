@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from foretile.kernels.expr import Call, walk
 from foretile.kernels.ir import Copy, Extern, For, Gemm, Hint, Stmt, Store, Sync, TileProgram, walk_stmts
+from foretile.simulator.lowering.decisions import refuse_decisions
 from foretile.simulator.lowering.elementwise import DEVICE_FUNCTIONS, EXTERN
 from foretile.simulator.lowering.lanes import TRIPS, Lanes, marked
 from foretile.simulator.lowering.schedule import Pipelines, one_stream
@@ -52,7 +53,7 @@ def timed(program: TileProgram, machine: Machine) -> TileProgram:
     scopes = {b.scope for b in program.buffers}
     plain = not by_thread(program) and not scopes & {"barrier", "tmem", "global"}
     if plain and not any(b.alias for b in program.buffers) and not _has_new(program):
-        return program
+        return _with_indices(program)
     _refuse_opaque(program)
     body, threads = one_stream(program)
     pipelines = Pipelines(program)
@@ -72,6 +73,19 @@ def timed(program: TileProgram, machine: Machine) -> TileProgram:
         params=(*program.params, *workspace),
         threads=max(threads, 1) if machine.style == "simt" else program.threads,
     )
+
+
+def _with_indices(program: TileProgram) -> TileProgram:
+    """The program; where values on the chip decide, with those that a tensor holds read from there."""
+    try:
+        refuse_decisions(program)
+    except SimulationError:
+        found = replace(
+            program, body=Lanes(program, program.threads, only_indices=True).block(program.body, {})
+        )
+        refuse_decisions(found)
+        return found
+    return program
 
 
 def _has_new(program: TileProgram) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import (
     Binary,
     Call,
@@ -42,6 +43,8 @@ from foretile.kernels.ir import (
 from foretile.kernels.rewrite import map_body
 
 OWN = ("local", "var")
+Element = Callable[[tuple[Expr, ...]], Expr]  # what an element holds, by its indices
+Known = Mapping[str, Element]
 TRIPS = "trips"  # annotation "trips:LINE": how often the loop at that line of the source runs
 
 
@@ -61,20 +64,17 @@ def rebuilt(e: Expr, fn: Callable[[Expr], Expr]) -> Expr:
 class Lanes:
     """Turns per-thread statements of ``program`` into nests over ``threads`` threads."""
 
-    def __init__(self, program: TileProgram, threads: int) -> None:
+    def __init__(self, program: TileProgram, threads: int, *, only_indices: bool = False) -> None:
         self.program, self.threads = program, threads
+        self.only_indices = only_indices  # leave all but what elements hold as it is
         self.names = {v.name for v in program.thread_vars}
         self.on_chip = {b.name for b in program.buffers if b.scope != "global"}
         self.own = {b.name for b in program.buffers if b.scope in OWN}
         self.lane = program.thread_vars[0] if program.thread_vars else Var("thread")
-        self.written: dict[str, int] = {}
-        for s in walk_stmts(program.body):
-            for name in _assigned(s):
-                self.written[name] = self.written.get(name, 0) + 1
 
-    def block(self, body: Sequence[Stmt], known: Mapping[str, Expr]) -> tuple[Stmt, ...]:
-        """Statements; ``known``: variables of threads whose value is an expression of indices."""
-        known = dict(known)
+    def block(self, body: Sequence[Stmt], known: Known) -> tuple[Stmt, ...]:
+        """Statements; ``known``: what elements of buffers on the chip hold, where it is told by indices."""
+        here: dict[str, Element] = dict(known)
         out: list[Stmt] = []
         nest: list[Stmt] = []
 
@@ -87,23 +87,40 @@ class Lanes:
         waiting = list(reversed(body))
         while waiting:
             old = waiting.pop()
-            found = map_body((old,), lambda e: _replaced(e, known))
+            found = map_body((old,), lambda e: _replaced(e, here))
             if len(found) != 1 or (isinstance(old, If) and not isinstance(found[0], If)):
                 waiting.extend(reversed(found))
                 continue
             s = found[0]
-            if isinstance(s, Store) and s.buffer in self.own and self._is_index(s):
-                known[s.buffer] = s.value
+            before = dict(here)
+            self.learn(s, here)
             if self.is_simple(s):
                 nest.append(s)
                 continue
             close()
-            out.extend(self.statement(s, known))
+            out.extend(self.statement(s, before))
         close()
         return tuple(out)
 
+    def learn(self, s: Stmt, known: dict[str, Element]) -> None:
+        """What a statement tells of the elements that it writes, or makes unknown."""
+        for x in walk_stmts((s,)):
+            for name in _assigned(x):
+                known.pop(name, None)
+        if isinstance(s, Store) and s.buffer in self.own and not s.atomic and not self._chip_values(s.value):
+            sizes = self.program.buffer(s.buffer).shape
+            if all(e == Const(1) for e in sizes):
+                known[s.buffer] = lambda indices, value=s.value: value  # type: ignore[misc]
+        if isinstance(s, Copy) and self._is_integer(s.dst.buffer) and s.src.buffer not in self.on_chip:
+            known[s.dst.buffer] = lambda indices, s=s: _behind(s, indices)  # type: ignore[misc]
+
+    def _is_integer(self, name: str) -> bool:
+        return name in self.on_chip and DTYPES[self.program.buffer(name).dtype].kind in ("int", "uint")
+
     def is_simple(self, s: Stmt) -> bool:
         """Whether a statement is per-thread code without loops of its own."""
+        if self.only_indices:
+            return False
         if isinstance(s, Store):
             return True
         if isinstance(s, If):
@@ -120,7 +137,7 @@ class Lanes:
         """Per-thread statements, by all threads."""
         return For((self.lane,), (Const(self.threads),), "parallel", body, loc=body[0].loc)
 
-    def statement(self, s: Stmt, known: Mapping[str, Expr]) -> tuple[Stmt, ...]:
+    def statement(self, s: Stmt, known: Known) -> tuple[Stmt, ...]:
         """A statement that is more than simple per-thread code."""
         if isinstance(s, Copy) and any(r.buffer in self.own for r in (s.src, s.dst)):
             return (self.each(s.dst, s.src, None, s.loc),)
@@ -130,7 +147,7 @@ class Lanes:
             return ()
         if isinstance(s, If):
             then, orelse = self.block(s.then, known), self.block(s.orelse, known)
-            if self.names & variables(s.cond) or self._chip_values(s.cond):
+            if self.names & variables(s.cond) or (self._chip_values(s.cond) and not self.only_indices):
                 return (*then, *orelse)  # either may be taken by some of the threads
             return (replace(s, then=then, orelse=orelse),)
         if isinstance(s, While):
@@ -145,7 +162,7 @@ class Lanes:
             return (self.loop(s, known),)
         return (s,)
 
-    def loop(self, s: For, known: Mapping[str, Expr]) -> For:
+    def loop(self, s: For, known: Known) -> For:
         """A loop of threads: as many trips as the thread with most of them makes."""
         extents = tuple(self._most(e) for e in s.extents)
         given = self._given(s.loc)
@@ -177,12 +194,10 @@ class Lanes:
     def _chip_values(self, e: Expr) -> set[str]:
         return {x.buffer for x in loads(e)} & self.on_chip
 
-    def _is_index(self, s: Store) -> bool:
-        """Whether a variable is set once, to what indices, sizes and tensors say."""
-        return self.written.get(s.buffer) == 1 and not s.atomic and not self._chip_values(s.value)
-
-    def _kept(self, known: Mapping[str, Expr], body: Sequence[Stmt]) -> dict[str, Expr]:
-        return dict(known)
+    def _kept(self, known: Known, body: Sequence[Stmt]) -> dict[str, Element]:
+        """What still holds in every iteration of a loop."""
+        written = {name for s in walk_stmts(tuple(body)) for name in _assigned(s)}
+        return {name: value for name, value in known.items() if name not in written}
 
     def _most(self, e: Expr) -> Expr:
         """An upper bound of an extent over the threads: extents are monotonic in the thread's index."""
@@ -219,12 +234,23 @@ def _assigned(s: Stmt) -> list[str]:
     return found
 
 
-def _replaced(e: Expr, known: Mapping[str, Expr]) -> Expr:
-    """``e`` with variables of threads replaced by what they hold."""
+def _behind(s: Copy, indices: tuple[Expr, ...]) -> Expr:
+    """The element of a tensor that a copy has brought to an element of a buffer."""
+    there = [d for d, e in enumerate(s.src.extents) if e != Const(1)]
+    moving = [d for d, e in enumerate(s.dst.extents) if e != Const(1)]
+    at = list(s.src.mins)
+    for d, place in zip(moving, there, strict=False):
+        shift = binary("sub", indices[d], s.dst.mins[d])
+        at[place] = binary("add", at[place], shift)
+    return Load(s.src.buffer, tuple(at))
+
+
+def _replaced(e: Expr, known: Known) -> Expr:
+    """``e`` with elements on the chip replaced by what they hold."""
     if not known:
         return e
     if isinstance(e, Load) and e.buffer in known:
-        return known[e.buffer]
+        return known[e.buffer](tuple(_replaced(i, known) for i in e.indices))
     return rebuilt(e, lambda x: _replaced(x, known))
 
 

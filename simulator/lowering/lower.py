@@ -16,6 +16,7 @@ from foretile.kernels.ir import (
     Fill,
     For,
     Gemm,
+    Hint,
     If,
     Reduce,
     Region,
@@ -225,7 +226,7 @@ class _Walker:
                     v.name: self._constant(e, inner) for v, e in zip(inner.vars, inner.extents, strict=True)
                 }
                 self._elementwise(inner.body, extents | more, guard, nodes)
-            else:
+            elif not isinstance(inner, Hint):
                 raise SimulationError(
                     f"{self._where(inner)}{type(inner).__name__} inside T.Parallel cannot be timed; "
                     "tile operations belong outside it"

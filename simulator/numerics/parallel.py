@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foretile.kernels.expr import Binary, Expr, Load, Var, loads
-from foretile.kernels.ir import For, If, Stmt, Store, While
+from foretile.kernels.ir import For, Hint, If, Stmt, Store, While
 from foretile.simulator.numerics import strided
 from foretile.simulator.numerics.elements import (
     Indices,
@@ -123,7 +123,7 @@ class _Nest:
                 self.loop(s)
             elif isinstance(s, While):
                 self.repeat(s)
-            else:
+            elif not isinstance(s, Hint):
                 what = type(s).__name__.lower()
                 raise NumericsError(
                     f"{what} inside a parallel loop: tile operations are the whole block's", s.loc
