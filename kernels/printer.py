@@ -246,12 +246,12 @@ class _Printer(ExprPrinter):
         yield from self.indented(s.body)
 
     def for_(self, s: For) -> Iterator[str]:
-        names = ", ".join(v.name for v in s.vars)
+        names = ", ".join(v.name for v in _spoken(s, s.vars))
         yield f"for {names} in {self.iterable(s)}:"
         yield from self.indented(s.body)
 
     def iterable(self, s: For) -> str:
-        extents = ", ".join(self.expr(e) for e in s.extents)
+        extents = ", ".join(self.expr(e) for e in _spoken(s, s.extents))
         if s.kind in ("parallel", "persistent"):
             if s.start is not None or s.step != 1:
                 raise ValueError(f"a {s.kind} loop over {extents} cannot have a start or a step")
@@ -338,6 +338,11 @@ class _Printer(ExprPrinter):
             *([f"source={s.source!r}"] if s.source else []),
         ]
         yield f"T.extern({', '.join(parts)})"
+
+
+def _spoken(s: For, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A loop's variables or extents as one writes them: the grouped coordinate of dealt points is last."""
+    return (*parts[1:], parts[0]) if s.kind == "persistent" else parts
 
 
 def _options(hints: Hints) -> list[str]:

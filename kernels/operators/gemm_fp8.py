@@ -93,7 +93,7 @@ def _product(shape: Shape, config: Config) -> TileProgram:
         with T.Kernel(*grid, threads=config["threads"]) as at:
             operands = (A, A_scale, B, B_scale)
             if persistent:
-                for by, bx in T.Persistent(tiles, cores, at, group_size=group_size):
+                for bx, by in T.Persistent(tiles[::-1], cores, at, group_size=group_size):
                     _tile(config, shape["per_row"], steps, operands, C, by * block_M, bx * block_N)
             else:
                 if config["swizzle"]:

@@ -87,7 +87,7 @@ def _in_engine(shape: Shape, config: Config) -> TileProgram:
             C_local = T.alloc_fragment((block_M, block_N), "float32")
             operands = (A, A_scale, B, B_scale)
             if persistent:
-                for by, bx in T.Persistent(tiles, cores, at, group_size=group_size):
+                for bx, by in T.Persistent(tiles[::-1], cores, at, group_size=group_size):
                     blockscaled_product(config, FP8_E8M0, operands, C_local, by * block_M, bx * block_N)
                     T.copy(C_local, C[by * block_M, bx * block_N])
             else:

@@ -80,7 +80,7 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
     ) -> None:
         with T.Kernel(cores, threads=config["threads"]) as block_id:
             C_local = T.alloc_fragment((block_M, block_N), "float32")
-            for by, bx in T.Persistent(tiles, cores, block_id, group_size=group_size):
+            for bx, by in T.Persistent(tiles[::-1], cores, block_id, group_size=group_size):
                 operands = (A, A_scale, B, B_scale)
                 blockscaled_product(config, NVFP4, operands, C_local, by * block_M, bx * block_N)
                 _finish(Alpha, C_local, C, by * block_M, bx * block_N)
