@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "assume",
     "check",
     "describe_chip",
     "execute",
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from foretile.hwmodels import describe_chip, list_chips, list_incomplete, load_chip
     from foretile.precision import execute, verify, verify_all
     from foretile.reviewing import check
+    from foretile.simulator.lowering.explicit import assume
 
 _HOME = {
+    "assume": "foretile.simulator.lowering.explicit",
     "check": "foretile.reviewing",
     "describe_chip": "foretile.hwmodels",
     "list_chips": "foretile.hwmodels",

@@ -102,6 +102,8 @@ def predict(
     model: Literal["engine", "cost_model"] = "engine",
     cache: Cache = "cold",
     tensors: Mapping[str, np.ndarray] | None = None,
+    extern: Mapping[str, float] | None = None,
+    trips: Mapping[int, int] | None = None,
     **shape: Any,
 ) -> Prediction:
     """Predict the time of ``op`` on ``chip``, with interval, bound, breakdown and configuration.
@@ -110,6 +112,8 @@ def predict(
     played on the event engine; ``model="cost_model"`` skips the engine. ``cache``: the L2 holds none of
     the operands, or what repeating the kernel on them leaves there. ``tensors`` gives a traced
     program or kernel file the integer operands, by name, on whose values its trip counts depend.
+    ``extern``: instructions that a call of opaque device code takes in each thread, by name; ``trips``: how
+    often a loop that values of the kernel itself decide runs, by line of its source.
 
     An operator whose default element type the chip's matrix engine does not take is predicted in another
     of that width (bf16 in fp16), unless ``shape`` says which; a warning in ``model`` tells.
@@ -117,9 +121,11 @@ def predict(
     Raises:
         OperatorError, ChipError, TraceError, SimulationError: what is wrong, and what would be right.
     """
+    from foretile.simulator.predictor import assumed
     from foretile.simulator.predictor import predict as run
 
     operator, full, machine, note = _on(op, shape, chip, tensors)
+    operator = assumed(operator, extern, trips)
     settings = dict(config) if config is not None else None
     return _noted(run(operator, full, machine, settings, model, _conditions(cache)), note)
 
@@ -198,15 +204,25 @@ def predict_many(
     )
 
 
-def explain(op: Op, chip: ChipRef, *, config: Mapping[str, Any] | None = None, **shape: Any) -> Explanation:
+def explain(
+    op: Op,
+    chip: ChipRef,
+    *,
+    config: Mapping[str, Any] | None = None,
+    extern: Mapping[str, float] | None = None,
+    trips: Mapping[int, int] | None = None,
+    **shape: Any,
+) -> Explanation:
     """Why ``op`` takes as long as it does on ``chip``: words, bounds, and what more of each resource brings.
 
     Raises:
         As :func:`predict`.
     """
     from foretile.simulator.explain import explain as run
+    from foretile.simulator.predictor import assumed
 
     operator, full, machine, note = _on(op, shape, chip)
+    operator = assumed(operator, extern, trips)
     found = run(operator, full, machine, dict(config) if config is not None else None)
     return replace(found, prediction=_noted(found.prediction, note))
 

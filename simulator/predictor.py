@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.conditions import COLD, Conditions
 from foretile.simulator.cost import Estimate
+from foretile.simulator.lowering.explicit import assume
 from foretile.simulator.machine import Machine, SimulationError, for_kernels, machine
 from foretile.simulator.plan import Plan
 from foretile.simulator.prediction import Prediction
@@ -112,6 +113,25 @@ def as_operator(
         reference=lambda shape, **inputs: {},
         tensors=(lambda shape: tensors) if tensors else None,
     )
+
+
+def assumed(
+    operator: Operator, extern: Mapping[str, float] | None = None, trips: Mapping[int, int] | None = None
+) -> Operator:
+    """The operator with what only its user knows of its programs, see :func:`assume`.
+
+    Raises:
+        ValueError: a name that is not called, or a number below zero.
+    """
+    if not extern and not trips:
+        return operator
+
+    def program(shape: Shape, config: Config) -> tuple[TileProgram, ...]:
+        found = operator.program(shape, config)
+        launches = (found,) if isinstance(found, TileProgram) else tuple(found)
+        return tuple(assume(p, extern=extern, trips=trips) for p in launches)
+
+    return replace(operator, program=program)
 
 
 def predict(
@@ -250,6 +270,7 @@ def _assemble(
     overhead = {"instruction_padding": executed - tile}
     if tile:
         overhead["tile_padding_and_masking"] = max(0.0, tile - useful)
+    notes = list(dict.fromkeys(note for p in plans for note in p.workload.notes))
     inferred = chip.inferred()
     first = plans[0].workload.occupancy
     return Prediction(
@@ -283,6 +304,7 @@ def _assemble(
             "inputs": len(chip.described()),
             "carried_by": list(carriers(chip, dtype, elastic)),
             "elasticity": {r: round(s, 4) for r, s in elastic.items()},
+            **({"warnings": notes} if notes else {}),
         },
     )
 

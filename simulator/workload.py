@@ -148,6 +148,7 @@ class Workload:
     sampled: tuple[str, ...]  # block variables on which trip counts or branches depend
     period: int  # they do so only modulo this number (one variable); 0: otherwise
     deciding: frozenset[str]  # tensors whose values decide trip counts or branches
+    notes: tuple[str, ...] = ()  # what the source asks for and the machine does in another way
 
 
 def shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:

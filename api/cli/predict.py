@@ -51,10 +51,32 @@ _MODEL = typer.Option(
     help="The event engine, or the faster closed-form cost model.",
     case_sensitive=False,
 )
+_EXTERN = typer.Option(
+    None,
+    "--extern",
+    metavar="NAME=N",
+    help="Instructions that a call of opaque device code takes in each thread; repeat for more.",
+    show_default=False,
+)
+_TRIPS = typer.Option(
+    None,
+    "--trips",
+    metavar="LINE=N",
+    help="How often the loop at this line of the kernel runs, where its own values decide; repeat for more.",
+    show_default=False,
+)
 _OUT = typer.Option(
     ..., "--out", "-o", help="Where to write; compressed if it ends in .gz.", show_default=False
 )
-_OPTIONS = {"op", "chip", "config", "model", "cache"}  # of predict(): not names a shape parameter can have
+_OPTIONS = {
+    "op",
+    "chip",
+    "config",
+    "model",
+    "cache",
+    "extern",
+    "trips",
+}  # of predict(): not names a shape parameter can have
 
 
 def _given(shape: list[str], config: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -66,6 +88,29 @@ def _given(shape: list[str], config: list[str]) -> tuple[dict[str, Any], dict[st
     return dict(sizes), pairs(config or (), example=_CONFIG_EXAMPLE)
 
 
+def _assumed(extern: list[str] | None, trips: list[str] | None) -> dict[str, Any]:
+    """What the user says of opaque code and of loops."""
+    found: dict[str, Any] = {}
+    if extern:
+        found["extern"] = {
+            name: _number(text, f"--extern {name}={text}", float)
+            for name, text in pairs(extern, example="--extern decode_fp4=12").items()
+        }
+    if trips:
+        found["trips"] = {
+            _number(line, f"--trips {line}={text}", int): _number(text, f"--trips {line}={text}", int)
+            for line, text in pairs(trips, example="--trips 57=4").items()
+        }
+    return found
+
+
+def _number(text: str, given: str, kind: type[int] | type[float]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ArgumentError(f"{given}: {text!r} is not a {'whole ' if kind is int else ''}number") from None
+
+
 def predict(
     op: str = OPERATOR,
     shape: list[str] = SHAPE,
@@ -73,6 +118,8 @@ def predict(
     config: list[str] = CONFIG,
     model: Model = _MODEL,
     cache: Cache = _CACHE,
+    extern: list[str] | None = _EXTERN,
+    trips: list[str] | None = _TRIPS,
     as_json: bool = JSON,
 ) -> None:
     """How long an operator takes, with interval, bound and breakdown.
@@ -90,7 +137,10 @@ def predict(
 
         kind: Literal["engine", "cost_model"] = "engine" if model is Model.ENGINE else "cost_model"
         state: Literal["cold", "warm"] = "cold" if cache is Cache.COLD else "warm"
-        found = [run(op, name, config=chosen or None, model=kind, cache=state, **sizes) for name in chips]
+        known = _assumed(extern, trips)
+        found = [
+            run(op, name, config=chosen or None, model=kind, cache=state, **known, **sizes) for name in chips
+        ]
         if as_json:
             objects = [prediction.to_json() for prediction in found]
             show.emit_json(objects[0] if len(objects) == 1 else objects)
@@ -185,6 +235,8 @@ def explain(
     shape: list[str] = SHAPE,
     chip: str = _CHIP,
     config: list[str] = CONFIG,
+    extern: list[str] | None = _EXTERN,
+    trips: list[str] | None = _TRIPS,
     as_json: bool = JSON,
 ) -> None:
     """Why an operator takes as long as it does, and what would make it faster."""
@@ -194,7 +246,7 @@ def explain(
         sizes, chosen = _given(shape, config)
         from foretile.frontdoor import explain as run
 
-        found = run(op, chip, config=chosen or None, **sizes)
+        found = run(op, chip, config=chosen or None, **_assumed(extern, trips), **sizes)
         if as_json:
             show.emit_json(found.to_json())
             return

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from foretile.kernels.expr import Call, walk
-from foretile.kernels.ir import Copy, Extern, For, Gemm, Hint, Stmt, Store, Sync, TileProgram, walk_stmts
+from foretile.kernels.ir import Copy, Extern, For, Gemm, Hint, If, Stmt, Store, Sync, TileProgram, walk_stmts
 from foretile.simulator.lowering.decisions import refuse_decisions
 from foretile.simulator.lowering.elementwise import DEVICE_FUNCTIONS, EXTERN
 from foretile.simulator.lowering.lanes import TRIPS, Lanes, marked
@@ -73,6 +73,34 @@ def timed(program: TileProgram, machine: Machine) -> TileProgram:
         params=(*program.params, *workspace),
         threads=max(threads, 1) if machine.style == "simt" else program.threads,
     )
+
+
+def degraded(program: TileProgram, machine: Machine) -> tuple[str, ...]:
+    """What the source asks for and the machine does in another way, each with the line."""
+    found: dict[str, str] = {}
+    for s in walk_stmts(program.body):
+        where = f"{s.loc}: " if s.loc else ""
+        if isinstance(s, Copy) and s.mode:
+            has = machine.bulk_copy if s.mode == "tma" else machine.async_copy
+            if not has:
+                what = "bulk tensor copies" if s.mode == "tma" else "asynchronous copies"
+                instead = (
+                    "asynchronous copies of threads" if machine.async_copy else "copies through registers"
+                )
+                found.setdefault(what, f"{where}{machine.id} has no {what}; {instead} are timed")
+        elif isinstance(s, Gemm) and s.mode and machine.matrix_instruction != s.mode:
+            text = f"{where}{machine.id} has no {s.mode} products; {machine.matrix_instruction} is timed"
+            found.setdefault(s.mode, text)
+        elif isinstance(s, If) and s.role and not machine.warp_specialisation:
+            found.setdefault("roles", f"{where}{machine.id} runs the roles of warps as one stream")
+    held = [b.name for b in program.buffers if b.scope == "tmem"]
+    if held and not machine.tensor_memory_bytes:
+        found["tmem"] = f"{machine.id} has no tensor memory; {', '.join(held)} is kept in registers"
+    if program.cluster and any(n > 1 for n in program.cluster) and not machine.clusters:
+        found["cluster"] = f"{machine.id} has no clusters; every block fetches for itself"
+    if program.thread_vars and machine.style != "simt":
+        found["lanes"] = f"code of single threads is timed as element-wise work on {machine.id}"
+    return tuple(found.values())
 
 
 def _with_indices(program: TileProgram) -> TileProgram:

@@ -107,9 +107,9 @@ class Lanes:
         for x in walk_stmts((s,)):
             for name in _assigned(x):
                 known.pop(name, None)
-        if isinstance(s, Store) and s.buffer in self.own and not s.atomic and not self._chip_values(s.value):
+        if isinstance(s, Store) and s.buffer in self.own and self._is_integer(s.buffer) and not s.atomic:
             sizes = self.program.buffer(s.buffer).shape
-            if all(e == Const(1) for e in sizes):
+            if all(e == Const(1) for e in sizes) and not self._chip_values(s.value):
                 known[s.buffer] = lambda indices, value=s.value: value  # type: ignore[misc]
         if isinstance(s, Copy) and self._is_integer(s.dst.buffer) and s.src.buffer not in self.on_chip:
             known[s.dst.buffer] = lambda indices, s=s: _behind(s, indices)  # type: ignore[misc]

@@ -40,7 +40,7 @@ from foretile.simulator.lowering.analysis import (
 )
 from foretile.simulator.lowering.decisions import expected, refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
-from foretile.simulator.lowering.explicit import timed
+from foretile.simulator.lowering.explicit import degraded, timed
 from foretile.simulator.lowering.rules import Cost, Rules
 from foretile.simulator.lowering.special import special
 from foretile.simulator.lowering.styles import RULES
@@ -58,6 +58,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     """
     if machine.style not in RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
+    notes = degraded(program, machine)
     program = timed(program, machine)
     refuse_decisions(program)
     used = roles(program)
@@ -91,6 +92,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         sampled=sampled,
         period=period(shapes, sampled),
         deciding=frozenset(x.buffer for e in shapes for x in loads(e)),
+        notes=notes,
     )
 
 

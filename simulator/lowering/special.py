@@ -69,6 +69,7 @@ def _im2col(stmt: Im2col, walker: Walk) -> list[Op]:
     wide = int(evaluate(out_w, {})) if not variables(out_w) else rows
     lines = max(1, -(-rows // max(1, wide))) * stmt.stride
     deep = min(columns, int(evaluate(channels, {}))) if not variables(channels) else columns
+    lines *= -(-columns // deep)  # every tap of the kernel brings its own
     row_extent: Expr = width if not variables(width) else Const(rows)
     region = Region(
         source.name,
