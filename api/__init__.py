@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "assume",
+    "check",
     "describe_chip",
     "execute",
     "list_chips",
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
     from foretile.frontdoor import list_operators, predict, predict_each, predict_many, trace_program
     from foretile.hwmodels import describe_chip, list_chips, list_incomplete, load_chip
     from foretile.precision import execute, verify, verify_all
+    from foretile.reviewing import check
     from foretile.simulator.lowering.explicit import assume
 
 _HOME = {
     "assume": "foretile.simulator.lowering.explicit",
+    "check": "foretile.reviewing",
     "describe_chip": "foretile.hwmodels",
     "list_chips": "foretile.hwmodels",
     "list_incomplete": "foretile.hwmodels",

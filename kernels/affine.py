@@ -45,6 +45,12 @@ def quotient_up(e: Expr, step: int) -> Expr:
     return binary("floordiv", binary("add", e, Const(step - 1)), Const(step))
 
 
+def settled(e: Expr) -> Expr:
+    """The number that ``e`` is whatever its variables are; ``e`` itself where there is none."""
+    found = _polynomial(e)
+    return Const(found.get((), 0)) if not found.keys() - {()} else e
+
+
 def terms(e: Expr) -> tuple[int, ...]:
     """The factors of a sum's terms: (128, 64) for ``bx * 128 + ko * 64``; what is no sum has the factor 1."""
     return tuple(_polynomial(e).values())

@@ -276,7 +276,11 @@ def evaluate(e: Expr, env: Mapping[str, Any]) -> Any:
         # Indices are whole numbers, held as floats where shapes are evaluated in bulk.
         indices = tuple(np.asarray(evaluate(i, env)).astype(np.int64) for i in e.indices)
         tensor = env[e.buffer]
-        return tensor.at(*indices) if isinstance(tensor, Stacked) else np.asarray(tensor)[indices]
+        if isinstance(tensor, Stacked):
+            return tensor.at(*indices)
+        held = np.asarray(tensor)
+        # Beyond the end lies what a condition around it excludes: all blocks are evaluated at once.
+        return held[tuple(np.clip(i, 0, n - 1) for i, n in zip(indices, held.shape, strict=True))]
     if isinstance(e, Cast):
         if e.bits:
             raise TypeError("the bits of a number decide no size or place that is known before a kernel runs")

@@ -139,11 +139,11 @@ class TileProgram:
         key = f"{kind}:{name}" if name else kind
         return next((value for k, value in self.annotations if k == key), None)
 
-    def bind(self, **dims: int) -> TileProgram:
-        """The program with symbolic dimensions replaced by numbers.
+    def bind(self, **dims: int | float) -> TileProgram:
+        """The program with symbolic dimensions and scalars replaced by numbers.
 
         Raises:
-            ValueError: a name that is not a symbolic dimension, or a size below one.
+            ValueError: a name that is neither, a size below one, or a value of another type.
         """
         from foretile.kernels.rewrite import bind
 

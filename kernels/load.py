@@ -78,6 +78,15 @@ def factory_parameters(spec: str) -> dict[str, Any]:
     }
 
 
+def load_function(spec: str) -> Callable[..., Any] | TileProgram:
+    """What ``path/to/file.py:name`` names.
+
+    Raises:
+        TraceError: the file or the name is wrong.
+    """
+    return _find(spec)
+
+
 def from_script(text: str, name: str | None = None) -> TileProgram:
     """Trace the program (the last one, or that called ``name``) of a script's text.
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Const, Expr, Load, evaluate, loads, substitute, variables
+from foretile.kernels.dtypes import dtype
+from foretile.kernels.expr import Const, Expr, Load, Var, evaluate, loads, substitute, variables
 from foretile.kernels.ir import Buffer, Extern, For, If, Region, Stmt, TileProgram, While, walk_stmts
 
 
@@ -82,28 +83,25 @@ def _mapped_region(region: Region, fn: Callable[[Expr], Expr]) -> Region:
     return Region(region.buffer, tuple(map(fn, region.mins)), tuple(map(fn, region.extents)))
 
 
-def bind(program: TileProgram, dims: Mapping[str, int]) -> TileProgram:
-    """``program`` with the symbolic dimensions in ``dims`` replaced by numbers, constants folded.
+def bind(program: TileProgram, dims: Mapping[str, int | float], *, smallest: int = 1) -> TileProgram:
+    """``program`` with the symbolic dimensions and scalars in ``dims`` replaced by numbers, constants folded.
 
-    Dimensions not named stay symbolic.
+    What is not named stays symbolic. ``smallest``: of sizes (0 where empty tensors are passed).
 
     Raises:
-        ValueError: a name that is no symbolic dimension of the program, or a size that is not a
-            whole number of at least one.
+        ValueError: a name that is neither a symbolic dimension nor a scalar of the program, or a value that
+            is not a number of its type (a size: a whole number of at least ``smallest``).
     """
-    known = {d.name: d for d in program.dims}
+    known = {v.name: v for v in (*program.dims, *program.scalars)}
+    sizes = {v.name for v in program.dims}
     values: dict[str, Expr] = {}
-    for name, size in dims.items():
+    for name, value in dims.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             has = f"it has: {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{program.name} has no symbolic dimension {name!r}; {hint}{has}")
-        if isinstance(size, bool) or not isinstance(size, int | np.integer):
-            raise ValueError(f"{program.name}: {name}={size!r} is not a whole number")
-        if size < 1:
-            raise ValueError(f"{program.name}: {name}={size} must be at least 1")
-        values[name] = Const(int(size), known[name].dtype)
+        values[name] = _bound_value(program.name, known[name], value, smallest if name in sizes else None)
     if not values:
         return program
     # Expressions are shared all over a program; the trees stay alive in it, so ids identify them.
@@ -116,7 +114,25 @@ def bind(program: TileProgram, dims: Mapping[str, int]) -> TileProgram:
         return found
 
     mapped = map_exprs(program, bound)
-    return replace(mapped, dims=tuple(d for d in program.dims if d.name not in values))
+    return replace(
+        mapped,
+        dims=tuple(v for v in program.dims if v.name not in values),
+        scalars=tuple(v for v in program.scalars if v.name not in values),
+    )
+
+
+def _bound_value(program: str, var: Var, value: object, smallest: int | None) -> Const:
+    if smallest is None and dtype(var.dtype).kind == "float":
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise ValueError(f"{program}: {var.name}={value!r} is not a number")
+        return Const(float(value), var.dtype)
+    if smallest is None and var.dtype == "bool":
+        return Const(bool(value), var.dtype)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{program}: {var.name}={value!r} is not a whole number")
+    if smallest is not None and value < smallest:
+        raise ValueError(f"{program}: {var.name}={value} must be at least {smallest}")
+    return Const(int(value), var.dtype)
 
 
 def loop_extents(program: TileProgram) -> Iterator[tuple[For, tuple[int | None, ...]]]:

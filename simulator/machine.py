@@ -116,9 +116,14 @@ class Machine:
     def matrix_rate(self, dtype: str) -> float:
         """FLOP a second of one core's matrix engine for the dtype with this short name.
 
+        An engine without fp32 takes fp32 operands as tf32, as TileLang's products of float32 tiles do
+        (its ``mma`` and ``wgmma`` generators choose the tf32 instructions for them).
+
         Raises:
             SimulationError: the chip file gives no rate for it.
         """
+        if dtype == "fp32" and dtype not in self.matrix_flop_per_s and "tf32" in self.matrix_flop_per_s:
+            dtype = "tf32"
         return _rate(self.matrix_flop_per_s, dtype, self.id)
 
     def peak(self, dtype: str) -> float:

@@ -1,5 +1,5 @@
-"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify | export |
-calibrate | validate | bundle | measure``.
+"""The command line: ``foretile chips | ops | predict | explain | trace | compare | verify | check |
+export | calibrate | validate | bundle | measure``.
 
 Data goes to standard output, prose to standard error. Exit codes: 0 done, 1 a fault of ours,
 2 something to put right in what was asked, 3 a verification outside of its tolerance, 130
@@ -14,7 +14,19 @@ from collections.abc import Sequence
 
 import typer
 
-from foretile.cli import bundle, calibrate, chips, compare, export, measure, ops, predict, validate, verify
+from foretile.cli import (
+    bundle,
+    calibrate,
+    check,
+    chips,
+    compare,
+    export,
+    measure,
+    ops,
+    predict,
+    validate,
+    verify,
+)
 from foretile.cli.arguments import spread_config
 
 __all__ = ["app", "main"]
@@ -35,6 +47,7 @@ app.command("explain")(predict.explain)
 app.command("trace")(predict.trace)
 app.command("compare")(compare.compare)
 app.command("verify")(verify.verify)
+app.command("check")(check.check)
 app.command("export")(export.export)
 app.command("measure")(measure.measure)
 app.command("calibrate")(calibrate.calibrate)

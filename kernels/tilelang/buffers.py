@@ -106,7 +106,7 @@ class Buffers:
             made = self._described(node, _SCOPES.get(text, "global"), loc)
             made = replace(made, address=address)
         self._add(node, made, self.allocated, own=False)
-        return made.name
+        return self.by_node[key(node)]
 
     def _add(self, node: Any, made: Buffer, where: list[Buffer], own: bool = True) -> None:
         made = replace(made, name=self.unique(made.name))

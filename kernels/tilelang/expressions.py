@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from foretile.kernels.affine import settled
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, binary, call, is_function
 from foretile.kernels.infer import binary_dtype, dtype_of, is_float, promote
@@ -376,7 +377,8 @@ class Expressions:
         if kind(node) == "Call" and op_name(node) == "tl.region":
             load, _mask, *extents = node.args
             corner = self.place(load)
-            sizes = [self(e) for e in extents]
+            # ``A[left:right]`` is as long as ``right - left``, which the front end leaves as it stands.
+            sizes = [settled(self(e)) for e in extents]
             # A region may have fewer extents than its buffer dimensions: the first are single ones.
             sizes = [Const(1)] * (len(corner.indices) - len(sizes)) + sizes
             return Region(corner.buffer, corner.indices, tuple(sizes))

@@ -18,6 +18,7 @@ class Launch:
     threads: list[int] = field(default_factory=list)
     thread_vars: dict[int, Any] = field(default_factory=dict)  # axis -> variable
     binds: list[Any] = field(default_factory=list)
+    workspace: list[Any] = field(default_factory=list)  # buffers made for the whole function
     block: Any = None
 
 
@@ -41,7 +42,9 @@ def _collect(node: Any, outer: Launch, found: list[Launch], loc: Loc | None) -> 
         if outer.blocks or outer.threads or "tl.launch_threads" in annotations_of(block):
             found.append(_finished(outer, block, loc))
         else:
-            _collect(block.body, outer, found, loc)
+            inner = _copy(outer)
+            inner.workspace += list(block.alloc_buffers)
+            _collect(block.body, inner, found, loc)
     elif name == "For" and number_of_thread(node) is not None:
         inner = _copy(outer)
         axis, place = number_of_thread(node) or ("", 0)
@@ -64,6 +67,8 @@ def _collect(node: Any, outer: Launch, found: list[Launch], loc: Loc | None) -> 
                 inner.thread_vars[number(part.value.args[0]) or 0] = part.var
             elif kind(part) in ("Bind", "AllocBuffer", "DeclBuffer", "Evaluate"):
                 inner.binds.append(part)
+            elif kind(part) == "AssertStmt":
+                continue  # what the host checks before it launches
             else:
                 _collect(part, inner, found, loc)
     elif name in ("AttrStmt", "DeclBuffer", "LetStmt", "AllocBuffer"):
@@ -77,7 +82,9 @@ def _collect(node: Any, outer: Launch, found: list[Launch], loc: Loc | None) -> 
 
 def _copy(outer: Launch) -> Launch:
     binds, threads = list(outer.binds), list(outer.threads)
-    return Launch(list(outer.blocks), threads, dict(outer.thread_vars), binds, None)
+    return Launch(
+        list(outer.blocks), threads, dict(outer.thread_vars), binds, list(outer.workspace), None
+    )
 
 
 def number_of_thread(node: Any) -> tuple[str, int] | None:

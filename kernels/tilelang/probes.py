@@ -8,31 +8,56 @@ loads one file and ends.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from foretile.kernels.tilelang.device import Device
 
 
 def answer(device: Device) -> None:
     """Let torch answer for ``device`` from now on; TileLang asks torch."""
+    answered(device).__enter__()
+
+
+@contextlib.contextmanager
+def answered(device: Device) -> Iterator[None]:
+    """While it lasts, torch answers for ``device``, and tensors made on it are tensors of the CPU."""
     import torch
 
-    cuda = torch.cuda
-    properties = _properties(device)
+    with contextlib.ExitStack() as patches:
+        for name, value in _answers(device).items():
+            patches.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
+        if torch.version.cuda is None:
+            patches.enter_context(mock.patch.object(torch.version, "cuda", "12.8"))
+        patches.enter_context(_on_cpu())
+        yield
+
+
+def target_of(device: Device) -> Any:
+    """The compiler's target of the device (a context), for kernels that ask which it is."""
+    from tilelang.backend.target import determine_target
+
+    return determine_target({"kind": "cuda", "arch": device.arch}, return_object=True)
+
+
+def _answers(device: Device) -> dict[str, Any]:
+    """Functions of ``torch.cuda``, by name, as a process with the device would have them."""
 
     def returning(value: Any) -> Any:
         return lambda *_args, **_kwargs: value
 
-    answers = {
+    values = {
         "is_available": True,
         "device_count": 1,
         "current_device": 0,
-        "get_device_properties": properties,
+        "get_device_properties": _properties(device),
         "get_device_capability": device.capability,
         "get_device_name": device.name,
         "is_initialized": True,
         "is_bf16_supported": True,
+        "is_current_stream_capturing": False,
         "get_arch_list": [device.arch],
         "mem_get_info": (device.memory_bytes, device.memory_bytes),
         "memory_allocated": 0,
@@ -41,21 +66,19 @@ def answer(device: Device) -> None:
         **dict.fromkeys(("synchronize", "empty_cache", "set_device", "init", "_lazy_init", "manual_seed")),
         **dict.fromkeys(("manual_seed_all", "reset_peak_memory_stats", "ipc_collect")),
     }
-    for name, value in answers.items():
-        setattr(cuda, name, returning(value))
     stream = SimpleNamespace(cuda_stream=0, synchronize=returning(None), wait_stream=returning(None))
-    for name in ("current_stream", "default_stream", "Stream"):
-        setattr(cuda, name, returning(stream))
-    cuda.stream = returning(contextlib.nullcontext())
-    cuda.Event = lambda *_a, **_k: SimpleNamespace(
+    event = SimpleNamespace(
         record=returning(None),
         synchronize=returning(None),
         elapsed_time=returning(1.0),
         query=returning(True),
     )
-    if torch.version.cuda is None:
-        torch.version.cuda = "12.8"
-    _place_tensors_nowhere()
+    return {
+        **{name: returning(value) for name, value in values.items()},
+        **{name: returning(stream) for name in ("current_stream", "default_stream", "Stream")},
+        **{name: returning(contextlib.nullcontext()) for name in ("stream", "device")},
+        "Event": returning(event),
+    }
 
 
 def _properties(device: Device) -> SimpleNamespace:
@@ -82,7 +105,7 @@ def _properties(device: Device) -> SimpleNamespace:
     )
 
 
-def _place_tensors_nowhere() -> None:
+def _on_cpu() -> contextlib.AbstractContextManager[Any]:
     """Tensors on the device become tensors of the CPU that hold no memory until they are written."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -96,8 +119,11 @@ def _place_tensors_nowhere() -> None:
             kwargs = dict(kwargs or {})
             if "device" in kwargs:
                 kwargs["device"] = elsewhere(kwargs["device"])
-            if getattr(func, "__name__", "") == "cuda":
+            if func is torch.Tensor.cuda:
                 return args[0]
+            if func is torch.Tensor.is_cuda.__get__:
+                return True
             return func(*(elsewhere(a) for a in args), **kwargs)
 
-    OnCpu().__enter__()
+    mode: contextlib.AbstractContextManager[Any] = OnCpu()
+    return mode

@@ -37,7 +37,14 @@ def from_prim_func(
     try:
         found = launches(function.body, loc)
         programs = [
-            _program(function, launch, title if len(found) == 1 else f"{title}_{i}", loc, pass_configs or {})
+            _program(
+                function,
+                launch,
+                title if len(found) == 1 else f"{title}_{i}",
+                loc,
+                pass_configs or {},
+                alone=len(found) == 1,
+            )
             for i, launch in enumerate(found)
         ]
     except TraceError:
@@ -53,10 +60,19 @@ def from_prim_func(
 
 
 def _program(
-    function: Any, launch: Launch, title: str, loc: Loc | None, pass_configs: Mapping[str, Any]
+    function: Any,
+    launch: Launch,
+    title: str,
+    loc: Loc | None,
+    pass_configs: Mapping[str, Any],
+    *,
+    alone: bool,
 ) -> TileProgram:
     body = Body(versions.statement_spans(), loc, loc.file if loc is not None else None)
     scalars = _parameters(function, body, loc)
+    for buffer in launch.workspace:
+        # What several launches hand on from one to the next is a tensor of each.
+        (body.buffers.allocation if alone else body.buffers.parameter)(buffer, loc)
     block_vars, grid = _grid(launch, body)
     body.threads = sizes(launch.threads or [_THREADS])
     for axis, var in launch.thread_vars.items():

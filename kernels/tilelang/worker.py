@@ -51,7 +51,7 @@ def _load(request: dict[str, Any]) -> dict[str, Any]:
     device = Device.from_json(request["device"])
     probes.answer(device)
     renames.apply()
-    target = _target(device)
+    target = probes.target_of(device)
     with holding.capture(), target:
         module = _module(path)
         found = _named(module, path, request["name"])
@@ -68,13 +68,6 @@ def _load(request: dict[str, Any]) -> dict[str, Any]:
         programs = holding.from_tilelang(found, **arguments)
     several = programs if isinstance(programs, tuple) else (programs,)
     return {"programs": [p.to_json() for p in several], "files": _files(path)}
-
-
-def _target(device: Any) -> Any:
-    """The compiler's target of the device, for kernels that ask which it is."""
-    from tilelang.backend.target import determine_target
-
-    return determine_target({"kind": "cuda", "arch": device.arch}, return_object=True)
 
 
 def _module(path: Path) -> Any:

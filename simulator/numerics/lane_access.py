@@ -104,7 +104,9 @@ class Access:
         """Tell the order of accesses about elements."""
         order = self.resident.order
         if order is not None:
-            order.touch(self.number, name, around(indices, mask), loc, write=write)
+            order.touch(
+                self.number, name, around(indices, mask), loc, write=write, blocks=self.resident.where(mask)
+            )
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class _Access:
     number: int  # of the asynchronous operation; 0: the team's threads themselves
     queue: str  # asynchronous operations of one queue run in order
     loc: Loc | None
+    blocks: np.ndarray | None = None  # which of the blocks that run together do it; None: all
 
 
 @dataclass
@@ -90,20 +91,25 @@ class Ordering:
         write: bool,
         number: int = 0,
         queue: str = "",
+        blocks: np.ndarray | None = None,
     ) -> None:
         """Note an access; refuse one that nothing orders after an earlier access it conflicts with.
+
+        ``blocks``: which of the blocks do it (one truth value a block), None for all of them.
 
         Raises:
             NumericsError: there is such an access.
         """
         known = self.known[team]
-        new = _Access(box, write, team, known.steps[team], number, queue, loc)
+        if blocks is not None and blocks.all():
+            blocks = None
+        new = _Access(box, write, team, known.steps[team], number, queue, loc, blocks)
         kept = []
         for old in self.accesses.get(name, ()):
             before = self._before(old, new, known)
-            if (old.write or write) and not before and _overlap(old.box, box):
+            if (old.write or write) and not before and _meet(old, new) and _overlap(old.box, box):
                 raise NumericsError(self._message(name, old, new), loc)
-            if not (before and (write or not old.write) and _covers(box, old.box)):
+            if not (before and (write or not old.write) and _within(old, new) and _covers(box, old.box)):
                 kept.append(old)
         kept.append(new)
         if len(kept) > _MANY:
@@ -134,6 +140,16 @@ class Ordering:
             f"{who} {does} {name}, which threads {self.names[old.team]} "
             f"{'write' if old.write else 'read'}{where}: no barrier is between them"
         )
+
+
+def _meet(a: _Access, b: _Access) -> bool:
+    """Whether some block does both."""
+    return a.blocks is None or b.blocks is None or bool(np.any(a.blocks & b.blocks))
+
+
+def _within(a: _Access, b: _Access) -> bool:
+    """Whether the blocks of ``a`` all do ``b``."""
+    return b.blocks is None or (a.blocks is not None and bool(np.all(b.blocks[a.blocks])))
 
 
 def _overlap(a: Box, b: Box) -> bool:
