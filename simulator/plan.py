@@ -7,7 +7,7 @@ indices that matter, each standing for an equal share of the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Wo
 Array = Any
 _SAMPLES = {0: 1, 1: 32, 2: 6, 3: 4}  # points per index, by number of indices that matter
 _LOOP_SAMPLES = 8
+_CANDIDATES = 1024  # values of an index among which those are chosen that stand for all
+_FAR = 0.3  # logarithm by which the samples' mean trip count may miss that of all blocks
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,63 @@ def _with_samples(
         env[name] = np.floor(points.reshape(1, -1) * extent)
     for name in workload.ranges:
         env.setdefault(name, 0.0)
+    if resolution is None and len(names) == 1 and workload.deciding:
+        env[names[0]] = _representative(workload, env, names[0])
     return env, per_index ** len(names), 0
+
+
+def _representative(workload: Workload, env: Mapping[str, Any], name: str) -> Array:
+    """Values of the index ``name``, (shapes, samples), whose mean trip count comes near that of all.
+
+    Where tensors decide, few blocks may have work, anywhere in the grid (a tile of rows in each of a
+    thousand groups), and samples spread over the grid miss them. Rows whose mean is far off take other
+    values: sorted by trips, at equal steps of rank, and the longest where hardly any has work.
+    """
+    held: Array = env[name]
+    extent = np.asarray(np.maximum(1.0, evaluate(workload.ranges[name], dict(env))), dtype=np.float64)
+    extent = np.broadcast_to(extent.reshape(-1, 1), (max(np.size(extent), len(held)), 1))
+    width = int(min(_CANDIDATES, np.max(extent)))
+    index = np.arange(width)
+    spread = np.floor((index + (0.618034 * (index + 1.0)) % 1.0) / width * extent)
+    values = np.where(extent <= width, np.minimum(index, extent - 1.0), spread)
+    valid = np.minimum(extent, width)  # places of a row; those beyond repeat its last value
+    trips = _trips(workload, env, name, values)
+    order = np.argsort(np.where(index < valid, trips, np.inf), axis=-1, kind="stable")
+    count = np.shape(held)[-1]
+    places = np.floor((np.arange(count) + 0.5) / count * valid).astype(np.int64)
+    ranked = np.take_along_axis(trips, order, axis=-1)
+    missed = np.take_along_axis(ranked, places[:, -1:], axis=-1) == 0.0
+    places[:, -1:] = np.where(missed, valid.astype(np.int64) - 1, places[:, -1:])
+    other = np.take_along_axis(values, np.take_along_axis(order, places, axis=-1), axis=-1)
+    whole = np.sum(np.where(index < valid, trips, 0.0), axis=-1, keepdims=True) / valid
+
+    def far(chosen: Array) -> Array:
+        mean = np.mean(_trips(workload, env, name, chosen), axis=-1, keepdims=True)
+        return np.abs(np.log((mean + 1e-3) / (whole + 1e-3)))
+
+    off = far(held)
+    return np.where((off > _FAR) & (far(other) < off), other, held)
+
+
+def _trips(workload: Workload, env: Mapping[str, Any], name: str, values: Array) -> Array:
+    """Iterations of the loops whose extent depends on ``name`` or on tensors, by its values."""
+    trial = {**env, name: values}
+    total: Array = np.zeros(np.shape(values))
+    for loop in _loops(workload.nodes):
+        used = variables(loop.extent)
+        if used & (workload.deciding | {name}) and used <= set(trial):
+            total = total + np.maximum(0.0, np.asarray(evaluate(loop.extent, trial), dtype=np.float64))
+    return total
+
+
+def _loops(nodes: tuple[Node, ...]) -> Iterator[Loop]:
+    for node in nodes:
+        if isinstance(node, Loop):
+            yield node
+            yield from _loops(node.body)
+        elif isinstance(node, Branch):
+            yield from _loops(node.then)
+            yield from _loops(node.orelse)
 
 
 class _Counter:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import pytest
 from simcases import CHIPS, Case, sample
 
-from foretile.kernels.operator import operator_names
+from foretile.hwmodels import load_chip
+from foretile.kernels.operator import load_operator, operator_names
+from foretile.simulator.predictor import machine_of
+from foretile.simulator.search import evaluate_config, play, space
 
 _COUNT = 600
 # Matrix products are what most people ask about: a third of the sample is theirs.
@@ -51,3 +55,15 @@ def test_the_whole_library_agrees_but_for_a_few_odd_shapes() -> None:
     assert np.median(wrong) <= np.log(1.05), worst(5, library)
     assert np.quantile(wrong, 0.98) <= np.log(1.20), worst(20, library)
     assert wrong.max() <= np.log(2.0), worst(5, library)
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(256, 986), (17, 256), (3, 51)])
+def test_groups_of_which_few_have_rows_are_not_missed(rows: int, groups: int) -> None:
+    """Few tiles in a long grid have work: the closed form's samples have to hold some of them."""
+    operator, machine = load_operator("grouped_gemm"), machine_of(load_chip("h200-sxm", calibrated=False), "")
+    shape = operator.shape(m=rows, groups=groups, n=512, k=2048, dtype="fp8_block")
+    configs = space(operator, shape, machine)
+    for config in (configs[0], configs[-1]):
+        modelled = float(evaluate_config(operator, shape, config, machine).time_s[0])
+        played = play(operator, shape, config, machine).time_s
+        assert abs(np.log(modelled / played)) <= np.log(2.0), (config, modelled, played)
