@@ -84,7 +84,7 @@ def load_function(spec: str) -> Callable[..., Any] | TileProgram:
     Raises:
         TraceError: the file or the name is wrong.
     """
-    return _find(spec)
+    return _find(*split_spec(spec))
 
 
 def from_script(text: str, name: str | None = None) -> TileProgram:

@@ -143,6 +143,7 @@ class Kernel:
         return str(self.prim_func.script())
 
     def __call__(self, *given: Any, **by_name: Any) -> Any:
+        """Run the kernel on torch tensors and numbers; what it returns is what the compiled one would."""
         arguments, outputs = self._arguments(given, by_name)
         if self.programs is not None:
             try:

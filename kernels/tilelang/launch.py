@@ -82,9 +82,7 @@ def _collect(node: Any, outer: Launch, found: list[Launch], loc: Loc | None) -> 
 
 def _copy(outer: Launch) -> Launch:
     binds, threads = list(outer.binds), list(outer.threads)
-    return Launch(
-        list(outer.blocks), threads, dict(outer.thread_vars), binds, list(outer.workspace), None
-    )
+    return Launch(list(outer.blocks), threads, dict(outer.thread_vars), binds, list(outer.workspace), None)
 
 
 def number_of_thread(node: Any) -> tuple[str, int] | None:

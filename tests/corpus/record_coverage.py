@@ -107,8 +107,9 @@ def table(rows: list[Row]) -> str:
     lines = [
         "# Coverage of TileLang kernels",
         "",
-        "Kernels that others wrote, unmodified: imported from TileLang's front end, executed on the CPU through the package's own",
-        "host code, compared with the package's torch reference where it has one (else with plain torch), and predicted on an H200.",
+        "Kernels that others wrote, unmodified: imported from TileLang's front end, executed on the CPU",
+        "through the package's own host code, compared with the package's torch reference where it has one",
+        "(else with plain torch), and predicted on an H200.",
         "Made by `tests/corpus/record_coverage.py`; the cases are in `tests/corpus/`.",
         "",
         f"TileLang {version('tilelang')}, torch {version('torch')}.",
@@ -128,7 +129,12 @@ def table(rows: list[Row]) -> str:
             sum(r.time_s is not None for r in mine),
         ]
         lines.append(f"| {package} | {version(package)} | " + " | ".join(map(str, counts)) + " |")
-    lines += ["", "## Every kernel", "", "| package | case | kernel | imported | executed | agrees | H200 | note |"]
+    lines += [
+        "",
+        "## Every kernel",
+        "",
+        "| package | case | kernel | imported | executed | agrees | H200 | note |",
+    ]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for r in rows:
         marks = ["yes" if r.imported else "no", "yes" if r.executed else "no"]
