@@ -235,6 +235,8 @@ def test_a_journal_of_another_bundle_or_device_is_refused(bundle: Bundle, tmp_pa
 def test_another_architecture_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"machine code for sm_90a, and .* is sm_80; build one"):
         run(bundle, tmp_path / "table.csv", FakeDriver((8, 0)))
+    with pytest.raises(DeviceError, match="its times are made up"):
+        run(bundle, tmp_path / "table.csv", FakeDriver((9, 0)))
     with pytest.raises(DeviceError, match=r"table.txt: a table's name ends in \.parquet"):
         run(bundle, tmp_path / "table.txt")
 
