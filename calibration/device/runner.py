@@ -21,6 +21,7 @@ from foretile.calibration.device.references import FORMULAS
 from foretile.calibration.device.rows import Case, Outcome, Row
 from foretile.calibration.device.timing import Plan, Timing, time_runs
 from foretile.kernels.cuda.recipe import LaunchRecipe, TensorArg
+from foretile.kernels.dtypes import dtype
 
 MOST_SETS = 32
 _L2_MULTIPLE = 3
@@ -222,15 +223,19 @@ def _measured(driver: Driver, operands: _Operands, row: Row, code: Code, plan: P
     case = operands.case
     operands.prepare()
     kernels = [driver.load(code(digest), recipe.symbol) for digest, recipe in row.launches]
+    memory = operands.memory(row)
     sets = [
         [
-            bind(driver, kernel, recipe, memory)
+            bind(driver, kernel, recipe, buffers)
             for kernel, (_, recipe) in zip(kernels, row.launches, strict=True)
         ]
-        for memory in operands.memory(row)
+        for buffers in memory
     ]
+    counters = _counters(case, row)
 
     def run(i: int) -> None:
+        for name in counters:
+            driver.fill(memory[i][name], 0)
         for bound in sets[i]:
             bound.enqueue(driver)
 
@@ -246,7 +251,19 @@ def _measured(driver: Driver, operands: _Operands, row: Row, code: Code, plan: P
         return Outcome(row.key, "wrong", "; ".join(_said(n, d, case) for n, d in bad.items()), checked)
     timing = time_runs(driver, run, plan, rotation=len(sets))
     copies = {t.name: len(sets) for t in case.tensors} if len(sets) > 1 else {}
-    return Outcome(row.key, "ok", values={**checked, "copies": copies, **timed_values(timing)})
+    values = {**checked, "copies": copies, **timed_values(timing)}
+    if counters:
+        values["flags"] = ",".join(filter(None, (values["flags"], "zeroing")))
+    return Outcome(row.key, "ok", values=values)
+
+
+def _counters(case: Case, row: Row) -> list[str]:
+    """Workspace of whole numbers, which kernels count in: zero before every run, and that is timed.
+
+    Sums in other workspace only grow from run to run, which takes the same time.
+    """
+    tensors = _launched_tensors(case.tensors, row.launches)
+    return [t.name for t in tensors if t.role == "scratch" and dtype(t.dtype).kind in ("int", "uint")]
 
 
 def _compared(driver: Driver, operands: _Operands) -> dict[str, Deviation]:
