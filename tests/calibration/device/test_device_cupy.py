@@ -102,13 +102,19 @@ def rmsnorm(grid: Any, x: int, w: int, y: int, cols: bytes) -> None:
     _at(y, "uint16", shape)[...] = encode(np, normal * factors, "bfloat16")
 
 
+def swiglu(grid: Any, x: int, y: int, rows: bytes, cols: bytes) -> None:
+    height, width = (int.from_bytes(n, "little") for n in (rows, cols))
+    gate, up = np.split(decode(np, _at(x, "uint16", (height, 2 * width)), "bfloat16", ()), 2, axis=1)
+    _at(y, "uint16", (height, width))[...] = encode(np, gate / (1 + np.exp(-gate)) * up, "bfloat16")
+
+
 def _at(address: int, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     return np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8).view(kind).reshape(shape)
 
 
 def test_a_bundle_is_measured_through_it(tmp_path: Path) -> None:
-    library = HostLibrary({"softmax_fp32": softmax, "rmsnorm_bf16": rmsnorm})
+    library = HostLibrary({"softmax_fp32": softmax, "rmsnorm_bf16": rmsnorm, "swiglu_bf16": swiglu})
     driver = CupyDriver(host_cupy(), library, 0)  # type: ignore[arg-type]
     with open_bundle(build_small(tmp_path)) as bundle:
 
@@ -116,9 +122,9 @@ def test_a_bundle_is_measured_through_it(tmp_path: Path) -> None:
             return messages_of(bundle, driver, keys, budget_s, Plan(budget_s=0.02, warm_up_s=0.0))
 
         summary = run_session(bundle, tmp_path / "table.parquet", worker, budget_s=60.0)
-    assert (summary.ok, summary.problems) == (3, ())
+    assert (summary.ok, summary.problems) == (4, ())
     table = read_table(tmp_path / "table.parquet")
-    assert list(table["latency_s"]) == pytest.approx([1e-5] * 3)
+    assert list(table["latency_s"]) == pytest.approx([1e-5] * 4)
     assert set(table["device"]) == {"h200-sxm"}
     driver.close()
 
