@@ -301,7 +301,7 @@ class ChipDevice:
             return n * block * 64 * element / v.code_fraction.value, 0.0
         if head == "rate":
             return n * block * self._vector(tail), 0.0
-        return self._matrix(symbol, block, n), 0.0
+        return max(1, grid // c.cores.value) * self._matrix(symbol, block, n), 0.0
 
     def _streamed(self, kind: str, size: int, grid: int, block: int, unroll: int) -> float:
         """Seconds of one pass: Little's law at first, then what limits."""
