@@ -37,10 +37,11 @@ def build(
     arch: str = typer.Option(..., "--arch", metavar="ARCH", help="Architecture: sm_90a for H100 and H200."),
     out: Path = _BUNDLE,
     chip: str = typer.Option(
-        "h200-sxm",
+        None,
         "--chip",
         metavar="ID",
-        help="Chip that configurations are chosen for, and times predicted.",
+        help="Chip that configurations are chosen for, and times predicted.  [default: by architecture]",
+        show_default=False,
     ),
     jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Shapes that are compiled at the same time."),
     as_json: bool = JSON,

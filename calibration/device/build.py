@@ -30,6 +30,7 @@ from foretile.calibration.device.tables import canonical, write_whole
 from foretile.calibration.device.timing import Plan
 from foretile.hwmodels import Chip, list_chips, load_chip
 from foretile.kernels.cuda.nvcc import NvccError
+from foretile.kernels.cuda.recipe import LaunchRecipe
 from foretile.kernels.cuda.registry import program_tensors
 from foretile.kernels.families import family_of
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape
@@ -42,6 +43,8 @@ LICENCE = "Apache-2.0"
 # Architectures, and a chip of each, for which configurations are chosen if no other is named.
 ARCHITECTURES = {"sm_80": "a100-sxm4-80gb", "sm_89": "l40s", "sm_90a": "h200-sxm", "sm_100a": "b200-sxm"}
 _REFUSED = (CompileError, DeviceError, ExportError, NvccError, OperatorError, SimulationError)
+
+_PLAIN = Operator.__dataclass_fields__["comparable"].default  # compared as they are
 
 Tell = Callable[[int, int, str], None]
 
@@ -62,7 +65,7 @@ class Built:
         Raises:
             DeviceError: a device would refuse one of its launches.
         """
-        launches = tuple((self._kept(code), recipe) for code, recipe in made.launches)
+        launches = self.kept(made)
         text = "|".join((case.name, source, canonical(config), *(digest for digest, _ in launches)))
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         if any(row.key == key for row in self.rows):
@@ -83,10 +86,11 @@ class Built:
         self.codes |= other.codes
         self.left_out += other.left_out
 
-    def _kept(self, code: bytes) -> str:
-        digest = hashlib.sha256(code).hexdigest()
-        self.codes[digest] = code
-        return digest
+    def kept(self, made: Compiled) -> tuple[tuple[str, LaunchRecipe], ...]:
+        """Launches with their code's SHA-256, by which it is kept."""
+        launches = [(hashlib.sha256(code).hexdigest(), recipe) for code, recipe in made.launches]
+        self.codes |= {digest: code for (digest, _), (code, _) in zip(launches, made.launches, strict=True)}
+        return tuple(launches)
 
     def leave_out(self, operator: Operator, shape: Shape, source: str, config: Config, why: str) -> None:
         """A row that cannot be."""
@@ -142,7 +146,9 @@ def build_bundle(
     manifest = _manifest(suite, arch, chip, plan, built, {"foretile": version, **tools})
     rooms = {"kernels": foretile.kernels, "calibration": foretile.calibration}
     folders = {name: Path(str(room.__file__)).parent for name, room in rooms.items()}
-    used = {digest: built.codes[digest] for row in built.rows for digest, _ in row.launches}
+    launches = [one for row in built.rows for one in row.launches]
+    launches += [one for case in built.cases.values() for one in case.baseline]
+    used = {digest: built.codes[digest] for digest, _ in launches}
     write_whole(out, archive_bytes(manifest, used, folders, version))
     return manifest
 
@@ -184,14 +190,20 @@ def _add_case(
     built: Built, kernels: Kernels, entry: Entry, operator: Operator, shape: Shape, chip: Chip
 ) -> None:
     """All rows of an operator at one shape."""
+    baseline: Compiled | None = None
     try:
-        case = case_of(operator, shape)
+        if entry.cuda or operator.name not in FORMULAS:
+            baseline = kernels.cuda(operator, shape)
+    except _REFUSED as error:
+        built.leave_out(operator, shape, CUDA, {}, str(error))
+    try:
+        case = case_of(operator, shape, built.kept(baseline) if baseline is not None else ())
     except OperatorError as error:
         built.leave_out(operator, shape, "all", {}, str(error))
         return
-    if entry.cuda:
+    if entry.cuda and baseline is not None:
         try:
-            built.add(case, CUDA, {}, kernels.cuda(operator, shape), float("nan"))
+            built.add(case, CUDA, {}, baseline, float("nan"))
         except _REFUSED as error:
             built.leave_out(operator, shape, CUDA, {}, str(error))
     wanted = entry.tile if isinstance(entry.tile, int) else len(entry.tile)
@@ -214,15 +226,23 @@ def _add_case(
             built.leave_out(operator, shape, TILE, config, str(error))
 
 
-def case_of(operator: Operator, shape: Shape) -> Case:
+def case_of(operator: Operator, shape: Shape, baseline: tuple[tuple[str, LaunchRecipe], ...] = ()) -> Case:
     """Operands, outputs, reference and tolerance of an operator at a shape.
 
+    Where no formula is known the reference are the results of ``baseline``. Each is then within the
+    operator's tolerance of what is right, and two of them within twice that of each other.
+
     Raises:
-        OperatorError: no reference or no operands are known for it.
+        OperatorError: no reference or no operands are known for it, or several results are right.
     """
-    if operator.name not in FORMULAS:
-        known = ", ".join(sorted(FORMULAS))
-        raise OperatorError(f"{operator.name}: no reference on a device is known; there is one for {known}")
+    known = operator.name in FORMULAS
+    if not known and operator.comparable is not _PLAIN:
+        raise OperatorError(f"{operator.name}: several results are right, and none can serve as a reference")
+    if not known and not baseline:
+        raise OperatorError(
+            f"{operator.name}: no reference on a device: neither a formula (there are: "
+            f"{', '.join(sorted(FORMULAS))}) nor a hand-written kernel"
+        )
     given, results = _names(operator, shape)
     tensors = program_tensors(operator.name, shape)
     missing = [name for name in (*given, *results) if name not in tensors]
@@ -238,9 +258,10 @@ def case_of(operator: Operator, shape: Shape) -> Case:
         tensors=(*operands, *(tensors.arg(name, "out") for name in results)),
         fills={tensor.name: fill_of(operator, shape, tensor) for tensor in operands},
         outputs=results,
-        formula=operator.name,
-        norm=tolerance.norm,
-        peak=tolerance.peak,
+        formula=operator.name if known else "",
+        norm=tolerance.norm if known else 2 * tolerance.norm,
+        peak=tolerance.peak if known else 2 * tolerance.peak,
+        baseline=() if known else baseline,
     )
 
 

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from foretile.kernels.dtypes import dtype
-
 POISON = 0xFF
 """The byte that results are filled with before a kernel runs: NaN in every floating type of ours with one."""
 
@@ -56,8 +54,3 @@ def _ratio(off: float, size: float) -> float:
     if off == 0.0:
         return 0.0
     return off / size if size > 0.0 else math.inf
-
-
-def shows_poison(name: str) -> bool:
-    """Whether an element that was never written can be told from any result by itself."""
-    return dtype(name).kind == "float" and dtype(name).bits >= 8

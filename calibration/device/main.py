@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,10 +149,11 @@ def check(bundle: Bundle) -> list[tuple[str, Outcome]]:
 
 
 def _worker(bundle: Bundle, options: argparse.Namespace) -> int:
-    task = json.loads(sys.stdin.readline())
+    begun, task = time.monotonic(), json.loads(sys.stdin.readline())
     try:
         driver = open_device(options.device)
-        for message in messages_of(bundle, driver, task["keys"], task["budget_s"], plan_of(bundle)):
+        left_s = task["budget_s"] - (time.monotonic() - begun)
+        for message in messages_of(bundle, driver, task["keys"], left_s, plan_of(bundle)):
             print(json.dumps(message), flush=True)
     except DeviceError as error:
         print(json.dumps({"error": str(error)}), flush=True)

@@ -16,7 +16,9 @@ class Case:
     """An operator at one shape: what all its kernels are given, and what they should give.
 
     ``fills`` are the operands by tensor (see :mod:`~foretile.calibration.device.generate`), ``outputs`` the
-    tensors that are compared, ``formula`` the reference, ``norm`` and ``peak`` the tolerance.
+    tensors that are compared, ``norm`` and ``peak`` the tolerance. The reference is a ``formula`` by name, or
+    where that is empty what the ``baseline`` gives: the launches of another kernel, with the SHA-256 of their
+    machine code.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Case:
     formula: str
     norm: float
     peak: float
+    baseline: tuple[tuple[str, LaunchRecipe], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which :meth:`from_json` rebuilds it."""
@@ -38,6 +41,7 @@ class Case:
             "tensors": [_tensor(t) for t in self.tensors],
             "fills": {name: dict(fill) for name, fill in self.fills.items()},
             "outputs": list(self.outputs),
+            "baseline": [_launch(code, recipe) for code, recipe in self.baseline],
         }
 
     @staticmethod
@@ -51,10 +55,19 @@ class Case:
             tensors = tuple(
                 TensorArg(t["name"], t["dtype"], tuple(t["shape"]), t["role"]) for t in data["tensors"]
             )
-            rest = {**data, "tensors": tensors, "outputs": tuple(data["outputs"])}
+            baseline = tuple(map(_launched, data["baseline"]))
+            rest = {**data, "tensors": tensors, "outputs": tuple(data["outputs"]), "baseline": baseline}
             return Case(**rest)
         except (KeyError, TypeError) as error:
             raise RecipeError(f"case {data.get('name', '?')}: {error}") from None
+
+
+def _launch(code: str, recipe: LaunchRecipe) -> dict[str, Any]:
+    return {"cubin": code, "recipe": recipe.to_json()}
+
+
+def _launched(data: Mapping[str, Any]) -> tuple[str, LaunchRecipe]:
+    return str(data["cubin"]), LaunchRecipe.from_json(data["recipe"])
 
 
 def _tensor(tensor: TensorArg) -> dict[str, Any]:
@@ -87,7 +100,7 @@ class Row:
             "case": self.case,
             "kernel_source": self.kernel_source,
             "config": dict(self.config),
-            "launches": [{"cubin": code, "recipe": recipe.to_json()} for code, recipe in self.launches],
+            "launches": [_launch(code, recipe) for code, recipe in self.launches],
             "predicted_s": self.predicted_s if self.predicted_s == self.predicted_s else None,
         }
 
@@ -99,9 +112,7 @@ class Row:
             RecipeError: a field that is missing or of the wrong kind.
         """
         try:
-            launches = tuple(
-                (str(one["cubin"]), LaunchRecipe.from_json(one["recipe"])) for one in data["launches"]
-            )
+            launches = tuple(map(_launched, data["launches"]))
             predicted = data.get("predicted_s")
             return Row(
                 key=data["key"],

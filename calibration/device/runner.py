@@ -20,7 +20,8 @@ from foretile.calibration.device.generate import fill_tensor
 from foretile.calibration.device.references import FORMULAS
 from foretile.calibration.device.rows import Case, Outcome, Row
 from foretile.calibration.device.timing import Plan, Timing, time_runs
-from foretile.kernels.cuda.recipe import TensorArg
+from foretile.kernels.cuda.recipe import LaunchRecipe, TensorArg
+from foretile.kernels.dtypes import dtype
 
 MOST_SETS = 32
 _L2_MULTIPLE = 3
@@ -56,7 +57,7 @@ class Bench:
     def _case(self, name: str) -> _Operands:
         if self._operands is None or self._operands.case.name != name:
             self.close()
-            self._operands = _Operands(self._driver, self._cases[name])
+            self._operands = _Operands(self._driver, self._cases[name], self._code)
         return self._operands
 
     def close(self) -> None:
@@ -71,7 +72,9 @@ def check_launches(
 ) -> Iterator[Outcome]:
     """Every launch of ``rows`` asked for once, on a driver that only checks."""
     for row in rows:
-        memory = {t.name: driver.allocate(t.bytes) for t in _tensors(cases[row.case], [row])}
+        memory = {
+            t.name: driver.allocate(t.bytes) for t in _launched_tensors(cases[row.case].tensors, row.launches)
+        }
         try:
             for digest, recipe in row.launches:
                 bind(driver, driver.load(code(digest), recipe.symbol), recipe, memory).enqueue(driver)
@@ -83,13 +86,14 @@ def check_launches(
                 driver.free(buffer)
 
 
-def _tensors(case: Case, rows: Sequence[Row]) -> tuple[TensorArg, ...]:
-    """The tensors of a case and the workspace of rows, each once."""
-    found = {t.name: t for t in case.tensors}
-    for row in rows:
-        for _, recipe in row.launches:
-            for tensor in recipe.tensors:
-                found.setdefault(tensor.name, tensor)
+def _launched_tensors(
+    tensors: Sequence[TensorArg], launches: Sequence[tuple[str, LaunchRecipe]]
+) -> tuple[TensorArg, ...]:
+    """``tensors`` and the workspace of launches, each once."""
+    found = {t.name: t for t in tensors}
+    for _, recipe in launches:
+        for tensor in recipe.tensors:
+            found.setdefault(tensor.name, tensor)
     return tuple(found.values())
 
 
@@ -103,8 +107,8 @@ def _still_there(driver: Driver, error: DeviceError) -> None:
 class _Operands:
     """Sets of buffers of one case; the first set's operands are made, the others copied from it."""
 
-    def __init__(self, driver: Driver, case: Case) -> None:
-        self.case, self._driver = case, driver
+    def __init__(self, driver: Driver, case: Case, code: Code) -> None:
+        self.case, self._driver, self._code = case, driver, code
         self.sets: list[dict[str, Buffer]] = []
         self._reference: dict[str, Any] | None = None
         self._workspace: list[Buffer] = []
@@ -134,13 +138,18 @@ class _Operands:
 
     def values(self, tensor: TensorArg) -> Any:
         """Decoded elements of a tensor of the first set."""
+        return self._decoded(tensor, self.sets[0][tensor.name])
+
+    def _decoded(self, tensor: TensorArg, buffer: Buffer) -> Any:
         shape = stored_shape(tensor.dtype, tensor.shape)
-        raw = self._driver.view(self.sets[0][tensor.name], stored(tensor.dtype), shape)
+        raw = self._driver.view(buffer, stored(tensor.dtype), shape)
         return decode(self._driver.xp, raw, tensor.dtype, tensor.shape)
 
     @property
     def reference(self) -> dict[str, Any]:
         """The outputs that are right, worked out once."""
+        if self._reference is None and not self.case.formula:
+            self._reference = self._from_baseline()
         if self._reference is None:
             given = {t.name: self.values(t) for t in self.case.tensors if t.name in self.case.fills}
             formula = FORMULAS[self.case.formula]
@@ -149,10 +158,37 @@ class _Operands:
             self._driver.synchronize()
         return self._reference
 
+    def _from_baseline(self) -> dict[str, Any]:
+        """What the baseline gives, in memory of its own for all that it writes."""
+        driver, case = self._driver, self.case
+        memory = {name: self.sets[0][name] for name in case.fills}
+        own = [t for t in _launched_tensors(case.tensors, case.baseline) if t.name not in memory]
+        try:
+            for tensor in own:
+                memory[tensor.name] = driver.allocate(max(1, tensor.bytes))
+                driver.fill(memory[tensor.name], POISON if tensor.name in case.outputs else 0)
+            for digest, recipe in case.baseline:
+                bind(driver, driver.load(self._code(digest), recipe.symbol), recipe, memory).enqueue(driver)
+            driver.synchronize()
+            tensors = {t.name: t for t in case.tensors}
+            # In float64, and so apart from the memory that is given back.
+            found = {n: self._decoded(tensors[n], memory[n]).astype("float64") for n in case.outputs}
+            for name, values in found.items():
+                if bool(driver.xp.isnan(values).any()):
+                    raise DeviceError(
+                        f"{name}: the kernel that is the reference left elements out, or made NaN"
+                    )
+            return found
+        finally:
+            driver.synchronize()
+            for tensor in own:
+                if tensor.name in memory:
+                    driver.free(memory[tensor.name])
+
     def memory(self, row: Row) -> list[dict[str, Buffer]]:
         """A buffer for every tensor of a row, one mapping a set; workspace is the row's own, and zero."""
         self.release_workspace()
-        own = [t for t in _tensors(self.case, [row]) if t.name not in self.sets[0]]
+        own = [t for t in _launched_tensors(self.case.tensors, row.launches) if t.name not in self.sets[0]]
         whole = []
         for shared in self.sets:
             extra = {}
@@ -187,15 +223,19 @@ def _measured(driver: Driver, operands: _Operands, row: Row, code: Code, plan: P
     case = operands.case
     operands.prepare()
     kernels = [driver.load(code(digest), recipe.symbol) for digest, recipe in row.launches]
+    memory = operands.memory(row)
     sets = [
         [
-            bind(driver, kernel, recipe, memory)
+            bind(driver, kernel, recipe, buffers)
             for kernel, (_, recipe) in zip(kernels, row.launches, strict=True)
         ]
-        for memory in operands.memory(row)
+        for buffers in memory
     ]
+    counters = _counters(case, row)
 
     def run(i: int) -> None:
+        for name in counters:
+            driver.fill(memory[i][name], 0)
         for bound in sets[i]:
             bound.enqueue(driver)
 
@@ -211,7 +251,19 @@ def _measured(driver: Driver, operands: _Operands, row: Row, code: Code, plan: P
         return Outcome(row.key, "wrong", "; ".join(_said(n, d, case) for n, d in bad.items()), checked)
     timing = time_runs(driver, run, plan, rotation=len(sets))
     copies = {t.name: len(sets) for t in case.tensors} if len(sets) > 1 else {}
-    return Outcome(row.key, "ok", values={**checked, "copies": copies, **timed_values(timing)})
+    values = {**checked, "copies": copies, **timed_values(timing)}
+    if counters:
+        values["flags"] = ",".join(filter(None, (values["flags"], "zeroing")))
+    return Outcome(row.key, "ok", values=values)
+
+
+def _counters(case: Case, row: Row) -> list[str]:
+    """Workspace of whole numbers, which kernels count in: zero before every run, and that is timed.
+
+    Sums in other workspace only grow from run to run, which takes the same time.
+    """
+    tensors = _launched_tensors(case.tensors, row.launches)
+    return [t.name for t in tensors if t.role == "scratch" and dtype(t.dtype).kind in ("int", "uint")]
 
 
 def _compared(driver: Driver, operands: _Operands) -> dict[str, Deviation]:

@@ -76,8 +76,10 @@ class Journal:
         """Outcomes to come are of this device.
 
         Raises:
-            DeviceError: the journal holds outcomes of another one.
+            DeviceError: the journal holds outcomes of another one; or it is none, whose times mean nothing.
         """
+        if device["simulated"]:
+            raise DeviceError(f"{device['name']}: its times are made up, and no table takes them")
         if self.outcomes and self.device and self.device["name"] != device["name"]:
             raise DeviceError(
                 f"{self.path}: begun on {self.device['name']}, and this is {device['name']}; write to another"

@@ -130,11 +130,11 @@ def test_nothing_could_be_compiled(suite: Path, run: Run) -> None:
         find_nvcc()
     except NvccError as error:
         pytest.skip(str(error).partition(":")[0])
-    entry = {"operator": "swiglu", "shapes": [{"rows": 8, "cols": 40}], "tile": 0}
+    entry = {"operator": "topk_select", "shapes": [{"rows": 8, "cols": 40, "k": 4}], "tile": 0}
     suite.write_text(yaml.safe_dump({**SUITE, "entries": [entry]}), encoding="utf-8")
     done = run("bundle", "build", str(suite), "--arch", "sm_90a", "--out", str(suite) + ".b")
     assert done.code == 2
-    assert "nothing could be compiled for sm_90a; the first: swiglu: no reference" in done.err
+    assert "nothing could be compiled for sm_90a; the first: topk_select: several results" in done.err
 
 
 def test_without_nvcc_it_is_said_how_to_get_it(

@@ -174,12 +174,19 @@ class HostLibrary:
         def step() -> None:
             Stream.now_s += 1e-5
             addresses = [p.buffer.address + p.start if isinstance(p, Pointer) else p for p in parameters]
-            self.plays[function](*addresses)
+            self.plays[function](grid, *addresses)
 
         Stream.current.do(step)
 
 
-def host_cupy() -> types.SimpleNamespace:
+class HostCupy(types.SimpleNamespace):
+    """``cupy``: what it shares with NumPy is NumPy's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def host_cupy() -> HostCupy:
     """The module."""
     pool = types.SimpleNamespace(free_all_blocks=lambda: None)
     cuda = types.SimpleNamespace(
@@ -192,4 +199,4 @@ def host_cupy() -> types.SimpleNamespace:
         Device=Device,
         get_elapsed_time=lambda start, stop: 1e3 * (stop.at_s - start.at_s),
     )
-    return types.SimpleNamespace(cuda=cuda, ndarray=ndarray, get_default_memory_pool=lambda: pool)
+    return HostCupy(cuda=cuda, ndarray=ndarray, get_default_memory_pool=lambda: pool)

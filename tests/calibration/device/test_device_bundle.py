@@ -58,13 +58,13 @@ def run(bundle: Bundle, out: Path, driver: FakeDriver | None = None, **more: Any
 
 
 def test_a_bundle_says_what_it_is(bundle: Bundle) -> None:
-    assert [bundle.cases[r.case].operator for r in bundle.rows] == ["softmax", "softmax", "rmsnorm"]
+    assert [bundle.cases[r.case].operator for r in bundle.rows] == ["softmax", "softmax", "rmsnorm", "swiglu"]
     assert bundle.arch == "sm_90a"
     (left,) = bundle.manifest["left_out"]
-    assert left["operator"] == "swiglu"
-    assert "no reference" in left["why"]
+    assert left["operator"] == "topk_select"
+    assert "several results are right" in left["why"]
     said = facts(bundle)
-    assert said["rows"] == "3 of 3 cases"
+    assert said["rows"] == "4 of 4 cases"
     assert 0 < bundle.manifest["estimate_s"] < 60
     assert bundle.bytes < 1e6
 
@@ -72,7 +72,7 @@ def test_a_bundle_says_what_it_is(bundle: Bundle) -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100a"])
 def test_other_architectures_are_built_and_checked(arch: str, tmp_path: Path) -> None:
     with open_bundle(build_small(tmp_path, arch)) as other:
-        assert (other.arch, len(other.rows), check(other)) == (arch, 3, [])
+        assert (other.arch, len(other.rows), check(other)) == (arch, 4, [])
 
 
 def test_the_estimate_is_what_the_budgets_allow(bundle: Bundle) -> None:
@@ -120,18 +120,19 @@ def test_the_same_suite_gives_the_same_bytes(path: Path, tmp_path: Path) -> None
 def test_a_run_ends_in_a_table_that_is_right(bundle: Bundle, tmp_path: Path, ending: str) -> None:
     out = tmp_path / f"table{ending}"
     summary = run(bundle, out)
-    assert (summary.ok, summary.wrong, summary.failed, summary.left) == (3, 0, 0, 0)
+    assert (summary.ok, summary.wrong, summary.failed, summary.left) == (4, 0, 0, 0)
     table = read_table(out) if ending == ".parquet" else read_csv(out)
-    assert list(table["device"]) == ["h200-sxm"] * 3
-    assert list(table["operator"]) == ["softmax", "softmax", "rmsnorm"]
+    assert list(table["device"]) == ["h200-sxm"] * 4
+    assert list(table["operator"]) == ["softmax", "softmax", "rmsnorm", "swiglu"]
     assert np.allclose(table["latency_s"], 10e-6)
-    assert list(table["launch"]) == ["graph"] * 3
+    assert list(table["launch"]) == ["graph"] * 4
     assert [json.loads(text) for text in table["copies"]] == [
         {"X": 32, "Y": 32}, {"X": 32, "Y": 32}, {"W": 32, "X": 32, "Y": 32},
+        {"X": 32, "Y": 32},
     ]  # fmt: skip
     assert (table["error_norm"] > 0).any()
     assert (table["error_norm"] < 0.004).all()
-    assert list(table["driver"]) == ["580.1"] * 3
+    assert list(table["driver"]) == ["580.1"] * 4
     assert table["comparable"].str.contains("baseline").all()
 
 
@@ -155,14 +156,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(bundle: Bundle, tmp_path: P
 
     summary = run_session(bundle, out, resumed, budget_s=60.0)
     assert asked == [[r.key for r in bundle.rows if r.key != first]]
-    assert (summary.ok, summary.left, len(read_table(out))) == (3, 0, 3)
-    assert run_session(bundle, out, resumed, budget_s=60.0).ok == 3
+    assert (summary.ok, summary.left, len(read_table(out))) == (4, 0, 4)
+    assert run_session(bundle, out, resumed, budget_s=60.0).ok == 4
     assert len(asked) == 1  # nothing was left to do
 
 
 def test_the_budget_ends_a_run(bundle: Bundle, tmp_path: Path) -> None:
     summary = run(bundle, tmp_path / "table.csv", budget_s=1e-9)
-    assert (summary.ok, summary.left) == (0, 3)
+    assert (summary.ok, summary.left) == (0, 4)
     assert not (tmp_path / "table.csv").exists()
 
 
@@ -173,13 +174,13 @@ def test_wrong_and_unwritten_results_are_no_measurement(bundle: Bundle, tmp_path
     spoil = {"softmax": lambda values: 1.001 * values, "rmsnorm": unwritten}
     out = tmp_path / "table.json"
     summary = run(bundle, out, Player(bundle, spoil))
-    assert (summary.ok, summary.wrong) == (0, 3)
-    assert not out.exists()
+    assert (summary.ok, summary.wrong) == (1, 3)
+    assert [r["operator"] for r in json.loads(out.read_text())] == ["swiglu"]
     said = [outcome.message for _, outcome in summary.problems]
     assert "off by 0.001 (norm)" in said[0]
     assert "Y: 1 elements are NaN" in said[2]
     again = run(bundle, out, again=True)
-    assert (again.ok, len(json.loads(out.read_text()))) == (3, 3)
+    assert (again.ok, len(json.loads(out.read_text()))) == (4, 4)
 
 
 def test_a_kernel_that_writes_nothing_is_found_out(bundle: Bundle, tmp_path: Path) -> None:
@@ -188,7 +189,8 @@ def test_a_kernel_that_writes_nothing_is_found_out(bundle: Bundle, tmp_path: Pat
             FakeDriver.launch(self, *given, **more)
 
     summary = run(bundle, tmp_path / "table.csv", Idle(bundle))
-    assert (summary.ok, summary.wrong) == (0, 3)
+    assert (summary.ok, summary.wrong, summary.failed) == (0, 3, 1)
+    assert "the kernel that is the reference left elements out" in summary.problems[3][1].message
     assert "320 elements are NaN" in summary.problems[0][1].message
 
 
@@ -208,7 +210,7 @@ def test_a_row_that_loses_the_device_costs_that_row_alone(bundle: Bundle, tmp_pa
         return messages_of(bundle, Dying(bundle), keys, budget_s, QUICK)  # a new process, a new device
 
     summary = run_session(bundle, tmp_path / "table.csv", worker, budget_s=60.0)
-    assert (summary.ok, summary.failed, summary.left) == (1, 2, 0)
+    assert (summary.ok, summary.failed, summary.left) == (2, 2, 0)
     assert "cudaErrorIllegalAddress" in summary.problems[0][1].message
 
 
@@ -233,6 +235,8 @@ def test_a_journal_of_another_bundle_or_device_is_refused(bundle: Bundle, tmp_pa
 def test_another_architecture_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"machine code for sm_90a, and .* is sm_80; build one"):
         run(bundle, tmp_path / "table.csv", FakeDriver((8, 0)))
+    with pytest.raises(DeviceError, match="its times are made up"):
+        run(bundle, tmp_path / "table.csv", FakeDriver((9, 0)))
     with pytest.raises(DeviceError, match=r"table.txt: a table's name ends in \.parquet"):
         run(bundle, tmp_path / "table.txt")
 
@@ -276,7 +280,7 @@ def test_what_was_changed_is_refused(bundle: Bundle, path: Path, tmp_path: Path)
 def test_check_finds_what_a_device_would_refuse(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(bundle) == []
     assert main(["check"], str(bundle.path)) == 0
-    assert "3 rows checked for sm_90a, 0 would be refused" in capsys.readouterr().out
+    assert "4 rows checked for sm_90a, 0 would be refused" in capsys.readouterr().out
     row = bundle.rows[0]
     digest, recipe = row.launches[0]
     bundle.rows = (replace(row, launches=((digest, replace(recipe, block=(2048, 1, 1))),)), *bundle.rows[1:])
@@ -304,7 +308,7 @@ def test_the_file_runs_by_itself(path: Path, tmp_path: Path) -> None:
     assert "suite: small" in shown.stdout
     checked = alone(path, tmp_path, "check")
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert "3 rows checked" in checked.stdout
+    assert "4 rows checked" in checked.stdout
 
 
 def test_the_script_inside_runs_it_too(path: Path, tmp_path: Path) -> None:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from device_bundles import build_small
 from host_cupy import HostLibrary, Runtime, host_cupy
 
 from foretile.calibration.device import cupy_driver
+from foretile.calibration.device.archive import open_bundle
 from foretile.calibration.device.clocks import ClockReader
 from foretile.calibration.device.cupy_driver import CupyDriver, open_device
 from foretile.calibration.device.driver import DeviceError, Pointer
+from foretile.calibration.device.formats import decode, encode
 from foretile.calibration.device.generate import fill_tensor
+from foretile.calibration.device.session import Message, messages_of, run_session
 from foretile.calibration.device.timing import Plan, time_runs
+from foretile.calibration.measurements import read_table
 
 
-def double(x: int, y: int, n: bytes) -> None:
+def double(grid: Any, x: int, y: int, n: bytes) -> None:
     count = int.from_bytes(n, "little")
     source, target = ((ctypes.c_float * count).from_address(place) for place in (x, y))
     for i in range(count):
@@ -78,6 +84,48 @@ def test_launches_compute_and_are_timed(driver: CupyDriver) -> None:
     assert (timing.launch, timing.median_s) == ("graph", pytest.approx(1e-5))
     with pytest.raises(DeviceError, match="other"):
         driver.load(b"code", "other")
+    driver.close()
+
+
+def softmax(grid: Any, x: int, y: int, cols: bytes) -> None:
+    shape = (grid[0], int.from_bytes(cols, "little"))
+    source, target = (_at(place, "float32", shape) for place in (x, y))
+    e = np.exp(source - source.max(axis=1, keepdims=True))
+    target[...] = e / e.sum(axis=1, keepdims=True)
+
+
+def rmsnorm(grid: Any, x: int, w: int, y: int, cols: bytes) -> None:
+    shape = (grid[0], int.from_bytes(cols, "little"))
+    values = decode(np, _at(x, "uint16", shape), "bfloat16", shape)
+    factors = decode(np, _at(w, "uint16", shape[1:]), "bfloat16", shape[1:])
+    normal = values / np.sqrt((values * values).mean(axis=1, keepdims=True) + 1e-6)
+    _at(y, "uint16", shape)[...] = encode(np, normal * factors, "bfloat16")
+
+
+def swiglu(grid: Any, x: int, y: int, rows: bytes, cols: bytes) -> None:
+    height, width = (int.from_bytes(n, "little") for n in (rows, cols))
+    gate, up = np.split(decode(np, _at(x, "uint16", (height, 2 * width)), "bfloat16", ()), 2, axis=1)
+    _at(y, "uint16", (height, width))[...] = encode(np, gate / (1 + np.exp(-gate)) * up, "bfloat16")
+
+
+def _at(address: int, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    return np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8).view(kind).reshape(shape)
+
+
+def test_a_bundle_is_measured_through_it(tmp_path: Path) -> None:
+    library = HostLibrary({"softmax_fp32": softmax, "rmsnorm_bf16": rmsnorm, "swiglu_bf16": swiglu})
+    driver = CupyDriver(host_cupy(), library, 0)  # type: ignore[arg-type]
+    with open_bundle(build_small(tmp_path)) as bundle:
+
+        def worker(keys: Sequence[str], budget_s: float) -> Iterator[Message]:
+            return messages_of(bundle, driver, keys, budget_s, Plan(budget_s=0.02, warm_up_s=0.0))
+
+        summary = run_session(bundle, tmp_path / "table.parquet", worker, budget_s=60.0)
+    assert (summary.ok, summary.problems) == (4, ())
+    table = read_table(tmp_path / "table.parquet")
+    assert list(table["latency_s"]) == pytest.approx([1e-5] * 4)
+    assert set(table["device"]) == {"h200-sxm"}
     driver.close()
 
 
