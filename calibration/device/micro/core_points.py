@@ -16,8 +16,9 @@ _DEPTH = {"bf16": 16, "fp16": 16, "tf32": 8, "fp8": 32, "int8": 32, "int4": 64, 
 # Contents of operands (micro.cuh): random ones switch as many bits as a network's do.
 _RANDOM = {"bf16": 1, "fp16": 2, "tf32": 1, "fp8": 3, "int8": 3, "int4": 1, "fp4": 3, "fp64": 1}
 _MMA_A_WARP = 32  # instructions of an iteration (matrix.cu)
-_SUM_STAGES = {"mma_sync": 4 * 16384, "wgmma": 4 * 49152, "tcgen05": 4 * 49152}
-_COPIED = {"mma_sync": 8192, "wgmma": 16384, "tcgen05": 16384}  # of a stage, anew in every step
+_STAGES = {"mma_sync": (3, 16384), "wgmma": (4, 49152), "tcgen05": (4, 49152)}  # of bytes
+_BLOCKS_A_CORE = {"mma_sync": 2, "wgmma": 1, "tcgen05": 1}
+_COPIED = {"mma_sync": 0, "wgmma": 16384, "tcgen05": 16384}  # of a stage in every step; 0: fixed there
 _NO_INTEGERS = (10, 3)  # PTX ISA: tcgen05.mma kind::i8 is not supported there
 _BUSY_S = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 
@@ -158,17 +159,18 @@ def _mainloop(d: Details, benchmark: str = "matrix_mainloop", **more: Any) -> Po
         "wgmma": ("wgmma.cu", "mainloop_wgmma_bf16", 288),
         "tcgen05": ("tcgen05.cu", "mainloop_tcgen05_bf16", 128),
     }[how]
-    stage = _SUM_STAGES[how] // 4
+    stages, size = _STAGES[how]
+    grid = _BLOCKS_A_CORE[how] * d.cores
     return Point(
         benchmark,
         file,
         kernel,
-        d.cores,
+        grid,
         block,
         {"instruction": how, **more},
-        {"flop_a_block": MAINLOOP_FLOP[how]},
-        shared_bytes=_SUM_STAGES[how],
-        bytes=stage * d.cores,
+        {"flop_a_block": _BLOCKS_A_CORE[how] * MAINLOOP_FLOP[how]},  # of all that share a core
+        shared_bytes=stages * size,
+        bytes=size * grid,
         iterations=512,
         a=_COPIED[how],
         b=1,

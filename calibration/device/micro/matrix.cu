@@ -80,11 +80,11 @@ MICRO_KERNEL(mma_fp64) {
 }
 
 // A main loop as kernels for warp-synchronous instructions have it: 256 threads, a tile of 128 x 128 x 32 in bf16,
-// eight warps of 64 x 32, a ring of four stages filled by cp.async, fragments by ldmatrix, rows swizzled so that no
-// two lanes meet in a bank. Of a stage's 16384 bytes `a` (a multiple of 4096) are copied anew in every step; what is
-// not copied stays as it was, so that the L2 is no limit. An iteration is a step: 2 x 128 x 128 x 32 FLOP a block.
-// Dynamic shared memory: 4 x 16384 bytes. `bytes`: at least grid x 16384.
-#define STAGES 4
+// eight warps of 64 x 32, a ring of three stages filled by cp.async, fragments by ldmatrix, rows swizzled so that no
+// two lanes meet in a bank. Of a stage's 16384 bytes the first half, A, is copied anew in every step; B stays as it
+// was, so that the L2 is no limit. Two blocks a core, one of which works while the other is at its barrier.
+// An iteration is a step: 2 x 128 x 128 x 32 FLOP a block. Dynamic shared memory: 3 x 16384 bytes. `bytes`: at least grid x 16384.
+#define STAGES 3
 #define STAGE_BYTES 16384
 
 __device__ __forceinline__ void ldmatrix(u32* r, u32 at) {
@@ -96,13 +96,16 @@ __device__ __forceinline__ void ldmatrix(u32* r, u32 at) {
 
 extern __shared__ __align__(128) unsigned char stages[];
 
-__device__ __forceinline__ void copy_stage(const unsigned char* from, u32 to, int size) {
-    for (int at = 16 * threadIdx.x; at < size; at += 16 * 256)
+__device__ __forceinline__ void copy_stage(const unsigned char* from, u32 to) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int at = 16 * threadIdx.x + 4096 * i;
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at), "l"(from + at) : "memory");
+    }
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     mainloop_mma_bf16(unsigned char* data, u64 bytes, u64* ticks, int iterations, int a, int b) {
     const u32 pad = shared_address(stages);
     for (int i = threadIdx.x; i < STAGES * STAGE_BYTES / 4; i += 256)
@@ -116,12 +119,12 @@ extern "C" __global__ void __launch_bounds__(256)
             for (int k = 0; k < 4; ++k) d[i][j][k] = 0.0f;
     Stopwatch watch;
     watch.start();
-    for (int s = 0; s < STAGES - 1; ++s) copy_stage(mine, pad + s * STAGE_BYTES, a);
+    for (int s = 0; s < STAGES - 1; ++s) copy_stage(mine, pad + s * STAGE_BYTES);
 #pragma unroll 1
     for (int n = 0; n < iterations; ++n) {
-        asm volatile("cp.async.wait_group 2;" ::: "memory");
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
         __syncthreads();
-        copy_stage(mine, pad + (n + STAGES - 1) % STAGES * STAGE_BYTES, a);
+        copy_stage(mine, pad + (n + STAGES - 1) % STAGES * STAGE_BYTES);
         const u32 tile_a = pad + n % STAGES * STAGE_BYTES, tile_b = tile_a + STAGE_BYTES / 2;
 #pragma unroll
         for (int k = 0; k < 2; ++k) {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from foretile.calibration.device.micro.details import Details
-from foretile.calibration.device.micro.fits import Number, line, middle
+from foretile.calibration.device.micro.fits import Number, line
 from foretile.calibration.device.micro.series import (
     Estimate,
     Rows,
@@ -62,17 +63,14 @@ def launch(d: Details, rows: Rows) -> Iterator[Estimate]:
             [float(r.nodes) for r in chain for _ in r.seconds], [s for r in chain for s in r.seconds]
         )
         yield Estimate("launch.kernel_s", kernel, "s", f"line over {len(chain)} lengths of a graph")
-    if len(spins := rows.of("launch_ramp")) >= 2 and kernel is not None:
-        slope, _ = line(
-            [float(r.nodes) for r in spins for _ in r.seconds], [s for r in spins for s in r.seconds]
-        )
-        length = middle([1e-9 * t for r in spins for t in r.nanoseconds])
-        ramp = slope.plus(-length.value - kernel.value)
+    empty = _without_length(rows)
+    if empty is not None and kernel is not None:
+        ramp = empty.plus(-kernel.value)
         yield Estimate(
             "launch.ramp_s",
             not_negative(ramp),
             "s",
-            "kernels of known length on all cores, less launch.kernel_s",
+            "kernels of two lengths on all cores, at a length of zero, less launch.kernel_s",
         )
     if len(blocks := rows.of("launch_blocks")) >= 2:
         x = [r.nodes * float(r.params["blocks"]) for r in blocks for _ in r.seconds]
@@ -93,3 +91,21 @@ def launch(d: Details, rows: Rows) -> Iterator[Estimate]:
             "s",
             "line over replays, less their kernels",
         )
+
+
+def _without_length(rows: Rows) -> Number | None:
+    """Seconds a kernel on all cores would take in a graph if it did nothing: from two lengths, by a line."""
+    lengths = sorted({int(r.params["cycles"]) for r in rows.of("launch_ramp")})
+    if len(lengths) != 2:
+        return None
+    times = []
+    for cycles in lengths:
+        of = [r for r in rows.of("launch_ramp") if r.params["cycles"] == cycles]
+        if len(of) < 2:
+            return None
+        slope, _ = line([float(r.nodes) for r in of for _ in r.seconds], [s for r in of for s in r.seconds])
+        times.append(slope)
+    (short, long), (c, e) = times, lengths
+    value = (e * short.value - c * long.value) / (e - c)
+    width = math.hypot(e * (short.high - short.low), c * (long.high - long.low)) / (e - c) / 2
+    return Number(value, value - width, value + width, short.n + long.n)

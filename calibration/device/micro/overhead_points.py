@@ -5,7 +5,7 @@ from __future__ import annotations
 from foretile.calibration.device.micro.details import Details
 from foretile.calibration.device.micro.points import Benchmark, Point, Points
 
-_SPIN_CYCLES = 20000
+_SPIN_CYCLES = (4000, 12000)
 RING_STAGES = 8
 
 
@@ -172,15 +172,16 @@ def _launch_ramp(d: Details) -> list[Point]:
         Point(
             "launch_ramp",
             "launch.cu",
-            "spin_timed",
+            "spin",
             d.cores,
             128,
-            {"kernels": nodes},
-            {},
-            iterations=_SPIN_CYCLES,
+            {"kernels": nodes, "cycles": cycles},
+            ticks=False,
+            iterations=cycles,
             adaptive=False,
             nodes=nodes,
         )
+        for cycles in _SPIN_CYCLES
         for nodes in (16, 64)
     ]
 
@@ -329,8 +330,8 @@ OVERHEADS = (
     ),
     Benchmark(
         "launch_ramp",
-        "kernels of known length on all cores",
-        "seconds / kernels - length - launch.kernel_s",
+        "kernels of two lengths on all cores",
+        "slope over kernels, at a length of zero, less launch.kernel_s",
         "s",
         ("launch.ramp_s",),
         _launch_ramp,

@@ -21,7 +21,7 @@ class Point:
 
     ``params`` name the point within its benchmark. ``a`` and ``b`` are the kernel's own two numbers,
     ``bytes`` its buffer. ``work``: by name (bytes, flop, steps, …), what one iteration of the whole grid
-    does, or of one block where the name ends in ``_a_block``. ``adaptive``: iterations are raised until a
+    does, or a core's blocks where the name ends in ``_a_block``. ``adaptive``: iterations are raised until a
     launch takes about a millisecond. ``setup``: a kernel with its (a, b) that prepares the buffer. ``cold``:
     what the L2 holds is overwritten before each repetition. ``nodes`` launches make up a graph, replayed
     ``replays`` times, for one event time. ``busy_s``: the same launch is repeated for so long before.

@@ -209,7 +209,7 @@ class ChipDevice:
         top, matrix = c.clock.max_hz.value, symbol.startswith(("mma", "wgmma", "tcgen05", "mainloop"))
         self.hz = self._loaded_hz() if matrix else _BUSY_LIGHT * top
         cycles, seconds = self._course(symbol, grid, block, size, iterations, a, b)
-        course = (cycles / self.hz + seconds) * (1.0 if symbol == "spin_timed" else self._noise())
+        course = (cycles / self.hz + seconds) * (1.0 if symbol.startswith("spin") else self._noise())
         dispatch = grid / launch.blocks_per_cycle.value / top
         fixed = (launch.kernel_s.value + (launch.ramp_s.value if course else 0.0)) * self._noise()
         start = self.now_s + fixed
@@ -301,7 +301,7 @@ class ChipDevice:
             return n * block * 64 * element / v.code_fraction.value, 0.0
         if head == "rate":
             return n * block * self._vector(tail), 0.0
-        return self._matrix(symbol, block, n), 0.0
+        return max(1, grid // c.cores.value) * self._matrix(symbol, block, n), 0.0
 
     def _streamed(self, kind: str, size: int, grid: int, block: int, unroll: int) -> float:
         """Seconds of one pass: Little's law at first, then what limits."""
