@@ -79,10 +79,21 @@ def markdown(operators: Sequence[Operator]) -> str:
         lines += [
             "",
             f"`foretile verify {operator.name} {example}`: tolerance {tolerance.norm:.2g} of the norm, "
-            f"{tolerance.peak:.2g} of the largest element; inputs: {kinds}.",
+            f"{tolerance.peak:.2g} of the largest element; inputs: {kinds}. "
+            f"CUDA version: {', '.join(f'`{name}`' for name in cuda_files(operator)) or 'none'}.",
             "",
         ]
     return "\n".join(lines)
+
+
+def cuda_files(operator: Operator) -> tuple[str, ...]:
+    """Files of the operator's CUDA version at its example shape, in order of their launches; none: empty."""
+    from foretile.kernels.cuda.registry import cuda_operators, cuda_program
+
+    if operator.name not in cuda_operators():
+        return ()
+    program = cuda_program(operator.name, operator.shape(**operator.example))
+    return tuple(dict.fromkeys(source.file for source, _ in program.launches))
 
 
 def _default(param: Param) -> str:

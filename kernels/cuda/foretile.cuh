@@ -9,9 +9,13 @@
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_fp4.h>
 #include <cuda_fp8.h>
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+#if __has_include(<cuda_fp4.h>)
+#include <cuda_fp4.h>  // since CUDA 12.8
+#define HAS_FP4_HEADER
 #endif
 
 using Half = __half;
@@ -78,13 +82,29 @@ template <> DEVICE Fp8 zero<Fp8>() {
     return x;
 }
 
-// The value of a packed e2m1 number, and its number (of four bits) nearest to a value.
+// The value of a packed e2m1 number, and the number (of four bits) nearest to a value, ties to even: by their
+// bits, for toolkits that do not know the type.
+DEVICE float fp4_value_by_bits(unsigned nibble) {
+    const unsigned m = nibble & 7u;
+    const float magnitude = m < 4 ? 0.5f * m : m == 7 ? 6.0f : m - 2.0f;
+    return nibble & 8u ? -magnitude : magnitude;
+}
+DEVICE unsigned fp4_number_by_bits(float x) {
+    const float a = fabsf(x);
+    const unsigned m = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
+    return m | (__float_as_int(x) < 0 ? 8u : 0u);
+}
+#ifdef HAS_FP4_HEADER
 DEVICE float fp4_value(unsigned nibble) {
     return __half2float(Half(__nv_cvt_fp4_to_halfraw(static_cast<__nv_fp4_storage_t>(nibble & 15u), __NV_E2M1)));
 }
 DEVICE unsigned fp4_number(float x) {
     return __nv_cvt_float_to_fp4(fminf(fmaxf(x, -FP4_MAX), FP4_MAX), __NV_E2M1, cudaRoundNearest) & 15u;
 }
+#else
+DEVICE float fp4_value(unsigned nibble) { return fp4_value_by_bits(nibble); }
+DEVICE unsigned fp4_number(float x) { return fp4_number_by_bits(x); }
+#endif
 
 // 2^(exponent - 127): a scale in e8m0.
 DEVICE float e8m0_value(unsigned char exponent) {

@@ -87,7 +87,7 @@ def mla_decode(name: str, shape: Shape, tensors: Tensors) -> Sequence[Launch]:
     cache = "KV KV_scale K_rope" if fp8 else "KV"
     args = (*tensors.ins(f"Q {cache}"), *tensors.outs("O"), *wide(shape["kv_len"]), *narrow(heads))
     shared = shared_bytes(16, _ABSORBED, _LATENT, same_tile=True)
-    return (_mla("mla_decode_fp8" if fp8 else name, shape, (ceildiv(heads, 16), batch, 1), args, shared),)
+    return (_mla("mla_decode_fp8" if fp8 else name, shape, (ceildiv(heads, 16) * batch, 1, 1), args, shared),)
 
 
 @cuda_version("sparse_mla")
@@ -97,7 +97,7 @@ def sparse_mla(name: str, shape: Shape, tensors: Tensors) -> Sequence[Launch]:
     sizes = (*wide(seq, shape["kv_len"], shape["topk"]), *narrow(heads))
     args = (*tensors.ins("Q KV Indices"), *tensors.outs("O"), *sizes)
     shared = shared_bytes(16, _ABSORBED, _LATENT, same_tile=True)
-    return (_mla(name, shape, (ceildiv(heads, 16), batch * seq, 1), args, shared),)
+    return (_mla(name, shape, (ceildiv(heads, 16) * batch * seq, 1, 1), args, shared),)
 
 
 @cuda_version("mla_prefill")

@@ -69,12 +69,15 @@ template <class T> struct Expanded {
     }
 };
 
-// A query of blockIdx.y (and its sequence), heads of blockIdx.x.
+// Blocks of one query, sixteen heads each, are neighbours: they share its keys in the L2.
+DEVICE int head_tiles(int heads) { return (heads + HEAD_ROWS - 1) / HEAD_ROWS; }
+DEVICE long long query_of_block(int heads) { return blockIdx.x / head_tiles(heads); }
+
 template <class T>
 DEVICE Absorbed<T> absorbed(const T* Q, const T* KV, const int* indices, T* O, int heads, long long count) {
-    const long long query = blockIdx.y;
-    return Absorbed<T>{Q + query * heads * ABSORBED, KV, indices, O + query * heads * LATENT,
-                       static_cast<int>(blockIdx.x) * HEAD_ROWS, heads, count};
+    const long long query = query_of_block(heads);
+    const int head0 = static_cast<int>(blockIdx.x % head_tiles(heads)) * HEAD_ROWS;
+    return Absorbed<T>{Q + query * heads * ABSORBED, KV, indices, O + query * heads * LATENT, head0, heads, count};
 }
 
 template <class T> using AbsorbedFlash = Flash<T, HEAD_ROWS, ABSORBED, LATENT, true>;
@@ -82,13 +85,13 @@ template <class T> using AbsorbedFlash = Flash<T, HEAD_ROWS, ABSORBED, LATENT, t
 #define FOR_TYPE(NAME, T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(FLASH_THREADS)                                                \
         mla_decode_##NAME(const T* Q, const T* KV, T* O, long long kv_len, int heads, float scale) {            \
-        const T* cache = KV + blockIdx.y * kv_len * ABSORBED;                                                  \
+        const T* cache = KV + query_of_block(heads) * kv_len * ABSORBED;                                                \
         AbsorbedFlash<T>::run(absorbed<T>(Q, cache, nullptr, O, heads, kv_len), scale, 0, kv_len);             \
     }                                                                                                          \
     extern "C" __global__ void __launch_bounds__(FLASH_THREADS)                                                \
         mla_decode_fp8_##NAME(const T* Q, const Fp8* KV, const float* KV_scale, const T* K_rope, T* O,          \
                               long long kv_len, int heads, float scale) {                                     \
-        const long long at = blockIdx.y * kv_len;                                                              \
+        const long long at = query_of_block(heads) * kv_len;                                                              \
         const AbsorbedFp8<T> problem{absorbed<T>(Q, nullptr, nullptr, O, heads, kv_len), KV + at * LATENT,      \
                                      KV_scale + at * GROUPS, K_rope + at * ROPE};                              \
         AbsorbedFlash<T>::run(problem, scale, 0, kv_len);                                                      \
@@ -96,8 +99,8 @@ template <class T> using AbsorbedFlash = Flash<T, HEAD_ROWS, ABSORBED, LATENT, t
     extern "C" __global__ void __launch_bounds__(FLASH_THREADS)                                                \
         sparse_mla_##NAME(const T* Q, const T* KV, const int* Indices, T* O, long long seq, long long kv_len,   \
                           long long topk, int heads, float scale) {                                           \
-        const T* cache = KV + blockIdx.y / seq * kv_len * ABSORBED;                                            \
-        const int* named = Indices + blockIdx.y * topk;                                                        \
+        const T* cache = KV + query_of_block(heads) / seq * kv_len * ABSORBED;                                            \
+        const int* named = Indices + query_of_block(heads) * topk;                                                        \
         AbsorbedFlash<T>::run(absorbed<T>(Q, cache, named, O, heads, topk), scale, 0, topk);                   \
     }                                                                                                          \
     extern "C" __global__ void __launch_bounds__(FLASH_THREADS)                                                \

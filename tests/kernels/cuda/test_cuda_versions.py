@@ -45,8 +45,11 @@ def test_a_cuda_version_computes_its_operator(case: Case) -> None:
             assert check.within, (kind, check)
 
 
-def test_every_operator_has_a_cuda_version() -> None:
-    assert cuda_operators() == operator_names()
+WITHOUT: set[str] = set()  # operators whose CUDA version is still to be written
+
+
+def test_every_operator_has_a_cuda_version_or_is_known_to_lack_one() -> None:
+    assert set(cuda_operators()) == set(operator_names()) - WITHOUT
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -110,7 +113,11 @@ extern "C" __global__ void widen(const unsigned char* X, Half* Y) {
     Y[threadIdx.x] = fp8_by_bits(X[threadIdx.x]);
 }
 extern "C" __global__ void four(const float* X, unsigned char* Y) {
-    Y[threadIdx.x] = fp4_number(X[threadIdx.x]);
+    Y[threadIdx.x] = fp4_number(X[threadIdx.x]) | fp4_number_by_bits(X[threadIdx.x]) << 4;
+}
+extern "C" __global__ void values(const unsigned char* X, float* Y) {
+    Y[threadIdx.x] = fp4_value(X[threadIdx.x]);
+    Y[16 + threadIdx.x] = fp4_value_by_bits(X[threadIdx.x]);
 }
 extern "C" __global__ void uneven(int* Y) {
     if (threadIdx.x < 32) __syncthreads();
@@ -131,7 +138,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     shutil.copy(FOLDER / "foretile.cuh", folder)
     (folder / "small.cu").write_text(_KERNEL)
-    foresee([one(symbol, ()) for symbol in ("widen", "four", "uneven", "stuck")], folder)
+    foresee([one(symbol, ()) for symbol in ("widen", "four", "values", "uneven", "stuck")], folder)
     return folder
 
 
@@ -154,7 +161,12 @@ def test_e2m1_numbers_are_the_nearest(small: Path) -> None:
     found = run_on_host(one("four", args, 16), {"X": x}, folder=small)["Y"]
     kind = numpy_type("fp4")
     wanted = np.clip(x, -6, 6).astype(kind)
-    np.testing.assert_array_equal(found.view(kind).astype(np.float32), wanted.astype(np.float32))
+    for half in (found & 15, found >> 4):  # by the toolkit's header, and by bits
+        np.testing.assert_array_equal(half.view(kind).astype(np.float32), wanted.astype(np.float32))
+    numbers = np.arange(16, dtype=np.uint8)
+    args = (TensorArg("X", "uint8", (16,), "in"), TensorArg("Y", "float32", (2, 16), "out"))
+    values = run_on_host(one("values", args, 16), {"X": numbers}, folder=small)["Y"]
+    np.testing.assert_array_equal(values, np.stack([numbers.view(kind).astype(np.float32)] * 2))
 
 
 def test_barriers_that_cannot_be_passed_are_seen(small: Path) -> None:
