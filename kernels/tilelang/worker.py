@@ -116,7 +116,8 @@ def _files(path: Path) -> list[str]:
     found = {str(path.resolve())}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file and Path(file).resolve().is_relative_to(folder):
+        # Modules that are made at run time (torch._classes) name files that are none.
+        if file and Path(file).is_file() and Path(file).resolve().is_relative_to(folder):
             found.add(str(Path(file).resolve()))
     return sorted(found)
 
