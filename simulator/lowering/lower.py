@@ -24,6 +24,7 @@ from foretile.kernels.ir import (
     Store,
     TileProgram,
 )
+from foretile.simulator.copies import matched
 from foretile.simulator.lowering.analysis import (
     ceildiv,
     element_region,
@@ -311,6 +312,7 @@ class _Walker:
         return ops
 
     def copy(self, stmt: Copy) -> list[Op]:
+        stmt = matched(stmt, lambda name: self.program.buffer(name).scope)
         source, target = self.program.buffer(stmt.src.buffer), self.program.buffer(stmt.dst.buffer)
         whole = stmt.dst if target.scope != "global" else stmt.src
         cost = self.rules.move(stmt, self.elements(whole, stmt), source, target)

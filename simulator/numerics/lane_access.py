@@ -104,6 +104,7 @@ class Access:
         """Tell the order of accesses about elements."""
         order = self.resident.order
         if order is not None:
+            order.blocks = None if mask is None else self.resident.having(mask)
             order.touch(self.number, name, around(indices, mask), loc, write=write)
 
     # -- writing ---------------------------------------------------------------------------------

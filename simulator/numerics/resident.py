@@ -87,6 +87,11 @@ class Resident:
         """A value by block, one after the other."""
         return np.broadcast_to(value, self.frame.axes).reshape(-1)
 
+    def having(self, mask: Any) -> np.ndarray | None:
+        """In which blocks any of the threads of ``mask`` are; None for all."""
+        found = self.flat(mask.any(axis=-1))
+        return None if found.all() else found
+
     def rank_in_cluster(self) -> np.ndarray:
         """Each block's number in its cluster (block axes), x fastest."""
         block, rank, step = self.frame.block, np.zeros_like(self.frame.block), 1

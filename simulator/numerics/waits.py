@@ -58,6 +58,7 @@ class Waits:
         later = _later(s, machine.scopes)
         self.current = order.asynchronous() if later else 0
         queue = {"wgmma": f"wgmma{self.number}", "tcgen05": "tcgen05"}.get(later, "")
+        order.blocks = None if mask is None else self.resident.having(mask)
         machine.watch = partial(_watch, order, self.number, self.current, queue)
 
     def issued(self, s: Stmt, mask: Any) -> None:
