@@ -11,6 +11,9 @@ from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy, Op
 
 
+OWN_PRODUCERS = "own_producers"  # annotation: no warps but the program's own fetch its tiles
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Seconds of service per core engine for a whole block, duration alone, and result latency.

@@ -9,7 +9,7 @@ from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import evaluate
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram, walk_stmts
 from foretile.simulator.lowering.elementwise import Count, convert_count
-from foretile.simulator.lowering.rules import Cost, Roles, require_block_scaling
+from foretile.simulator.lowering.rules import OWN_PRODUCERS, Cost, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
@@ -117,7 +117,8 @@ class SimtRules:
 
     def occupancy(self) -> Occupancy:
         m, p = self.machine, self.program
-        threads = self._warps * m.warp_size + (SCHEDULERS * m.warp_size if self.runs_ahead() else 0)
+        producers = self.runs_ahead() and p.annotation(OWN_PRODUCERS) is None
+        threads = self._warps * m.warp_size + (SCHEDULERS * m.warp_size if producers else 0)
         pad = sum(
             ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self.roles.staged.get(b.name, 1)
             for b in p.buffers
