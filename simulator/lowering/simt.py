@@ -169,6 +169,8 @@ class SimtRules:
         if wanted:  # the compiler recomputes addresses and keeps less beside what the program holds
             room = m.register_bytes // 4 // (int(wanted) * p.threads)
             registers = max(fragments + _LEAST_REGISTERS, min(registers, room))
+            if p.annotation(OWN_PRODUCERS) is not None:  # roles that hold little leave theirs to the others
+                registers = min(registers, room)
         limit = min(m.registers_per_thread, _CONSUMER_REGISTERS if self.runs_ahead() else 1 << 16)
         if registers > limit:
             raise SimulationError(
