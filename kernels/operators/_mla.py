@@ -3,7 +3,8 @@
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ _TINY = 1e-30  # below the sum of any row that has seen a key: its largest term 
 _COMBINE_COLS, _COMBINE_THREADS = 128, 128
 
 
-class Tiles(NamedTuple):
+@dataclass(frozen=True)
+class Tiles:
     """On-chip tiles of one block: ``rows`` query heads against ``keys`` keys.
 
     ``KV_shared`` of (keys, 512) is read twice, as the keys without position and as the values.
