@@ -62,9 +62,11 @@ def alloc_tiles(config: Any, v_part: Any, dtype: str) -> Tiles:
     acc_o = T.alloc_fragment((rows, values), "float32")
     stats = alloc_rows(rows)
     column = v_part * values
-    V_shared = KV_shared if values == LATENT else KV_shared[0:keys, column : column + values]
     return Tiles(
-        Q_shared, Q_rope_shared, KV_shared, K_rope_shared, V_shared, S_shared, acc_s, acc_o, stats, column
+        *(Q_shared, Q_rope_shared, KV_shared, K_rope_shared),
+        # No name in between: TileLang forgets the extents of a slice that is given one.
+        KV_shared if values == LATENT else KV_shared[0:keys, column : column + values],
+        *(S_shared, acc_s, acc_o, stats, column),
     )
 
 
