@@ -13,10 +13,10 @@ from typing import Any
 
 from foretile.kernels.affine import normal_form
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary, call
+from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary, call, substitute
 from foretile.kernels.infer import binary_dtype, dtype_of, is_float
 from foretile.kernels.ir import Buffer, Fill, For, If, Region, Stmt, Store, TileProgram, While
-from foretile.kernels.rewrite import map_exprs
+from foretile.kernels.rewrite import map_body, map_exprs
 
 _ARITHMETIC = frozenset(
     {
@@ -117,6 +117,8 @@ def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
         made = replace(stmt, body=_statements(stmt.body, dtypes), hints=tuple(sorted(stmt.hints)))
         if made.start == Const(0):
             made = replace(made, start=None)
+        if made.kind == "persistent":
+            made = _without_single(made)
         if made.kind == "persistent" and isinstance(made.extents[0], Const):  # a group is no wider than all
             made = replace(made, group_size=max(1, min(made.group_size, int(made.extents[0].value))))
         inner = made.body[0] if len(made.body) == 1 else None
@@ -144,6 +146,22 @@ def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
     if isinstance(stmt, Fill):
         return replace(stmt, value=_stored(stmt.value, dtypes[stmt.dst.buffer], dtypes))
     return stmt
+
+
+def _without_single(loop: For) -> For:
+    """Dealt points without coordinates of one value, of which one remains at least."""
+    single = [v for v, e in zip(loop.vars, loop.extents, strict=True) if e == Const(1)]
+    single = single[: len(loop.vars) - 1]
+    if not single:
+        return loop
+    kept = [(v, e) for v, e in zip(loop.vars, loop.extents, strict=True) if v not in single]
+    values = {v.name: Const(0) for v in single}
+    return replace(
+        loop,
+        vars=tuple(v for v, _ in kept),
+        extents=tuple(e for _, e in kept),
+        body=map_body(loop.body, lambda e: substitute(e, values)),
+    )
 
 
 def _stored(value: Expr, dtype: str, dtypes: dict[str, str]) -> Expr:

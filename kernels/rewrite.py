@@ -45,7 +45,7 @@ def _mapped_load(load: Load, fn: Callable[[Expr], Expr]) -> Load:
 
 
 def map_body(body: tuple[Stmt, ...], fn: Callable[[Expr], Expr]) -> tuple[Stmt, ...]:
-    """Statements with every outermost expression replaced, as :func:`map_exprs` does."""
+    """Statements with every outermost expression replaced; see :func:`map_exprs`."""
     out: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, If):

@@ -8,11 +8,12 @@ from dataclasses import replace
 from foretile.kernels.expr import Call, walk
 from foretile.kernels.ir import Copy, Extern, For, Gemm, Hint, If, Stmt, Store, Sync, TileProgram, walk_stmts
 from foretile.simulator.lowering.decisions import refuse_decisions
-from foretile.simulator.lowering.elementwise import DEVICE_FUNCTIONS, EXTERN
+from foretile.simulator.lowering.elementwise import CONVERSIONS, DEVICE_FUNCTIONS, EXTERN
 from foretile.simulator.lowering.lanes import TRIPS, Lanes, marked
+from foretile.simulator.lowering.rules import OWN_PRODUCERS
 from foretile.simulator.lowering.schedule import Pipelines, one_stream
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.threads import by_thread
+from foretile.simulator.threads import by_thread, teams_of
 
 
 def assume(
@@ -66,11 +67,18 @@ def timed(program: TileProgram, machine: Machine) -> TileProgram:
         if b.scope not in ("barrier", "global")
     )
     workspace = tuple(b for b in buffers if b.scope == "global")
+    notes = program.annotations
+    if len(teams_of(program)) > 1 and program.annotation("min_blocks_per_sm") is None:
+        # Who deals registers to roles himself has seen to it that a block fits.
+        notes = (*notes, ("min_blocks_per_sm", "1"))
+    if len(teams_of(program)) > 1 and threads == program.threads:
+        notes = (*notes, (OWN_PRODUCERS, "1"))  # whoever fetches also computes
     return replace(
         program,
         body=body,
         buffers=kept,
         params=(*program.params, *workspace),
+        annotations=notes,
         threads=max(threads, 1) if machine.style == "simt" else program.threads,
     )
 
@@ -91,6 +99,8 @@ def degraded(program: TileProgram, machine: Machine) -> tuple[str, ...]:
         elif isinstance(s, Gemm) and s.mode and machine.matrix_instruction != s.mode:
             text = f"{where}{machine.id} has no {s.mode} products; {machine.matrix_instruction} is timed"
             found.setdefault(s.mode, text)
+        elif isinstance(s, Gemm) and as_tf32(program, s, machine):
+            found.setdefault("tf32", f"{where}products of fp32 are timed as tf32, which they are compiled to")
         elif isinstance(s, If) and s.role and not machine.warp_specialisation:
             found.setdefault("roles", f"{where}{machine.id} runs the roles of warps as one stream")
     held = [b.name for b in program.buffers if b.scope == "tmem"]
@@ -101,6 +111,13 @@ def degraded(program: TileProgram, machine: Machine) -> tuple[str, ...]:
     if program.thread_vars and machine.style != "simt":
         found["lanes"] = f"code of single threads is timed as element-wise work on {machine.id}"
     return tuple(found.values())
+
+
+def as_tf32(program: TileProgram, s: Gemm, machine: Machine) -> bool:
+    """Whether a product of fp32 runs in tf32: what TileLang makes of it on matrix engines without fp32."""
+    both = {program.buffer(r.buffer).dtype for r in (s.a, s.b)} == {"float32"}
+    rates = machine.matrix_flop_per_s
+    return both and machine.style == "simt" and "fp32" not in rates and "tf32" in rates
 
 
 def _with_indices(program: TileProgram) -> TileProgram:
@@ -158,4 +175,4 @@ def _refuse_opaque(program: TileProgram) -> None:
 def known_cost(program: TileProgram, name: str) -> bool:
     """Whether a call of opaque code has a cost."""
     known = program.annotation(EXTERN, name) is not None
-    return known or name in DEVICE_FUNCTIONS or name.startswith("clc_")
+    return known or name in DEVICE_FUNCTIONS or name in CONVERSIONS or name.startswith("clc_")

@@ -24,6 +24,7 @@ from foretile.kernels.ir import (
     Store,
     TileProgram,
 )
+from foretile.simulator.copies import matched
 from foretile.simulator.lowering.analysis import (
     ceildiv,
     element_region,
@@ -39,7 +40,7 @@ from foretile.simulator.lowering.analysis import (
 )
 from foretile.simulator.lowering.decisions import expected, refuse_decisions
 from foretile.simulator.lowering.elementwise import Count, count, store_count, update_count
-from foretile.simulator.lowering.explicit import degraded, timed
+from foretile.simulator.lowering.explicit import as_tf32, degraded, timed
 from foretile.simulator.lowering.rules import Cost, Rules, operation
 from foretile.simulator.lowering.special import special
 from foretile.simulator.lowering.styles import RULES
@@ -296,7 +297,7 @@ class _Walker:
         a, b = self.program.buffer(stmt.a.buffer), self.program.buffer(stmt.b.buffer)
         # The slower of two unequal operand types sets the rate: the narrower one is widened first.
         wider = max((a, b), key=lambda x: DTYPES[x.dtype].bits)
-        dtype = DTYPES[wider.dtype].short
+        dtype = "tf32" if as_tf32(self.program, stmt, self.rules.machine) else DTYPES[wider.dtype].short
         self.dtype = self.dtype or dtype
         cost = self.rules.gemm(stmt, rows, columns, depth, dtype)
         reads = tuple(r.buffer for r in (stmt.a, stmt.b, stmt.a_scale, stmt.b_scale) if r)
@@ -311,6 +312,7 @@ class _Walker:
         return ops
 
     def copy(self, stmt: Copy) -> list[Op]:
+        stmt = matched(stmt, lambda name: self.program.buffer(name).scope)
         source, target = self.program.buffer(stmt.src.buffer), self.program.buffer(stmt.dst.buffer)
         whole = stmt.dst if target.scope != "global" else stmt.src
         cost = self.rules.move(stmt, self.elements(whole, stmt), source, target)

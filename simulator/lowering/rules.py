@@ -10,6 +10,8 @@ from foretile.simulator.lowering.elementwise import Count
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy, Op
 
+OWN_PRODUCERS = "own_producers"  # annotation: no warps but the program's own fetch its tiles
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:

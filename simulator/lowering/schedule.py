@@ -23,6 +23,7 @@ from foretile.kernels.ir import (
     Buffer,
     Copy,
     For,
+    Gemm,
     Hint,
     If,
     Jump,
@@ -220,15 +221,16 @@ class Pipelines:
         return loop, filled
 
     def _ahead(self, s: If, loop: For) -> Sequence[Stmt]:
-        """A guarded prefetch of a later iteration's tiles, as this iteration's."""
+        """A guarded prefetch of a later iteration's tiles, as this iteration's.
+
+        Whole tiles are what is expected, where the other side fetches a tail in another way.
+        """
         name = loop.vars[0].name
-        if name not in variables(s.cond) or (s.orelse and not all(isinstance(x, _SILENT) for x in s.orelse)):
-            return (s,)
         if not any(_fetched(x) for x in s.then) or not all(
             _fetched(x) or isinstance(x, _SILENT) for x in s.then
         ):
             return (s,)
-        shift = _shift(s.cond, name)
+        shift = _shift(s.cond, name) if name in variables(s.cond) else 0
         back: dict[str, Expr] = {name: Binary("sub", Var(name), Const(shift))} if shift else {}
         return map_body(s.then, lambda e: substitute(e, back)) if back else s.then
 
@@ -264,7 +266,24 @@ class Pipelines:
                 d, _ = self.rings[b.name]
                 b = replace(b, shape=(*b.shape[:d], Const(1), *b.shape[d + 1 :]))
             buffers.append(b)
-        return _map_places(map_body(body, first_tile), region, self.rings), tuple(buffers)
+        mapped = _map_places(map_body(body, first_tile), region, self.rings)
+        return _in_order(mapped), tuple(buffers)
+
+
+def _in_order(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """Statements of which every one is done when it is: what completes later has its place by now."""
+    out: list[Stmt] = []
+    for s in body:
+        if isinstance(s, For | While):
+            s = replace(s, body=_in_order(s.body))
+        elif isinstance(s, If):
+            s = replace(s, then=_in_order(s.then), orelse=_in_order(s.orelse))
+        elif isinstance(s, Copy) and (s.mode or s.barrier is not None):
+            s = replace(s, mode="", barrier=None)
+        elif isinstance(s, Gemm) and (s.mode or s.barrier is not None):
+            s = replace(s, mode="", barrier=None, wait=None)
+        out.append(s)
+    return tuple(out)
 
 
 def _fetched(s: Stmt) -> bool:

@@ -9,7 +9,7 @@ from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import evaluate
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram, walk_stmts
 from foretile.simulator.lowering.elementwise import Count, convert_count
-from foretile.simulator.lowering.rules import Cost, Roles, require_block_scaling
+from foretile.simulator.lowering.rules import OWN_PRODUCERS, Cost, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
 
@@ -122,7 +122,8 @@ class SimtRules:
 
     def occupancy(self) -> Occupancy:
         m, p = self.machine, self.program
-        threads = self._lanes + (SCHEDULERS * m.warp_size if self.runs_ahead() else 0)
+        producers = self.runs_ahead() and p.annotation(OWN_PRODUCERS) is None
+        threads = self._lanes + (SCHEDULERS * m.warp_size if producers else 0)
         pad = sum(
             ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self._versions(b.name)
             for b in p.buffers
@@ -180,6 +181,8 @@ class SimtRules:
         if wanted:  # the compiler recomputes addresses and keeps less beside what the program holds
             room = m.register_bytes // 4 // (int(wanted) * p.threads)
             registers = max(fragments + _LEAST_REGISTERS, min(registers, room))
+            if p.annotation(OWN_PRODUCERS) is not None:  # roles that hold little leave theirs to the others
+                registers = min(registers, room)
         limit = min(m.registers_per_thread, _CONSUMER_REGISTERS if self.runs_ahead() else 1 << 16)
         if registers > limit:
             raise SimulationError(

@@ -23,6 +23,14 @@ class NumericsError(ValueError):
         self.loc = loc
 
 
+class Uneven(Exception):
+    """A region's extent differs by block: blocks of one extent have to be executed together."""
+
+    def __init__(self, extents: np.ndarray) -> None:
+        super().__init__("a region's extent differs by block")
+        self.extents = extents
+
+
 class Undefined(NumericsError):
     """A value was read that nothing has written."""
 

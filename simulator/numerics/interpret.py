@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,9 @@ from foretile.kernels.ir import (
     Transpose,
     While,
 )
+from foretile.simulator.copies import matched
 from foretile.simulator.numerics.aliases import Alias, put_back, view_tile
-from foretile.simulator.numerics.errors import NumericsError
+from foretile.simulator.numerics.errors import NumericsError, Uneven
 from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier, round_to
 from foretile.simulator.numerics.frame import Frame, Tile
@@ -44,6 +45,7 @@ from foretile.simulator.numerics.reductions import REDUCE_PAIR, raster, reduce
 from foretile.simulator.numerics.tensors import Box, GlobalTensor, gather, read_region, write_region
 from foretile.simulator.numerics.tileops import (
     atomic_tile,
+    decided,
     expand_sparse,
     finalize_reducer,
     hint,
@@ -90,7 +92,12 @@ class Machine:
     def run(self, body: tuple[Stmt, ...], frame: Frame) -> None:
         """Execute statements in order."""
         for stmt in body:
-            _ACTIONS[type(stmt)](self, stmt, frame)
+            try:
+                _ACTIONS[type(stmt)](self, stmt, frame)
+            except Uneven as uneven:  # before anything was done
+                for extent in np.unique(uneven.extents):
+                    with frame.only(uneven.extents == extent) as active:
+                        self.run((stmt,), active)
 
     def tile(self, name: str, frame: Frame) -> Tile:
         """A buffer on chip; of an alias, what it sees now (see :meth:`wrote`)."""
@@ -128,8 +135,10 @@ class Machine:
         for e in region.extents:
             extent = self.index(e, frame, loc)
             if not isinstance(extent, int):
-                raise NumericsError(f"a region of {region.buffer} has an extent that differs by block", loc)
-            extents.append(extent)
+                if np.ptp(extent):
+                    raise Uneven(extent)
+                extent = int(extent.flat[0])
+            extents.append(max(0, extent))
         return Box(tuple(self.index(e, frame, loc) for e in region.mins), tuple(extents))
 
     def read(self, region: Region, frame: Frame, loc: Loc | None) -> np.ndarray:
@@ -184,6 +193,11 @@ class Machine:
 
     def copy(self, s: Copy, frame: Frame) -> None:
         """A region to a region, converted to its type."""
+        held = self.loops.get(id(s))
+        if held is None:
+            held = self.loops[id(s)] = (s, matched(s, lambda name: self.scopes.get(name, "global")))
+        assert isinstance(held[1], Copy)
+        s = held[1]
         values = self.kept(s.src, frame, s.loc)
         source, target = self.dtypes[s.src.buffer], self.dtypes[s.dst.buffer]
         converted = values if source == target else convert(values, source, target)
@@ -220,7 +234,7 @@ class Machine:
         a = self.operand(s.a, s.a_scale, s.trans_a, s, frame)  # (block axes, M, K)
         b = self.operand(s.b, s.b_scale, not s.trans_b, s, frame).swapaxes(-1, -2)
         if s.clear_if is not None:
-            s = self._decided(s, frame)
+            s = decided(self, s, frame)
         tile, dtype = self.tile(s.c.buffer, frame), self.dtypes[s.c.buffer]
         box = self.box(s.c, frame, s.loc)
         if self.watch is not None:
@@ -250,16 +264,6 @@ class Machine:
             assert tile.data is not None
             tile.set(round_to(tile.data, dtype), owned=True)
         self.wrote(s.c.buffer, tile, frame)
-
-    def _decided(self, s: Gemm, frame: Frame) -> Gemm:
-        """A product that starts anew where a value says so; the sum is cleared in those blocks."""
-        assert s.clear_if is not None
-        anew = np.asarray(self.scope(frame, s.loc).value(s.clear_if)).astype(bool)
-        if anew.all() or not anew.any():
-            return replace(s, clear_accum=s.clear_accum or bool(anew.all()), clear_if=None)
-        with frame.only(anew) as active:
-            self.fill(Fill(s.c, Const(0.0, "float32"), loc=s.loc), active)
-        return replace(s, clear_if=None)
 
     def reduce(self, s: Reduce, frame: Frame) -> None:
         """A reduction along one dimension."""

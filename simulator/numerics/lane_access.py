@@ -104,9 +104,8 @@ class Access:
         """Tell the order of accesses about elements."""
         order = self.resident.order
         if order is not None:
-            order.touch(
-                self.number, name, around(indices, mask), loc, write=write, blocks=self.resident.where(mask)
-            )
+            order.blocks = None if mask is None else self.resident.having(mask)
+            order.touch(self.number, name, around(indices, mask), loc, write=write)
 
     # -- writing ---------------------------------------------------------------------------------
 

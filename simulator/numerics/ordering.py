@@ -43,7 +43,7 @@ class _Access:
     number: int  # of the asynchronous operation; 0: the team's threads themselves
     queue: str  # asynchronous operations of one queue run in order
     loc: Loc | None
-    blocks: np.ndarray | None = None  # which of the blocks that run together do it; None: all
+    blocks: np.ndarray | None  # in which of the blocks that run together (None: in all)
 
 
 @dataclass
@@ -54,6 +54,7 @@ class Ordering:
     known: list[Known] = field(init=False)
     accesses: dict[str, list[_Access]] = field(default_factory=dict)
     numbers: int = 0
+    blocks: np.ndarray | None = None  # which blocks the next accesses are of (None: all)
 
     def __post_init__(self) -> None:
         none = (0,) * len(self.names)
@@ -91,25 +92,22 @@ class Ordering:
         write: bool,
         number: int = 0,
         queue: str = "",
-        blocks: np.ndarray | None = None,
     ) -> None:
         """Note an access; refuse one that nothing orders after an earlier access it conflicts with.
-
-        ``blocks``: which of the blocks do it (one truth value a block), None for all of them.
 
         Raises:
             NumericsError: there is such an access.
         """
         known = self.known[team]
-        if blocks is not None and blocks.all():
-            blocks = None
-        new = _Access(box, write, team, known.steps[team], number, queue, loc, blocks)
+        new = _Access(box, write, team, known.steps[team], number, queue, loc, self.blocks)
         kept = []
         for old in self.accesses.get(name, ()):
             before = self._before(old, new, known)
-            if (old.write or write) and not before and _meet(old, new) and _overlap(old.box, box):
+            met = (old.write or write) and not before and _overlap(old.box, box)
+            if met and _common(old.blocks, new.blocks):
                 raise NumericsError(self._message(name, old, new), loc)
-            if not (before and (write or not old.write) and _within(old, new) and _covers(box, old.box)):
+            gone = before and (write or not old.write) and _covers(box, old.box)
+            if not (gone and _within(old.blocks, new.blocks)):
                 kept.append(old)
         kept.append(new)
         if len(kept) > _MANY:
@@ -142,21 +140,19 @@ class Ordering:
         )
 
 
-def _meet(a: _Access, b: _Access) -> bool:
-    """Whether some block does both."""
-    return a.blocks is None or b.blocks is None or bool(np.any(a.blocks & b.blocks))
-
-
-def _within(a: _Access, b: _Access) -> bool:
-    """Whether the blocks of ``a`` all do ``b``."""
-    return b.blocks is None or (a.blocks is not None and bool(np.all(b.blocks[a.blocks])))
-
-
 def _overlap(a: Box, b: Box) -> bool:
     both: Any = True
     for low, n, other, m in zip(a.mins, a.extents, b.mins, b.extents, strict=True):
         both = both & (np.asarray(low) < np.asarray(other) + m) & (np.asarray(other) < np.asarray(low) + n)
     return bool(np.any(both))
+
+
+def _common(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is None or b is None or bool((a & b).any())
+
+
+def _within(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return b is None or (a is not None and not (a & ~b).any())
 
 
 def _covers(a: Box, b: Box) -> bool:

@@ -83,17 +83,14 @@ class Resident:
         """How many blocks there are."""
         return int(np.prod(self.frame.axes))
 
-    def where(self, mask: Any) -> np.ndarray | None:
-        """By block, whether ``mask`` (block axes, then more) holds anywhere; None without a mask."""
-        if mask is None:
-            return None
-        axes = len(self.frame.axes)
-        inner = tuple(range(axes, np.ndim(mask)))
-        return self.flat(np.any(mask, axis=inner) if inner else mask)
-
     def flat(self, value: Any) -> np.ndarray:
         """A value by block, one after the other."""
         return np.broadcast_to(value, self.frame.axes).reshape(-1)
+
+    def having(self, mask: Any) -> np.ndarray | None:
+        """In which blocks any of the threads of ``mask`` are; None for all."""
+        found = self.flat(mask.any(axis=-1))
+        return None if found.all() else found
 
     def rank_in_cluster(self) -> np.ndarray:
         """Each block's number in its cluster (block axes), x fastest."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Var, evaluate, variables
+from foretile.kernels.expr import Expr, Var, evaluate, loads, variables
 from foretile.kernels.ir import Buffer, TileProgram
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.lane_tiles import uses_of
@@ -26,6 +26,12 @@ def dimensions(
             for extent, size in zip(parameter.shape, array.shape, strict=True):
                 if isinstance(extent, Var):
                     bound.setdefault(extent.name, size)
+    for program in launches:  # sizes that are one more than a dimension, or a multiple of it
+        for parameter in program.params:
+            array = tensors.get(parameter.name)
+            if array is not None and array.ndim == len(parameter.shape):
+                for extent, size in zip(parameter.shape, array.shape, strict=True):
+                    _solve(extent, size, bound)
     _absent(launches, tensors, bound)
     missing = sorted({v.name for program in launches for v in program.dims} - set(bound))
     if missing:
@@ -36,6 +42,20 @@ def dimensions(
             f"the kernel takes the number {', '.join(missing)}: give it with dims", launches[0].loc
         )
     return bound
+
+
+def _solve(extent: Expr, size: int, bound: dict[str, Any]) -> None:
+    """The one unknown of an extent that is linear in it."""
+    unknown = variables(extent) - set(bound)
+    if len(unknown) != 1 or loads(extent):
+        return
+    (name,) = unknown
+    zero, one, two = (int(evaluate(extent, {**bound, name: n})) for n in (0, 1, 2))
+    step = one - zero
+    if step and two - one == step and (size - zero) % step == 0:
+        found = (size - zero) // step
+        if int(evaluate(extent, {**bound, name: found})) == size:
+            bound[name] = found
 
 
 def _absent(

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.ir import AtomicAdd, Extern, FinalizeReducer, Gemm, Hint, Im2col, Loc, Region, Transpose
+from foretile.kernels.expr import Const
+from foretile.kernels.ir import (
+    AtomicAdd,
+    Extern,
+    Fill,
+    FinalizeReducer,
+    Gemm,
+    Hint,
+    Im2col,
+    Loc,
+    Region,
+    Transpose,
+)
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.evaluate import convert
 from foretile.simulator.numerics.formats import decode, storage
@@ -115,6 +128,17 @@ def scales(machine: Machine, region: Region, s: Gemm, depth: int, frame: Frame) 
     place = (first.reshape((*first.shape, 1, 1) if first.ndim else ()) + np.arange(depth)) // size
     place = np.broadcast_to(place, (*np.broadcast_shapes(values.shape[:-1], np.shape(place)[:-1]), depth))
     return np.take_along_axis(np.broadcast_to(values, (*place.shape[:-1], values.shape[-1])), place, axis=-1)
+
+
+def decided(machine: Machine, s: Gemm, frame: Frame) -> Gemm:
+    """A product that starts anew where a value says so; the sum is cleared in those blocks."""
+    assert s.clear_if is not None
+    anew = np.asarray(machine.scope(frame, s.loc).value(s.clear_if)).astype(bool)
+    if anew.all() or not anew.any():
+        return replace(s, clear_accum=s.clear_accum or bool(anew.all()), clear_if=None)
+    with frame.only(anew) as active:
+        machine.fill(Fill(s.c, Const(0.0, "float32"), loc=s.loc), active)
+    return replace(s, clear_if=None)
 
 
 def granularity(s: Gemm, region: Region) -> int | None:

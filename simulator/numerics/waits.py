@@ -58,8 +58,8 @@ class Waits:
         later = _later(s, machine.scopes)
         self.current = order.asynchronous() if later else 0
         queue = {"wgmma": f"wgmma{self.number}", "tcgen05": "tcgen05"}.get(later, "")
-        blocks = self.resident.where(mask)
-        machine.watch = partial(_watch, order, self.number, self.current, queue, blocks)
+        order.blocks = None if mask is None else self.resident.having(mask)
+        machine.watch = partial(_watch, order, self.number, self.current, queue)
 
     def issued(self, s: Stmt, mask: Any) -> None:
         """After a tile operation: where its end is made known."""
@@ -258,18 +258,10 @@ def _later(s: Stmt, scopes: Any) -> str:
 
 
 def _watch(
-    order: Any,
-    team: int,
-    number: int,
-    queue: str,
-    blocks: np.ndarray | None,
-    name: str,
-    box: Box,
-    loc: Loc | None,
-    write: bool,
+    order: Any, team: int, number: int, queue: str, name: str, box: Box, loc: Loc | None, write: bool
 ) -> None:
     low = tuple(int(np.min(m)) for m in box.mins)
     extents = tuple(
         int(np.max(m)) - first + n for m, first, n in zip(box.mins, low, box.extents, strict=True)
     )
-    order.touch(team, name, Box(low, extents), loc, write=write, number=number, queue=queue, blocks=blocks)
+    order.touch(team, name, Box(low, extents), loc, write=write, number=number, queue=queue)

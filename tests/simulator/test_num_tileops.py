@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lane_programs import Kernel, copy, gemm, loc, loop, put, tx, var
+from lane_programs import Kernel, Name, copy, gemm, loc, loop, put, tx, var, when
 
-from foretile.kernels.expr import Const, Var
+from foretile.kernels.expr import Binary, Const, Var
 from foretile.kernels.ir import (
+    AsyncWait,
     AtomicAdd,
     Buffer,
     Extern,
@@ -99,8 +101,6 @@ def test_views_of_tensors() -> None:
     x = k.tensor("X", (4, 6), "int32")
     y = k.tensor("Y", (24,), "int32")
     k.buffers.append(Buffer("flat", (Const(24),), "int32", "global", alias="X"))
-    from lane_programs import Name
-
     flat = Name(k.buffers[-1])
     program = k.program(put(flat[23 - tx()], tx()), put(y[tx()], x[tx() // 6, tx() % 6] * 2))
     found = execute(program, {"X": np.zeros((4, 6), np.int32)}).tensors
@@ -252,3 +252,74 @@ def test_opaque_code_is_refused_by_its_line() -> None:
     line = loc()
     with pytest.raises(NumericsError, match=rf"{line.file}:{line.line}: decode is inline device code"):
         execute(k.program(Extern("decode", writes=(y.box(),), source="__device__ …", loc=line)), {})
+
+
+def test_a_copy_takes_its_extents_from_the_nearer_buffer() -> None:
+    """A slice of computed length into a fragment is as long as the fragment (TileLang's rule)."""
+    k = Kernel(32, (3,))
+    x, y = k.tensor("X", (40,), "float32"), k.tensor("Y", (3, 16), "float32")
+    starts = k.tensor("S", (3,), "int32")
+    part = k.alloc("part", (16,), "float32", "fragment")
+    first = starts[var("bx")]
+    slice_of_x = replace(x.box((first, 16)), extents=((first + 16 - first).expr,))
+    program = k.program(copy(slice_of_x, part.box()), copy(part.box(), y.box(var("bx"), (0, 16))))
+    data, at = RNG.standard_normal(40).astype(np.float32), np.array([0, 7, 24], np.int32)
+    found = execute(program, {"X": data, "S": at}).tensors["Y"]
+    assert np.array_equal(found, data[at[:, None] + np.arange(16)])
+
+
+def test_regions_whose_extents_differ_by_block() -> None:
+    k = Kernel(32, (4,))
+    x, y = k.tensor("X", (4, 16), "float32"), k.tensor("Y", (4, 16), "float32")
+    n = k.tensor("N", (4,), "int32")
+    s = k.alloc("s", (16,), "float32", "shared")
+    b = var("bx")
+    some = replace(s.box(), extents=(n[b].expr,))
+    program = k.program(
+        Fill(s.box(), Const(-1.0, "float32"), loc=loc()),
+        copy(x.box(b, (0, 16)), some),
+        copy(s.box(), y.box(b, (0, 16))),
+    )
+    data, sizes = RNG.standard_normal((4, 16)).astype(np.float32), np.array([3, 0, 16, 3], np.int32)
+    expected = np.where(np.arange(16) < sizes[:, None], data, np.float32(-1))
+    assert np.array_equal(execute(program, {"X": data, "N": sizes}).tensors["Y"], expected)
+
+
+def test_sizes_one_more_than_a_dimension() -> None:
+    k = Kernel(32)
+    y = k.tensor("Y", (8,), "int32")
+    batch = Var("batch")
+    k.params.append(Buffer("C", (Binary("add", batch, Const(1)),), "int32", "global"))
+    program = k.program(when(tx() < 8, put(y[tx()], Value(batch, "int32"))))
+    program = replace(program, dims=(batch,))
+    assert execute(program, {"C": np.zeros(6, np.int32)}).tensors["Y"].tolist() == [5] * 8
+
+
+def test_blocks_do_different_things_to_one_buffer() -> None:
+    """What one block copies asynchronously another may write: they have their own."""
+    k = Kernel(32, (2,))
+    x, y = k.tensor("X", (32,), "float32"), k.tensor("Y", (2, 32), "float32")
+    s = k.alloc("s", (32,), "float32", "shared")
+    i, b = var("i"), var("bx")
+    other = For((Var("i"),), (Const(32),), "parallel", (put(s[i], 7.0),), loc=loc())
+    program = k.program(
+        when(b == 0, copy(x.box(), s.box(), mode="async"), orelse=(other,)),
+        when(b == 0, AsyncWait("cp_async", Const(0), loc=loc())),
+        copy(s.box(), y.box(b, (0, 32))),
+    )
+    data = RNG.standard_normal(32).astype(np.float32)
+    found = execute(program, {"X": data}).tensors["Y"]
+    assert np.array_equal(found, np.stack([data, np.full(32, 7, np.float32)]))
+
+
+def test_what_nothing_wrote_may_be_read_where_nobody_sees_it() -> None:
+    """A register of the untaken side is read and masked out; where it shows, the read is named."""
+    k = Kernel(32)
+    y = k.tensor("Y", (32,), "int32")
+    x, z = k.variable("x"), k.variable("z")
+    body = (when(tx() < 8, put(x, tx())), put(z, x & 0))
+    assert execute(k.program(*body, put(y[tx()], z)), {}).tensors["Y"].tolist() == [0] * 32
+    with pytest.raises(NumericsError, match=r"never written.*thread 8"):
+        execute(k.program(*body, put(y[tx()], x)), {})
+    loose = execute(k.program(*body, put(y[tx()], x)), {"Y": np.zeros(32, np.int32)})
+    assert np.array_equal(loose.undefined["Y"], np.arange(32) >= 8)
