@@ -16,6 +16,7 @@ from foretile.kernels.ir import (
     Fill,
     For,
     Gemm,
+    Hint,
     If,
     Reduce,
     Region,
@@ -222,7 +223,7 @@ class _Walker:
                     v.name: self._constant(e, inner) for v, e in zip(inner.vars, inner.extents, strict=True)
                 }
                 self._elementwise(inner.body, extents | more, guard, nodes)
-            else:
+            elif not isinstance(inner, Hint):  # a hint does nothing
                 raise SimulationError(
                     f"{self._where(inner)}{type(inner).__name__} inside T.Parallel cannot be timed; "
                     "tile operations belong outside it"
@@ -267,6 +268,8 @@ class _Walker:
             ]
         if isinstance(stmt, Sync):
             return [_op("barrier", "barrier", self.rules.barrier())]
+        if isinstance(stmt, Hint):
+            return []
         raise SimulationError(f"{self._where(stmt)}{type(stmt).__name__} cannot be timed")
 
     def _elements(self, region: Region, stmt: Stmt) -> int:
