@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Const, Expr, Load, evaluate, loads, substitute, variables
+from foretile.kernels.dtypes import DTYPES
+from foretile.kernels.expr import Const, Expr, Load, Var, evaluate, loads, substitute, variables
 from foretile.kernels.ir import Buffer, Extern, For, If, Region, Stmt, TileProgram, While, walk_stmts
 
 
@@ -85,14 +86,18 @@ def _mapped_region(region: Region, fn: Callable[[Expr], Expr]) -> Region:
 def bind(program: TileProgram, dims: Mapping[str, int]) -> TileProgram:
     """``program`` with the symbolic dimensions in ``dims`` replaced by numbers, constants folded.
 
-    Dimensions not named stay symbolic.
+    Dimensions not named stay symbolic. Parameters that are numbers are bound alike.
 
     Raises:
         ValueError: a name that is no symbolic dimension of the program, or a size that is not a
             whole number of at least one.
     """
     known = {d.name: d for d in program.dims}
+    scalars = {v.name: v for v in program.scalars}
     values: dict[str, Expr] = {}
+    for name in dims.keys() & scalars.keys():
+        values[name] = _scalar(program, scalars[name], dims[name])
+    dims = {name: size for name, size in dims.items() if name not in scalars}
     for name, size in dims.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -116,7 +121,24 @@ def bind(program: TileProgram, dims: Mapping[str, int]) -> TileProgram:
         return found
 
     mapped = map_exprs(program, bound)
-    return replace(mapped, dims=tuple(d for d in program.dims if d.name not in values))
+    return replace(
+        mapped,
+        dims=tuple(d for d in program.dims if d.name not in values),
+        scalars=tuple(v for v in program.scalars if v.name not in values),
+    )
+
+
+def _scalar(program: TileProgram, var: Var, value: Any) -> Const:
+    """The literal that a parameter's number is."""
+    kind = DTYPES[var.dtype].kind
+    wrong = ValueError(f"{program.name}: {var.name}={value!r} is not a {var.dtype}")
+    if kind == "float":
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise wrong
+        return Const(float(value), var.dtype)
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, int | np.integer):
+        raise wrong
+    return Const(bool(value) if kind == "bool" else int(value), var.dtype)
 
 
 def loop_extents(program: TileProgram) -> Iterator[tuple[For, tuple[int | None, ...]]]:

@@ -250,5 +250,5 @@ class _Counter:
             return np.asarray(evaluate(cond, self.env), dtype=np.float64)
         except KeyError as error:
             raise SimulationError(
-                f"a branch depends on {error.args[0]}, which tells threads of a block apart; it cannot be timed"
+                f"a branch depends on {error.args[0]}, which tells threads apart; it cannot be timed"
             ) from None
