@@ -66,6 +66,10 @@ def verify(
     Raises:
         OperatorError, ChipError: what is wrong, and what would be right.
     """
+    if ".py" in op:
+        raise OperatorError(
+            f"{op} has no reference to verify against; foretile.execute runs a kernel of your own"
+        )
     operator = load_operator(op)
     full = operator.shape(**shape)
     machine = load_chip(chip) if chip is not None else None

@@ -64,6 +64,7 @@ _EXTRA_NAMES = {
     "e5m2_float8": "float8_e5m2",
     "float8_e8m0fnu": "float8_e8m0",
     "float4_e2m1fn": "float4_e2m1",
+    "float8_e8m0fnu": "float8_e8m0",
     "int": "int32",
     "i32": "int32",
     "i8": "int8",

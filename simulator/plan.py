@@ -292,13 +292,21 @@ class _Counter:
         """Share of executions in which ``cond`` holds: over iterations of the innermost loop it uses."""
         inside = [name for name in self.open if name in variables(cond)]
         if not inside:
-            return np.asarray(evaluate(cond, self.env), dtype=np.float64)
+            return self._held(cond)
         name = inside[-1]
         start, step, trips = self.open[name]
         held = self.env[name]
         total: Array = 0.0
         for i in range(_LOOP_SAMPLES):
             self.env[name] = np.floor(start + step * np.floor(trips * (i + 0.5) / _LOOP_SAMPLES))
-            total = total + np.asarray(evaluate(cond, self.env), dtype=np.float64)
+            total = total + self._held(cond)
         self.env[name] = held
         return total / _LOOP_SAMPLES
+
+    def _held(self, cond: Expr) -> Array:
+        try:
+            return np.asarray(evaluate(cond, self.env), dtype=np.float64)
+        except KeyError as error:
+            raise SimulationError(
+                f"a branch depends on {error.args[0]}, which tells threads apart; it cannot be timed"
+            ) from None

@@ -100,7 +100,9 @@ def as_operator(
     for program in launches:
         if program.dims:
             free = ", ".join(v.name for v in program.dims)
-            raise SimulationError(f"{program.name}: bind {free} first (TileProgram.bind) to predict it")
+            raise SimulationError(
+                f"{program.name}: bind {free} first ({free.split(', ')[0]}=…, or TileProgram.bind)"
+            )
     return Operator(
         name=name or launches[0].name,
         doc="a traced tile program",

@@ -10,7 +10,7 @@ import numpy as np
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
-from foretile.kernels.operators._common import LOG2E, full, random_operand, size, whole
+from foretile.kernels.operators._common import LOG2E, every, full, random_operand, size, whole
 from foretile.kernels.operators._softmax import (
     alloc_rows,
     attention_adversarial,
@@ -88,7 +88,7 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
             return src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim]
 
         def visible(key: Any) -> Any:
-            return (key >= oldest and key < kv_len) if window else key < kv_len
+            return every([key >= oldest, key < kv_len]) if window else key < kv_len
 
         def cut(k: Any) -> Any:
             """Whether a tile has hidden keys: only those pay for a mask."""

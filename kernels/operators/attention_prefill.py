@@ -10,7 +10,7 @@ import numpy as np
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
-from foretile.kernels.operators._common import LOG2E, full, random_operand, size, whole
+from foretile.kernels.operators._common import LOG2E, every, full, random_operand, size, whole
 from foretile.kernels.operators._softmax import (
     alloc_rows,
     attention_adversarial,
@@ -80,7 +80,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
             def visible(query: Any, key: Any) -> Any:
                 if not causal:
                     return key < kv_len
-                return (key <= query and key > query - window) if window else key <= query
+                return every([key <= query, key > query - window]) if window else key <= query
 
             @T.macro
             def attend(k: Any, masked: bool) -> None:

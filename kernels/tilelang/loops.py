@@ -9,7 +9,7 @@ from foretile.kernels.ir import For, Hints, Loc, LoopKind, Stmt
 from foretile.kernels.tilelang.buffers import Buffers
 from foretile.kernels.tilelang.effects import Effects
 from foretile.kernels.tilelang.expressions import Expressions
-from foretile.kernels.tilelang.nodes import annotations_of, element_type, key, kind, number, refuse
+from foretile.kernels.tilelang.nodes import annotations_of, element_type, key, kind, number, op_name, refuse
 from foretile.kernels.tilelang.persistent import recognise
 from foretile.kernels.tilelang.tileops import hints_of
 
@@ -154,7 +154,7 @@ class Loops:
             return None
         # The front end binds the last coordinate first.
         points = [self.convert(value) for _, value in reversed(bound)]
-        body = node.body
+        body = _after_leaving(node.body)
         guard: Expr | None = None
         while kind(body) == "IfThenElse" and body.else_case is None:
             cond = self.convert.truth(body.condition)
@@ -190,6 +190,17 @@ class Loops:
         self.thread_keys[key(node.loop_var)] = "xyz".index(place)
         self.buffers.held.append(node.loop_var)
         return self.sequence([node.body])
+
+
+def _after_leaving(body: Any) -> Any:
+    """What follows the ``break`` that ends dealing, in versions that write one (0.1.14)."""
+    parts = list(body.seq) if kind(body) == "SeqStmt" else []
+    first = parts[0] if len(parts) == 2 else None
+    if first is None or kind(first) != "IfThenElse" or first.else_case is not None:
+        return body
+    left = first.then_case
+    breaks = kind(left) == "Evaluate" and kind(left.value) == "Call" and "break" in op_name(left.value)
+    return parts[1] if breaks else body
 
 
 class _Sequence:

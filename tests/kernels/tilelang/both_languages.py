@@ -48,7 +48,7 @@ def arithmetic(T: Any) -> Any:
                 elif N[i] == 2 or i > 40:
                     C[i, 1] = T.cast(N[i], "float32") / 3
                 else:
-                    C[i, 2] = T.clamp(f[0, 1], 0.0, 1.0)
+                    C[i, 2] = T.min(f[0, 1], 1.0) * 0.5
             T.copy(f, C[bx * 32, 0])
 
     return main
