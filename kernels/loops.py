@@ -79,10 +79,12 @@ class Loop:
                 tracer.emit(For(loop_vars, extents, "serial", body, loc=self.loc))
             return
         body = tracer.close_loop()
+        # T.Persistent groups its last axis; the program names the grouped one first.
+        turn = -1 if self.kind == "persistent" else 0
         tracer.emit(
             For(
-                variables,
-                self.extents,
+                (*variables[turn:], *variables[:turn]) if turn else variables,
+                (*self.extents[turn:], *self.extents[:turn]) if turn else self.extents,
                 self.kind,
                 body,
                 self.num_stages,
@@ -196,8 +198,9 @@ def Persistent(
     *,
     annotations: Any = None,
 ) -> Loop:
-    """The points of ``domain`` dealt to the blocks round robin.
+    """The points of ``domain`` dealt to the blocks round robin, in groups of ``group_size`` of its last axis.
 
+    Inside of a group the last index is fastest, then the others from the last but one to the first.
     ``index`` has to be the block index of a one-axis grid of ``wave_size`` blocks: the program says
     "each block takes every ``wave_size``-th point", and no other dealing.
     """

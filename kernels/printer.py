@@ -248,12 +248,12 @@ class Printer(ExprPrinter):
         yield from self.indented(s.body)
 
     def for_(self, s: For) -> Iterator[str]:
-        names = ", ".join(v.name for v in s.vars)
+        names = ", ".join(v.name for v in _written(s, s.vars))
         yield f"for {names} in {self.iterable(s)}:"
         yield from self.indented(s.body)
 
     def iterable(self, s: For) -> str:
-        extents = ", ".join(self.expr(e) for e in s.extents)
+        extents = ", ".join(self.expr(e) for e in _written(s, s.extents))
         if s.kind in ("parallel", "persistent"):
             if s.start is not None or s.step != 1:
                 raise ValueError(f"a {s.kind} loop over {extents} cannot have a start or a step")
@@ -340,6 +340,11 @@ class Printer(ExprPrinter):
             *([f"source={s.source!r}"] if s.source else []),
         ]
         yield f"T.extern({', '.join(parts)})"
+
+
+def _written(s: For, axes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The axes of a loop as written: ``T.Persistent`` groups its last one, which the program names first."""
+    return (*axes[1:], axes[0]) if s.kind == "persistent" else axes
 
 
 def _options(hints: Hints) -> list[str]:

@@ -76,7 +76,7 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
             A_shared = T.alloc_shared(a_tile, dtype)
             B_shared = T.alloc_shared(b_tile, dtype)
             C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
-            for row, bx in T.Persistent([batch * m_tiles, n_tiles], cores, block_id, group_size=group_size):
+            for bx, row in T.Persistent([n_tiles, batch * m_tiles], cores, block_id, group_size=group_size):
                 bz, by = row // m_tiles, row % m_tiles
                 multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, 0, T.ceildiv(K, block_K))
                 T.copy(C_local, C[bz, by * block_M, bx * block_N])

@@ -262,7 +262,7 @@ def sources(draw: st.DrawFn) -> str:
         d.lines.append(f"    with T.Kernel({draw(st.integers(1, 5))}, threads={threads}) as block:")
         wave = d.lines[-1].split("(")[1].split(",")[0]
         group = draw(st.sampled_from((0, 1, 2, 8)))
-        d.put(f"for by, bx in T.Persistent([{down}, {across}], {wave}, block, group_size={group}):")
+        d.put(f"for bx, by in T.Persistent([{across}, {down}], {wave}, block, group_size={group}):")
         d.depth += 1
     else:
         grid, names = ([across, down, batch], "bx, by, bz") if batch else ([across, down], "bx, by")

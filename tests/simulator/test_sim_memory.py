@@ -42,7 +42,7 @@ def persistent_program(rows: int, columns: int, cores: int, group: int) -> Workl
     def program(A: T.Tensor((rows, columns), "float32")) -> None:  # type: ignore[valid-type]
         with T.Kernel(cores, threads=128) as b:
             x = T.alloc_fragment((1,), "float32")
-            for r, c in T.Persistent([rows, columns], cores, b, group_size=group):
+            for c, r in T.Persistent([columns, rows], cores, b, group_size=group):
                 T.copy(A[r, c : c + 1], x)
 
     return lower(program, H100)
