@@ -13,7 +13,19 @@ from typing import Any
 
 from foretile.kernels.affine import normal_form
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary, call, substitute
+from foretile.kernels.expr import (
+    COMPARISONS,
+    Binary,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Load,
+    Var,
+    binary,
+    call,
+    substitute,
+)
 from foretile.kernels.infer import binary_dtype, dtype_of, is_float
 from foretile.kernels.ir import (
     Buffer,
@@ -112,6 +124,10 @@ def _explicit(e: Expr, dtypes: dict[str, str]) -> Expr:
             meet = "float32" if e.op == "div" and not is_float(meet) else meet
             a, b = _typed(a, meet, dtypes), _typed(b, meet, dtypes)
             a, b = (_sum(x) if not is_float(meet) and meet != "bool" else x for x in (a, b))
+            if e.op in COMPARISONS:
+                a, b = _narrow(a, dtypes), _narrow(b, dtypes)
+        elif e.op in ("floordiv", "mod") and not is_float(dtype_of(a, dtypes)):
+            a, b = _sum(a), _sum(b)
         if e.op in ("and", "or"):
             first, *rest = (*_operands(e.op, a), *_operands(e.op, b))
             made = first
@@ -138,6 +154,17 @@ def _explicit(e: Expr, dtypes: dict[str, str]) -> Expr:
     if isinstance(e, Load):
         return Load(e.buffer, tuple(_normal(i, dtypes) for i in e.indices))
     return e
+
+
+def _narrow(e: Expr, dtypes: dict[str, str]) -> Expr:
+    """A whole number as it was before a wider type took it in: comparisons find the same."""
+    if not isinstance(e, Cast) or e.bits:
+        return e
+    wide, own = DTYPES[e.dtype], DTYPES[dtype_of(e.a, dtypes)]
+    kinds = {wide.kind, own.kind}
+    room = wide.bits - (wide.kind == "int") - (own.bits - (own.kind == "int"))
+    fits = kinds <= {"int", "uint"} and room >= 0 and not (own.kind == "int" and wide.kind == "uint")
+    return e.a if fits else e
 
 
 def _operands(op: str, e: Expr) -> tuple[Expr, ...]:

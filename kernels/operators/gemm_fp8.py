@@ -80,7 +80,7 @@ def _product(shape: Shape, config: Config) -> TileProgram:
     tiles, group_size = [T.ceildiv(N, block_N), T.ceildiv(M, block_M)], max(1, config["swizzle"])
     steps = T.ceildiv(K, config["block_k"])
     persistent = config["variant"] == "persistent"
-    grid = (cores,) if persistent else tuple(reversed(tiles))
+    grid = (cores,) if persistent else tuple(tiles)
 
     @T.prim_func
     def gemm_fp8(

@@ -73,7 +73,7 @@ def _in_engine(shape: Shape, config: Config) -> TileProgram:
     block_M, block_N, cores = config["block_m"], config["block_n"], config["cores"]
     tiles, group_size = [T.ceildiv(N, block_N), T.ceildiv(M, block_M)], max(1, config["swizzle"])
     persistent = config["variant"] == "persistent"
-    grid = (cores,) if persistent else tuple(reversed(tiles))
+    grid = (cores,) if persistent else tuple(tiles)
 
     @T.prim_func
     def gemm_fp8_e8m0(

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from foretile.kernels.expr import Binary, Call, Const, Expr, evaluate
 from foretile.kernels.infer import dtype_of, is_float
-from foretile.kernels.ir import Buffer, Extern, For, Gemm, If, Stmt, TileProgram
+from foretile.kernels.ir import AtomicAdd, Buffer, Extern, For, Gemm, If, Stmt, TileProgram
 from foretile.kernels.printer import Printer
 
 # TileLang's names of the types that carry a suffix there for how they treat infinities and zero.
@@ -135,6 +135,13 @@ class _TileLangPrinter(Printer):
         start = [] if s.k_start is not None else ["k_start=0"]
         options = [*start, *(f"sf_{side}_granularity_k={group}" for side, group in groups.items())]
         yield f"{text.removesuffix(')')}, {', '.join(options)})"
+
+    def atomic_add(self, s: AtomicAdd) -> Iterator[str]:
+        source, _ = self.pair(s.src, s.dst)
+        if source == self.region(s.src):
+            yield from super().atomic_add(s)
+        else:  # the corner of a tile would be the one number to add everywhere
+            yield f"T.atomic_{s.kind}({self.region(s.dst)}, {self.region(s.src)})"
 
     def if_(self, s: If) -> Iterator[str]:
         if s.role:
