@@ -81,7 +81,7 @@ def traced(
         settings,
         programs,
         {name: int(full[name]) for name in free},
-        _workspace(operator, full) if operator.params and len(programs) > 1 else frozenset(),
+        _workspace(operator, full, programs) if operator.params and len(programs) > 1 else frozenset(),
     )
 
 
@@ -107,15 +107,14 @@ def _settings(
     return dict(predict(operator, shape, load_chip(chip), dict(config) if config else None).config)
 
 
-def _workspace(operator: Operator, shape: Shape) -> frozenset[str]:
-    """Tensors that carry values from one launch to the next only, told from a small example."""
+def _workspace(operator: Operator, shape: Shape, programs: tuple[TileProgram, ...]) -> frozenset[str]:
+    """Tensors that only carry values from launch to launch; a small example tells what the others are."""
     kinds = {p.name: shape[p.name] for p in operator.params if p.kind != "int"}
     small = operator.shape(**{**operator.example, **kinds})
     inputs = operator.inputs(small, np.random.default_rng(0))
-    known = {*inputs, *operator.reference(small, **inputs)}
-    found = operator.program(small, operator.configs(small)[0])
-    programs = (found,) if isinstance(found, TileProgram) else found
-    return frozenset(b.name for p in programs for b in p.params) - known
+    return frozenset(b.name for p in programs for b in p.params) - {
+        *inputs, *operator.reference(small, **inputs)
+    }  # fmt: skip
 
 
 def provenance(found: Traced) -> str:
