@@ -39,6 +39,19 @@ class Tensor:
         return tuple(e.value if isinstance(e, Const) else Result(e, "int32") for e in self.dims)
 
 
+class StridedTensor(Tensor):
+    """The type of a parameter whose rows lie apart: ``T.StridedTensor((m, k), (stride, 1), "float16")``."""
+
+    __slots__ = ("strides",)
+
+    def __init__(self, shape: Any, strides: Any, dtype: Any = "float32") -> None:
+        super().__init__(shape, dtype)
+        steps = strides if isinstance(strides, tuple | list) else (strides,)
+        self.strides = tuple(index_expr(s, "stride") for s in steps)
+        if len(self.strides) != len(self.dims):
+            fail(f"a tensor of {len(self.dims)} dimensions has as many strides, not {len(self.strides)}")
+
+
 def dynamic(names: str, dtype: Any = "int32") -> Any:
     """A symbolic dimension, bound to a number later; several names (``"m, n"``) give a tuple."""
     parts = names.replace(",", " ").split()
@@ -54,11 +67,15 @@ def dynamic(names: str, dtype: Any = "int32") -> Any:
 class KernelBlock:
     """``with T.Kernel(...)``: the grid of blocks, and the block's body."""
 
-    __slots__ = ("grid", "names", "threads")
+    __slots__ = ("cluster", "grid", "names", "shape", "threads")
 
-    def __init__(self, grid: tuple[Expr, ...], threads: int) -> None:
+    def __init__(
+        self, grid: tuple[Expr, ...], threads: int, shape: tuple[int, ...] = (), cluster: tuple[int, ...] = ()
+    ) -> None:
         self.grid = grid
         self.threads = threads
+        self.shape = shape
+        self.cluster = cluster
         self.names: tuple[str, ...] = ()
 
     def name(self, target: str | tuple[str, ...] | None) -> None:
@@ -81,6 +98,8 @@ class KernelBlock:
         chosen = tuple(d if n == "_" else n for n, d in zip(chosen, BLOCK_NAMES, strict=False))
         tracer.grid = self.grid
         tracer.threads = self.threads
+        tracer.thread_shape = self.shape
+        tracer.cluster = self.cluster
         tracer.block_vars = tuple(Var(tracer.unique(n)) for n in chosen)
         tracer.scopes.append([])
         indices = tuple(Index(v, "block") for v in tracer.block_vars)
@@ -93,7 +112,11 @@ class KernelBlock:
 
 
 def Kernel(
-    *blocks: Any, threads: Any = None, is_cpu: bool = False, prelude: str | None = None
+    *blocks: Any,
+    threads: Any = None,
+    is_cpu: bool = False,
+    prelude: str | None = None,
+    cluster_dims: Any = None,
 ) -> KernelBlock:
     """The grid of blocks (one to three extents, x first) and the threads of a block."""
     if not 1 <= len(blocks) <= 3:
@@ -105,7 +128,9 @@ def Kernel(
         if isinstance(e, Const) and e.value < 1:
             fail(f"grid extent {text(e)} of T.Kernel must be at least 1")
     count = DEFAULT_THREADS if threads is None else threads
+    shape: tuple[int, ...] = ()
     if isinstance(count, tuple | list):
+        shape = _solid(count)
         product = 1
         for part in count:
             product *= part
@@ -114,4 +139,17 @@ def Kernel(
         count = count.__index__()
     if isinstance(count, bool) or not isinstance(count, int) or count < 1 or count % 32:
         fail(f"threads={threads!r} of T.Kernel must be a positive multiple of 32")
-    return KernelBlock(grid, int(count))
+    cluster = () if cluster_dims is None else _sizes(cluster_dims)
+    return KernelBlock(grid, int(count), shape, cluster if any(n > 1 for n in cluster) else ())
+
+
+def _sizes(given: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in (given if isinstance(given, tuple | list) else (given,)))
+
+
+def _solid(given: Any) -> tuple[int, ...]:
+    """Extents of more than one axis, without the ones behind."""
+    kept = list(_sizes(given))
+    while len(kept) > 1 and kept[-1] == 1:
+        kept.pop()
+    return tuple(kept) if len(kept) > 1 else ()

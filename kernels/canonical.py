@@ -134,6 +134,8 @@ def _explicit(e: Expr, dtypes: dict[str, str]) -> Expr:
             for operand in rest:
                 made = binary(e.op, made, operand)
             return made
+        if e.op == "mod" and b == Const(1):
+            return Const(0)
         if e.op in ("gt", "ge"):
             return Binary("lt" if e.op == "gt" else "le", b, a)
         return binary(e.op, a, b) if not is_float(dtype_of(a, dtypes)) else Binary(e.op, a, b)
@@ -199,6 +201,10 @@ def _statements(body: tuple[Stmt, ...], dtypes: dict[str, str]) -> tuple[Stmt, .
 def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
     if isinstance(stmt, For):
         made = replace(stmt, body=_statements(stmt.body, dtypes), hints=tuple(sorted(stmt.hints)))
+        if made.start == Const(0):
+            made = replace(made, start=None)
+        if made.kind == "persistent" and isinstance(made.extents[0], Const):  # a group is no wider than all
+            made = replace(made, group_size=max(1, min(made.group_size, int(made.extents[0].value))))
         inner = made.body[0] if len(made.body) == 1 else None
         if (
             made.kind == "parallel"
@@ -238,16 +244,29 @@ class _Names:
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+        self.waiting: dict[str, Buffer] = {}
 
     def add(self, kind: str, name: str) -> str:
-        made = self.names[name] = f"{kind}{sum(n.startswith(kind) for n in self.names.values())}"
+        number = self.counts[kind] = self.counts.get(kind, -1) + 1
+        made = self.names[name] = f"{kind}{number}"
         return made
+
+    def place(self, name: str) -> str:
+        """The name of a buffer: allocations are numbered where they are first used."""
+        found = self.names.get(name)
+        if found is None:
+            owner = self.waiting[name].alias
+            if owner:
+                self.place(owner)
+            found = self.add("b", name)
+        return found
 
     def expr(self, e: Expr) -> Expr:
         if isinstance(e, Var):
             return Var(self.names.get(e.name, e.name), e.dtype)
         if isinstance(e, Load):
-            return Load(self.names[e.buffer], tuple(self.expr(i) for i in e.indices))
+            return Load(self.place(e.buffer), tuple(self.expr(i) for i in e.indices))
         if isinstance(e, Binary):
             return Binary(e.op, self.expr(e.a), self.expr(e.b))
         if isinstance(e, Call):
@@ -262,7 +281,7 @@ class _Names:
             return self.expr(part)
         if isinstance(part, Region):
             mins, extents = tuple(map(self.expr, part.mins)), tuple(map(self.expr, part.extents))
-            return Region(self.names[part.buffer], mins, extents)
+            return Region(self.place(part.buffer), mins, extents)
         if isinstance(part, Stmt):
             return self.stmt(part)
         if isinstance(part, tuple):
@@ -278,7 +297,7 @@ class _Names:
             part = getattr(stmt, f.name)
             if f.name in ("hints", "name", "source", "loc"):
                 continue
-            changes[f.name] = self.names[part] if f.name == "buffer" else self.any(part)
+            changes[f.name] = self.place(part) if f.name == "buffer" else self.any(part)
         return replace(stmt, **changes)
 
     def buffer(self, b: Buffer) -> Buffer:
@@ -301,9 +320,12 @@ def _renamed(program: TileProgram) -> TileProgram:
         names.add("v", v.name)
     for b in program.params:
         names.add("p", b.name)
-    for b in program.buffers:
-        names.add("b", b.name)
+    names.waiting = {b.name: b for b in program.buffers}
+    body = names.any(program.body)
+    for b in program.buffers:  # those that nothing uses
+        names.place(b.name)
     renamed: Callable[[Any], Any] = names.any
+    made = {names.names[b.name]: names.buffer(b) for b in program.buffers}
     return replace(
         program,
         name="kernel",
@@ -313,8 +335,8 @@ def _renamed(program: TileProgram) -> TileProgram:
         block_vars=renamed(program.block_vars),
         thread_vars=renamed(program.thread_vars),
         scalars=renamed(program.scalars),
-        buffers=tuple(names.buffer(b) for b in program.buffers),
-        body=renamed(program.body),
+        buffers=tuple(b for name, b in sorted(made.items(), key=lambda item: int(item[0][1:]))),
+        body=body,
         annotations=tuple(sorted(_annotation(k, v, names) for k, v in program.annotations)),
     )
 

@@ -17,7 +17,7 @@ from foretile.kernels.blocks import KernelBlock
 from foretile.kernels.errors import fail, here
 from foretile.kernels.expr import Const, Expr
 from foretile.kernels.handles import BufferHandle, Previous, RegionHandle, VarHandle
-from foretile.kernels.ir import If, Loc, Stmt, While
+from foretile.kernels.ir import If, Jump, Loc, Stmt, While
 from foretile.kernels.tracer import STATE, Tracer, current
 from foretile.kernels.values import Index, Poison, Result, Value, binary_value, function, operand
 
@@ -42,13 +42,14 @@ def _condition(condition: Any) -> Expr:
 class Branch:
     """One ``if`` statement: both branches are traced where the condition is symbolic."""
 
-    __slots__ = ("cond", "first", "loc", "symbolic", "tracer", "truth")
+    __slots__ = ("cond", "first", "loc", "role", "symbolic", "tracer", "truth")
 
     def __init__(self, condition: Any) -> None:
         truth = _truth(condition)
         self.truth = truth
         self.symbolic = truth is None
         self.first: tuple[Stmt, ...] = ()
+        self.role = ""
         if self.symbolic:
             self.loc = here()
             self.tracer = current("if")
@@ -62,9 +63,36 @@ class Branch:
         return (None,) if self.truth else ()
 
     def _then(self) -> Iterator[None]:
-        self.tracer.scopes.append([])
+        self.enter()
         yield None
-        self.first = tuple(self.tracer.scopes.pop())
+        self.leave()
+
+    def enter(self) -> bool:
+        """Whether the first branch is to be run or recorded; then :meth:`leave` ends it."""
+        if self.symbolic:
+            self.tracer.scopes.append([])
+            self.tracer.roles.append("")
+            return True
+        return bool(self.truth)
+
+    def leave(self) -> None:
+        """The first branch is complete."""
+        if self.symbolic:
+            self.first = tuple(self.tracer.scopes.pop())
+            self.role = self.tracer.roles.pop()
+
+    def enter_else(self) -> bool:
+        """Whether the second branch is to be run or recorded; then :meth:`leave_else` ends it."""
+        if self.symbolic:
+            self.tracer.scopes.append([])
+            return True
+        return not self.truth
+
+    def leave_else(self) -> None:
+        """The second branch is complete."""
+        if self.symbolic:
+            second = tuple(self.tracer.scopes.pop())
+            self.tracer.emit(If(self.cond, self.first, second, self.role, loc=self.loc))
 
     def orelse(self) -> Iterable[None]:
         """Once if the second branch is to be run or recorded."""
@@ -73,15 +101,14 @@ class Branch:
         return () if self.truth else (None,)
 
     def _orelse(self) -> Iterator[None]:
-        self.tracer.scopes.append([])
+        self.enter_else()
         yield None
-        second = tuple(self.tracer.scopes.pop())
-        self.tracer.emit(If(self.cond, self.first, second, loc=self.loc))
+        self.leave_else()
 
     def end(self) -> None:
         """Record the statement when it has no second branch."""
         if self.symbolic:
-            self.tracer.emit(If(self.cond, self.first, loc=self.loc))
+            self.tracer.emit(If(self.cond, self.first, (), self.role, loc=self.loc))
 
     def merge(
         self, names: tuple[str, ...], before: tuple[Any, ...], then: tuple[Any, ...], after: tuple[Any, ...]
@@ -203,6 +230,14 @@ def _record_while(tracer: Tracer, condition: Expr, loc: Loc | None) -> Iterator[
     yield None
     body = tracer.close_loop()
     tracer.emit(While(condition, body, loc=loc))
+
+
+def leaves(jump: str, run: LoopRun) -> bool:
+    """Whether a ``break`` or ``continue`` is done here; of a recorded loop it is recorded."""
+    if not run.traced:
+        return True
+    current(jump).emit(Jump("break" if jump == "break" else "continue", loc=here()))
+    return False
 
 
 def check_jump(jump: str, *runs: LoopRun) -> None:

@@ -12,8 +12,21 @@ from foretile.kernels.ir import Loc
 _HERE = Path(__file__).parent
 # Frames of these modules are ours; the nearest frame of any other file is the kernel's author's.
 _OWN_MODULES = (
-    *("affine", "blocks", "control", "errors", "expr", "frontend", "handles", "infer", "language"),
-    *("load", "loops", "mathops", "products", "rewriter", "syntax", "tileops", "tracer", "values"),
+    *("affine", "allocations", "blocks", "control", "errors", "expr", "frontend", "handles"),
+    *(
+        "hints",
+        "infer",
+        "language",
+        "load",
+        "loops",
+        "mathops",
+        "notes",
+        "products",
+        "rewriter",
+        "syntax",
+        "threads",
+    ),
+    *("tileops", "tracer", "values"),
 )
 _OWN_FILES = frozenset(str(_HERE / f"{name}.py") for name in _OWN_MODULES)
 _LOCS: dict[tuple[str, int], Loc] = {}

@@ -30,7 +30,8 @@ class FreeVariables:
         self.loc: Loc | None = None
 
     def buffers(self, buffers: Iterable[Buffer]) -> None:
-        """Shapes, strides and places of buffers."""
+        """Shapes, strides and places of buffers; a place may be that of a loop's iteration."""
+        self.bound |= self.closed
         for b in buffers:
             self.add(*b.shape, *b.strides)
             if b.offset is not None:

@@ -9,14 +9,14 @@ from functools import lru_cache
 from types import CodeType, FrameType, FunctionType
 from typing import Any, ParamSpec, TypeVar, overload
 
-from foretile.kernels.blocks import Tensor
+from foretile.kernels.blocks import StridedTensor, Tensor
 from foretile.kernels.errors import TraceError, fail, is_own
 from foretile.kernels.expr import Const, Expr, Var, variables
 from foretile.kernels.handles import BufferHandle
 from foretile.kernels.ir import Loc, TileProgram
 from foretile.kernels.rewriter import rewrite
 from foretile.kernels.tracer import STATE, Tracer
-from foretile.kernels.values import Index
+from foretile.kernels.values import DTypeName, Index, canonical
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,33 +76,41 @@ def macro(function: Any = None, **_options: Any) -> Any:
     return rewrite(function)
 
 
-def _parameters(function: FunctionType, tracer: Tracer, loc: Loc) -> list[BufferHandle]:
+def _parameters(function: FunctionType, tracer: Tracer, loc: Loc) -> list[BufferHandle | Index]:
     code = function.__code__
     count = code.co_argcount + code.co_kwonlyargcount
     if code.co_flags & 0x0C or code.co_kwonlyargcount or function.__defaults__:
         raise TraceError(f"{function.__name__}: parameters are plain tensors, without defaults or stars", loc)
     annotations = function.__annotations__
     scope: Any = None
-    handles = []
-    declared: list[Tensor] = []
+    handles: list[BufferHandle | Index] = []
+    declared: list[Tensor | Var] = []
     for name in code.co_varnames[:count]:
         kind = annotations.get(name)
         if type(kind) is str:  # T.float16 is a text too, but no annotation to evaluate
             if scope is None:
                 scope = _annotation_scope(function)
             kind = _evaluate(kind, function, scope, name, loc)
+        if isinstance(kind, DTypeName):
+            tracer.names.add(name)
+            tracer.scalars.append(Var(name, canonical(kind)))
+            declared.append(tracer.scalars[-1])
+            continue
         if not isinstance(kind, Tensor):
             what = "no annotation" if kind is None else f"the annotation {kind!r}"
             raise TraceError(
                 f"parameter `{name}` of {function.__name__} has {what}; declare it {name}: T.Tensor(shape, "
-                f"dtype) (scalars: a one-element tensor, or a T.dynamic dimension)",
+                f"dtype), a number {name}: T.int32",
                 loc,
             )
         declared.append(kind)
         tracer.names.add(name)
+    params = set(code.co_varnames[:count]) - {v.name for v in tracer.scalars}
     for kind in declared:
-        for e in kind.dims:
-            _reserve_dims(e, tracer, set(code.co_varnames[:count]), loc)
+        for e in kind.dims if isinstance(kind, Tensor) else ():
+            _reserve_dims(e, tracer, params, loc)
+        for e in kind.strides if isinstance(kind, StridedTensor) else ():
+            _reserve_dims(e, tracer, params, loc)
     for cell in function.__closure__ or ():
         try:
             value = cell.cell_contents
@@ -111,8 +119,13 @@ def _parameters(function: FunctionType, tracer: Tracer, loc: Loc) -> list[Buffer
         if isinstance(value, Index):
             tracer.names.add(value.name)
     for name, kind in zip(code.co_varnames[:count], declared, strict=True):
-        handles.append(BufferHandle(tracer, name, kind.dims, kind.dtype, "global"))
-    tracer.params = handles
+        if isinstance(kind, Var):
+            handles.append(Index(kind, "parameter"))
+            continue
+        handle = BufferHandle(tracer, name, kind.dims, kind.dtype, "global")
+        handle.strides = kind.strides if isinstance(kind, StridedTensor) else ()
+        handles.append(handle)
+    tracer.params = [h for h in handles if isinstance(h, BufferHandle)]
     return handles
 
 

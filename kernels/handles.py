@@ -29,7 +29,7 @@ class Previous:
 class BufferHandle:
     """A tensor or an on-chip allocation of the kernel being traced."""
 
-    __slots__ = ("_name", "dims", "dtype", "kind", "tracer")
+    __slots__ = ("_name", "address", "alias", "dims", "dtype", "kind", "notes", "offset", "strides", "tracer")
     __iter__ = None  # indexing never ends by itself, so iteration must not try
 
     def __init__(self, tracer: Tracer, name: str, dims: tuple[Expr, ...], dtype: str, kind: Scope) -> None:
@@ -38,6 +38,11 @@ class BufferHandle:
         self.dims = dims
         self.dtype = dtype
         self.kind: Scope = kind
+        self.strides: tuple[Expr, ...] = ()
+        self.alias = ""
+        self.offset: Expr | None = None
+        self.address: Load | None = None
+        self.notes: list[tuple[str, str]] = []  # annotations that wait for the name
 
     @property
     def name(self) -> str:
@@ -62,12 +67,13 @@ class BufferHandle:
         return len(self.dims)
 
     def scope(self) -> str:
-        """``global``, ``shared``, ``fragment``, ``local`` or ``var``."""
+        """``global``, ``shared``, ``fragment``, ``local``, ``var``, ``barrier`` or ``tmem``."""
         return self.kind
 
     def buffer(self) -> Buffer:
         """The declaration in the program."""
-        return Buffer(self.name, self.dims, self.dtype, self.kind)
+        more = (self.strides, self.alias, self.offset, self.address)
+        return Buffer(self.name, self.dims, self.dtype, self.kind, *more)
 
     def region(self) -> Region:
         """All of it."""

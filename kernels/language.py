@@ -7,76 +7,26 @@ name does is described in ``docs/language.md``; unknown names fail with the near
 from __future__ import annotations
 
 import difflib
-from typing import NoReturn
+from typing import Any
 
-from foretile.kernels.blocks import Kernel, Tensor, dynamic
+from foretile.kernels import allocations, mathops, notes, products, threads, tileops
+from foretile.kernels.allocations import *  # noqa: F403
+from foretile.kernels.blocks import Kernel, StridedTensor, Tensor, dynamic
 from foretile.kernels.errors import TraceError
 from foretile.kernels.frontend import macro, prim_func
 from foretile.kernels.loops import Parallel, Persistent, Pipelined, grid, serial, unroll, vectorized
-from foretile.kernels.mathops import (
-    Cast,
-    all_of,
-    any_of,
-    ceil,
-    ceildiv,
-    clamp,
-    cos,
-    erf,
-    exp,
-    exp2,
-    floor,
-    floordiv,
-    floormod,
-    if_then_else,
-    infinity,
-    isnan,
-    likely,
-    log,
-    log2,
-    max_value,
-    min_value,
-    rsqrt,
-    sigmoid,
-    sin,
-    sqrt,
-    tanh,
-    truncdiv,
-    truncmod,
-)
+from foretile.kernels.mathops import *  # noqa: F403
 from foretile.kernels.mathops import absolute as abs
 from foretile.kernels.mathops import if_then_else as Select
 from foretile.kernels.mathops import maximum as max
 from foretile.kernels.mathops import minimum as min
 from foretile.kernels.mathops import power as pow
 from foretile.kernels.mathops import round_ as round
-from foretile.kernels.products import GemmWarpPolicy, gemm, gemm_blockscaled
-from foretile.kernels.tileops import (
-    alloc_fragment,
-    alloc_local,
-    alloc_shared,
-    alloc_var,
-    annotate_l2_hit_ratio,
-    annotate_layout,
-    annotate_min_blocks_per_sm,
-    annotate_safe_value,
-    assume,
-    atomic_add,
-    atomic_max,
-    atomic_min,
-    clear,
-    copy,
-    cumsum,
-    fill,
-    make_swizzled_layout,
-    reduce,
-    reduce_absmax,
-    reduce_abssum,
-    reduce_max,
-    reduce_min,
-    reduce_sum,
-    sync_threads,
-    use_swizzle,
-)
+from foretile.kernels.notes import *  # noqa: F403
+from foretile.kernels.products import *  # noqa: F403
+from foretile.kernels.threads import *  # noqa: F403
+from foretile.kernels.threads import hint
+from foretile.kernels.tileops import *  # noqa: F403
 from foretile.kernels.values import DTypeName, cast, reinterpret
 
 Buffer = Tensor
@@ -110,75 +60,53 @@ bool = DTypeName("bool")
 float = DTypeName("float32")
 int = DTypeName("int32")
 
-_REFUSED = {
-    "per-thread code (lanes, shuffles, thread indices); a tile program says what a whole block does": """
-        get_thread_binding get_thread_bindings get_lane_idx get_warp_idx thread_binding launch_thread
-        shfl_sync shfl_xor_sync shfl_down shfl_up warp_reduce_sum warp_reduce_max tvm_warp_shuffle
-        sync_warp thread_return""",
-    "explicit barriers, asynchronous copies and warp roles; write T.Pipelined, lowering places them": """
-        alloc_barrier mbarrier_wait_parity mbarrier_arrive barrier_wait barrier_arrive
-        ptx_arrive_barrier async_copy tma_copy wgmma_gemm wait_wgmma tcgen05_gemm alloc_tmem ws
-        tcgen05_gemm_blockscaled mma_gemm_blockscaled
-        set_max_nreg no_set_max_nreg annotate_producer_reg_dealloc annotate_consumer_reg_alloc
-        ptx_cp_async ptx_commit_group ptx_wait_group""",
-    "code that is opaque to a simulator": """
-        call_extern call_intrin import_source ptx_mma ptx_ldmatrix""",
-}
+_HINTS = frozenset(
+    (
+        *("print", "device_assert", "set_max_nreg", "inc_max_nreg", "dec_max_nreg", "no_set_max_nreg"),
+        *("annotate_producer_reg_dealloc", "annotate_consumer_reg_alloc", "disable_warp_group_reg_alloc"),
+        *("fence_proxy_async", "pdl_sync", "pdl_trigger", "deallocate_tmem", "warpgroup_arrive"),
+        *("warpgroup_fence_operand", "tcgen05_before_thread_sync", "tcgen05_after_thread_sync"),
+        *("ptx_fence_barrier_init", "prefetch_tma_descriptor"),
+    )
+)
+_REFUSED = frozenset(["call_intrin", "ptx_mma", "ptx_ldmatrix", "ptx_cp_async", "tvm_mfma", "ws"])
 
 
-def __getattr__(name: str) -> NoReturn:
-    for reason, names in _REFUSED.items():
-        if name in names.split():
-            raise AttributeError(f"T.{name} is refused: {reason}")
-    near = difflib.get_close_matches(name, __all__, n=3)
-    hint = f"; did you mean {', '.join(f'T.{n}' for n in near)}?" if near else " (see docs/language.md)"
-    raise AttributeError(f"T.{name} is not part of the tile language{hint}")
+def __getattr__(name: str) -> Any:
+    if name in _HINTS:
+        return hint(name)
+    if name in _REFUSED:
+        raise AttributeError(
+            f"T.{name} is refused: it is not traced here; a kernel that needs it is imported from TileLang"
+        )
+    near = difflib.get_close_matches(name, [*_public(), *_HINTS], n=3)
+    hint_ = f"; did you mean {', '.join(f'T.{n}' for n in near)}?" if near else " (see docs/language.md)"
+    raise AttributeError(f"T.{name} is not part of the tile language{hint_}")
+
+
+def _public() -> list[str]:
+    """The names of the language."""
+    return __all__
 
 
 __all__ = [
     "Buffer",
-    "Cast",
-    "GemmWarpPolicy",
     "Kernel",
     "Parallel",
     "Persistent",
     "Pipelined",
     "Select",
     "Serial",
+    "StridedTensor",
     "Tensor",
     "TraceError",
     "Unroll",
     "Vectorized",
     "abs",
-    "all_of",
-    "alloc_fragment",
-    "alloc_local",
-    "alloc_shared",
-    "alloc_var",
-    "annotate_l2_hit_ratio",
-    "annotate_layout",
-    "annotate_min_blocks_per_sm",
-    "annotate_safe_value",
-    "any_of",
-    "assume",
-    "atomic_add",
-    "atomic_max",
-    "atomic_min",
     "bfloat16",
     "bool",
     "cast",
-    "ceil",
-    "ceildiv",
-    "clamp",
-    "clear",
-    "copy",
-    "cos",
-    "cumsum",
     "dynamic",
-    "erf",
-    "exp",
-    "exp2",
-    "fill",
     "float",
     "float4_e2m1",
     "float4_e2m1fn",
@@ -190,56 +118,33 @@ __all__ = [
     "float16",
     "float32",
     "float64",
-    "floor",
-    "floordiv",
-    "floormod",
-    "gemm",
-    "gemm_blockscaled",
     "grid",
-    "if_then_else",
-    "infinity",
     "int",
     "int4",
     "int8",
     "int16",
     "int32",
     "int64",
-    "isnan",
-    "likely",
-    "log",
-    "log2",
     "macro",
-    "make_swizzled_layout",
     "max",
-    "max_value",
     "min",
-    "min_value",
     "pow",
     "prim_func",
-    "reduce",
-    "reduce_absmax",
-    "reduce_abssum",
-    "reduce_max",
-    "reduce_min",
-    "reduce_sum",
     "reinterpret",
     "round",
-    "rsqrt",
     "serial",
-    "sigmoid",
-    "sin",
-    "sqrt",
     "symbolic",
-    "sync_threads",
-    "tanh",
     "tfloat32",
-    "truncdiv",
-    "truncmod",
     "uint8",
     "uint16",
     "uint32",
     "uint64",
     "unroll",
-    "use_swizzle",
     "vectorized",
 ]
+__all__ += allocations.__all__
+__all__ += notes.__all__
+__all__ += mathops.__all__
+__all__ += products.__all__
+__all__ += threads.__all__
+__all__ += tileops.__all__

@@ -11,7 +11,8 @@ from typing import Any
 from foretile.kernels.affine import difference, quotient_up
 from foretile.kernels.errors import fail, here
 from foretile.kernels.expr import Binary, Const, Expr, Var
-from foretile.kernels.ir import For, LoopKind
+from foretile.kernels.hints import hints
+from foretile.kernels.ir import For, Hints, LoopKind
 from foretile.kernels.messages import shape_text, text
 from foretile.kernels.tracer import current
 from foretile.kernels.values import Index, Value, index_expr
@@ -22,7 +23,10 @@ DEFAULT_NAMES = ("i", "j", "k", "l", "m", "n")
 class Loop:
     """A loop nest not yet entered; ``nested`` makes one serial loop a dimension (``T.grid``)."""
 
-    __slots__ = ("call", "extents", "group_size", "kind", "loc", "nested", "num_stages", "start", "step")
+    __slots__ = (
+        *("call", "extents", "group_size", "hints", "kind", "loc", "nested", "num_stages", "order"),
+        *("start", "step"),
+    )
 
     def __init__(
         self,
@@ -35,6 +39,8 @@ class Loop:
         num_stages: int = 0,
         group_size: int = 0,
         nested: bool = False,
+        hints: Hints = (),
+        order: tuple[int, ...] = (),
     ) -> None:
         self.call = call
         self.kind: LoopKind = kind
@@ -44,6 +50,8 @@ class Loop:
         self.num_stages = num_stages
         self.group_size = group_size
         self.nested = nested
+        self.hints = hints
+        self.order = order  # the author's indices in the program's order
         self.loc = here()
         for extent in extents:
             if type(extent) is Const and extent.value < 0:
@@ -79,18 +87,18 @@ class Loop:
                 tracer.emit(For(loop_vars, extents, "serial", body, loc=self.loc))
             return
         body = tracer.close_loop()
-        # T.Persistent groups its last axis; the program names the grouped one first.
-        turn = -1 if self.kind == "persistent" else 0
+        order = self.order or range(count)
         tracer.emit(
             For(
-                (*variables[turn:], *variables[:turn]) if turn else variables,
-                (*self.extents[turn:], *self.extents[:turn]) if turn else self.extents,
+                tuple(variables[i] for i in order),
+                tuple(self.extents[i] for i in order),
                 self.kind,
                 body,
                 self.num_stages,
                 self.group_size,
                 self.start,
                 self.step,
+                self.hints,
                 loc=self.loc,
             )
         )
@@ -133,8 +141,11 @@ def Parallel(
     prefer_async: bool | None = None,
     annotations: Any = None,
 ) -> Loop:
-    """A loop nest whose iterations are spread over the block's threads (the hints are not used)."""
-    return Loop("T.Parallel", "parallel", _extents("T.Parallel", extents))
+    """A loop nest whose iterations are spread over the block's threads; keywords are hints."""
+    noted = hints(
+        annotations, coalesced_width=coalesced_width, loop_layout=loop_layout, prefer_async=prefer_async
+    )
+    return Loop("T.Parallel", "parallel", _extents("T.Parallel", extents), hints=noted)
 
 
 def Pipelined(
@@ -150,18 +161,19 @@ def Pipelined(
 ) -> Loop:
     """A loop whose copies run ahead of its compute, ``num_stages`` buffers deep.
 
-    ``order``, ``stage``, ``sync`` and ``group`` (manual schedules) are accepted and not used.
+    ``order`` and ``stage`` (manual schedules) are kept as hints, ``sync`` and ``group`` are not used.
     """
     if isinstance(num_stages, bool) or not isinstance(num_stages, int) or num_stages < 0:
         fail(f"num_stages={num_stages!r} of T.Pipelined must be a whole number of at least 0")
     first, size, _ = _span("T.Pipelined", start, stop, None)
-    return Loop("T.Pipelined", "pipelined", (size,), start=first, num_stages=num_stages)
+    noted = hints(annotations, order=order or None, stage=stage or None)
+    return Loop("T.Pipelined", "pipelined", (size,), start=first, num_stages=num_stages, hints=noted)
 
 
 def serial(start: Any, stop: Any = None, step: Any = None, *, annotations: Any = None) -> Loop:
     """An ordinary loop over ``range(start, stop, step)``."""
     first, size, by = _span("T.serial", start, stop, step)
-    return Loop("T.serial", "serial", (size,), start=first, step=by)
+    return Loop("T.serial", "serial", (size,), start=first, step=by, hints=hints(annotations))
 
 
 def unroll(
@@ -175,13 +187,14 @@ def unroll(
 ) -> Loop:
     """An ordinary loop that the device unrolls."""
     first, size, by = _span("T.unroll", start, stop, step)
-    return Loop("T.unroll", "unroll", (size,), start=first, step=by)
+    noted = hints(annotations, explicit=explicit or None, unroll_factor=unroll_factor)
+    return Loop("T.unroll", "unroll", (size,), start=first, step=by, hints=noted)
 
 
 def vectorized(start: Any, stop: Any = None, *, annotations: Any = None) -> Loop:
-    """A loop one thread does with vector instructions; traced as :func:`unroll`."""
+    """A loop that one thread does with vector instructions."""
     first, size, by = _span("T.vectorized", start, stop, None)
-    return Loop("T.vectorized", "unroll", (size,), start=first, step=by)
+    return Loop("T.vectorized", "vectorized", (size,), start=first, step=by, hints=hints(annotations))
 
 
 def grid(*extents: Any) -> Loop:
@@ -198,9 +211,10 @@ def Persistent(
     *,
     annotations: Any = None,
 ) -> Loop:
-    """The points of ``domain`` dealt to the blocks round robin, in groups of ``group_size`` of its last axis.
+    """The points of ``domain`` dealt to the blocks round robin.
 
-    Inside of a group the last index is fastest, then the others from the last but one to the first.
+    The last coordinate advances within a group of ``group_size`` first, then the others from the last but
+    one to the first, then the group, as TileLang deals them.
     ``index`` has to be the block index of a one-axis grid of ``wave_size`` blocks: the program says
     "each block takes every ``wave_size``-th point", and no other dealing.
     """
@@ -220,6 +234,7 @@ def Persistent(
         fail(f"wave_size {text(wave)} of T.Persistent is not the grid's extent {text(tracer.grid[0])}")
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 0:
         fail(f"group_size={group_size!r} of T.Persistent must be a whole number of at least 0")
-    if num_stages:
-        fail("num_stages of T.Persistent is not supported; pipeline the inner loop with T.Pipelined")
-    return Loop("T.Persistent", "persistent", extents, group_size=group_size)
+    noted = hints(annotations, num_stages=num_stages or None)
+    # The program names the grouped coordinate first.
+    order = (len(extents) - 1, *range(len(extents) - 1))
+    return Loop("T.Persistent", "persistent", extents, group_size=group_size, hints=noted, order=order)

@@ -43,6 +43,25 @@ floor = _unary("floor", "Largest whole number not above ``x``.")
 ceil = _unary("ceil", "Smallest whole number not below ``x``.")
 round_ = _unary("round", "Nearest whole number, ties to even.")
 isnan = _unary("isnan", "Whether ``x`` is not a number.")
+isinf = _unary("isinf", "Whether ``x`` is infinite.")
+isfinite = _unary("isfinite", "Whether ``x`` is a finite number.")
+log10 = _unary("log10", "Decimal logarithm.")
+log1p = _unary("log1p", "``log(1 + x)``.")
+exp10 = _unary("exp10", "10 to the power ``x``.")
+tan = _unary("tan", "Tangent.")
+asin = _unary("asin", "Arc sine.")
+acos = _unary("acos", "Arc cosine.")
+atan = _unary("atan", "Arc tangent.")
+sinh = _unary("sinh", "Hyperbolic sine.")
+cosh = _unary("cosh", "Hyperbolic cosine.")
+asinh = _unary("asinh", "Inverse hyperbolic sine.")
+acosh = _unary("acosh", "Inverse hyperbolic cosine.")
+atanh = _unary("atanh", "Inverse hyperbolic tangent.")
+trunc = _unary("trunc", "Whole part of ``x``.")
+rcp = _unary("rcp", "Reciprocal.")
+popcount = _unary("popc", "How many bits are set.")
+clz = _unary("clz", "How many bits in front are not set.")
+ffs = _unary("ffs", "The place of the lowest bit that is set, from 1; 0 of zero.")
 
 
 def _plain(*values: Any) -> bool:
@@ -66,6 +85,22 @@ def _two(op: str) -> Callable[[Any, Any], Any]:
 def clamp(x: Any, low: Any, high: Any) -> Value:
     """``x`` limited to ``low`` … ``high``."""
     return function("clamp", x, low, high)
+
+
+def _several(fn: str, doc: str) -> Callable[..., Value]:
+    def apply(*args: Any) -> Value:
+        return function(fn, *args)
+
+    apply.__name__ = apply.__qualname__ = fn
+    apply.__doc__ = doc
+    return apply
+
+
+atan2 = _several("atan2", "Angle of the point (``y``, ``x``).")
+hypot = _several("hypot", "Length of the vector (``x``, ``y``).")
+fmod = _several("fmod", "Remainder with the sign of the first.")
+copysign = _several("copysign", "The first with the sign of the second.")
+fma = _several("fma", "``a · b + c``, rounded once.")
 
 
 def power(x: Any, y: Any) -> Value:
@@ -115,14 +150,14 @@ def truncdiv(a: Any, b: Any) -> Any:
     """``a / b`` rounded towards zero."""
     if isinstance(a, int) and isinstance(b, int):
         return int(math.copysign(1, a) * math.copysign(1, b)) * (abs(a) // abs(b))
-    q = binary_value("floordiv", function("abs", a), function("abs", b))
-    opposite = binary_value("ne", binary_value("lt", a, 0), binary_value("lt", b, 0))
-    return function("if_then_else", opposite, -q, q)
+    return binary_value("truncdiv", a, b)
 
 
 def truncmod(a: Any, b: Any) -> Any:
     """Remainder of :func:`truncdiv`, with the sign of ``a``."""
-    return a - truncdiv(a, b) * b
+    if isinstance(a, int) and isinstance(b, int):
+        return a - truncdiv(a, b) * b
+    return binary_value("truncmod", a, b)
 
 
 def Cast(dtype: Any, value: Any) -> Value:
@@ -223,3 +258,60 @@ def any_of(*args: Any) -> Value:
 def all_of(*args: Any) -> Value:
     """Whether all of the conditions, or all elements of a (small) buffer or slice, are true."""
     return _tree("and", _truths("T.all_of", args))
+
+
+__all__ = [
+    "Cast",
+    "acos",
+    "acosh",
+    "all_of",
+    "any_of",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "ceil",
+    "ceildiv",
+    "clamp",
+    "clz",
+    "copysign",
+    "cos",
+    "cosh",
+    "erf",
+    "exp",
+    "exp2",
+    "exp10",
+    "ffs",
+    "floor",
+    "floordiv",
+    "floormod",
+    "fma",
+    "fmod",
+    "hypot",
+    "if_then_else",
+    "infinity",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "likely",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "max_value",
+    "min_value",
+    "popcount",
+    "rcp",
+    "rsqrt",
+    "sigmoid",
+    "sin",
+    "sinh",
+    "sqrt",
+    "tan",
+    "tanh",
+    "trunc",
+    "truncdiv",
+    "truncmod",
+]
+"""The names that are part of the language."""

@@ -30,18 +30,18 @@ def assigned_names(nodes: Iterable[ast.AST]) -> list[str]:
 
 
 def jump_in(nodes: Iterable[ast.stmt]) -> str:
-    """``break``, ``continue`` or ``return`` that leaves ``nodes``; empty if none does."""
+    """``break``, ``continue`` or ``return`` that leaves ``nodes``; empty if none does.
+
+    A ``return`` is named before the others.
+    """
+    nodes = list(nodes)
+    if any(isinstance(node, ast.Return) for node in walk_until(nodes, INNER_SCOPES)):
+        return "return"
     for node in walk_until(nodes, (*INNER_SCOPES, ast.For, ast.While)):
         if isinstance(node, ast.Break):
             return "break"
         if isinstance(node, ast.Continue):
             return "continue"
-        if isinstance(node, ast.Return):
-            return "return"
-        if isinstance(node, ast.For | ast.While):
-            for inner in walk_until(node.body + node.orelse, INNER_SCOPES):
-                if isinstance(inner, ast.Return):
-                    return "return"
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from foretile.kernels.expr import Const, Load
+from foretile.kernels.expr import Const, Load, variables
 from foretile.kernels.infer import is_float
 from foretile.kernels.ir import (
     AsyncCommit,
@@ -34,6 +34,7 @@ from foretile.kernels.ir import (
     TileProgram,
     Transpose,
     While,
+    walk_stmts,
 )
 from foretile.kernels.print_expr import ExprPrinter, stop_of
 
@@ -65,6 +66,11 @@ def script(program: TileProgram, header: bool = False) -> str:
 
 class Printer(ExprPrinter):
     """Writes one program."""
+
+    def __init__(self, program: TileProgram) -> None:
+        super().__init__(program)
+        self.loop_names = {v.name for s in walk_stmts(program.body) if isinstance(s, For) for v in s.vars}
+        self.bound: set[str] = set()
 
     def lines(self, header: bool) -> Iterator[str]:
         program = self.program
@@ -102,7 +108,8 @@ class Printer(ExprPrinter):
         for i, var in enumerate(self.program.thread_vars):
             yield f"{var.name} = T.get_thread_binding({i})"
         for b in self.program.buffers:
-            yield f"{b.name} = {self.allocation(b)}"
+            if not self.later(b):
+                yield f"{b.name} = {self.allocation(b)}"
         for key, value in self.program.annotations:
             kind, _, name = key.partition(":")
             if kind in _DECLARED:
@@ -248,12 +255,24 @@ class Printer(ExprPrinter):
         yield from self.indented(s.body)
 
     def for_(self, s: For) -> Iterator[str]:
-        names = ", ".join(v.name for v in _written(s, s.vars))
+        names = ", ".join(v.name for v in _spoken(s, s.vars))
         yield f"for {names} in {self.iterable(s)}:"
+        inside = {v.name for v in s.vars}
+        self.bound |= inside
+        for b in self.program.buffers:
+            needed = self.later(b)
+            if needed & inside and needed <= self.bound:
+                yield f"{INDENT}{b.name} = {self.allocation(b)}"
         yield from self.indented(s.body)
+        self.bound -= inside
+
+    def later(self, b: Buffer) -> set[str]:
+        """The loop variables that say where a buffer lies: it is declared where they are known."""
+        places = [e for e in (b.offset, b.address) if e is not None]
+        return {name for e in places for name in variables(e)} & self.loop_names
 
     def iterable(self, s: For) -> str:
-        extents = ", ".join(self.expr(e) for e in _written(s, s.extents))
+        extents = ", ".join(self.expr(e) for e in _spoken(s, s.extents))
         if s.kind in ("parallel", "persistent"):
             if s.start is not None or s.step != 1:
                 raise ValueError(f"a {s.kind} loop over {extents} cannot have a start or a step")
@@ -342,9 +361,9 @@ class Printer(ExprPrinter):
         yield f"T.extern({', '.join(parts)})"
 
 
-def _written(s: For, axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The axes of a loop as written: ``T.Persistent`` groups its last one, which the program names first."""
-    return (*axes[1:], axes[0]) if s.kind == "persistent" else axes
+def _spoken(s: For, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A loop's variables or extents as one writes them: the grouped coordinate of dealt points is last."""
+    return (*parts[1:], parts[0]) if s.kind == "persistent" else parts
 
 
 def _options(hints: Hints) -> list[str]:

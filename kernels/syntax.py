@@ -156,6 +156,8 @@ class Rewriter(ast.NodeTransformer):
         """Record or run the branches."""
         jump = jump_in([*node.body, *node.orelse])
         test = self.visit(node.test)
+        if jump in ("break", "continue"):
+            return self._leaving(node, test)
         if jump:
             node.test = ast.copy_location(call("concrete", test, ast.Constant(value=jump)), node.test)
             node.body = self._block(node.body)
@@ -175,6 +177,32 @@ class Rewriter(ast.NodeTransformer):
                 symbolic = ast.Attribute(value=load_name(run), attr="symbolic", ctx=ast.Load())
                 out.append(ast.If(test=symbolic, body=[restore], orelse=[]))
             out.append(self._once(method(run, "orelse"), self._block(node.orelse)))
+        else:
+            out.append(ast.Expr(value=method(run, "end")))
+        if names:
+            after = load_tuple(names) if node.orelse else load_name(before)
+            merged = method(run, "merge", strings(names), load_name(before), load_name(then), after)
+            out.append(ast.Assign(targets=[store_tuple(names)], value=merged))
+        return out
+
+    def _leaving(self, node: ast.If, test: ast.expr) -> list[ast.stmt]:
+        """An ``if`` out of which a loop is left: its branches are no loops of their own."""
+        names = self._tracked([*node.body, *node.orelse])
+        run, before, then = self._fresh("if"), self._fresh("before"), self._fresh("then")
+        symbolic = ast.Attribute(value=load_name(run), attr="symbolic", ctx=ast.Load())
+        out: list[ast.stmt] = [ast.Assign(targets=[store_name(run)], value=call("branch", test))]
+        if names:
+            out.append(ast.Assign(targets=[store_name(before)], value=load_tuple(names)))
+        first = [*self._block(node.body), ast.Expr(value=method(run, "leave"))]
+        out.append(ast.If(test=method(run, "enter"), body=first, orelse=[]))
+        if names:
+            out.append(ast.Assign(targets=[store_name(then)], value=load_tuple(names)))
+        if node.orelse:
+            if names:
+                restore = ast.Assign(targets=[store_tuple(names)], value=load_name(before))
+                out.append(ast.If(test=symbolic, body=[restore], orelse=[]))
+            second = [*self._block(node.orelse), ast.Expr(value=method(run, "leave_else"))]
+            out.append(ast.If(test=method(run, "enter_else"), body=second, orelse=[]))
         else:
             out.append(ast.Expr(value=method(run, "end")))
         if names:
@@ -237,9 +265,15 @@ class Rewriter(ast.NodeTransformer):
             out.append(ast.Assign(targets=[store_tuple(names)], value=left))
         return out
 
-    def visit_Break(self, node: ast.Break) -> list[ast.stmt]:
-        """Check that the loop left is a Python loop."""
-        return [self._check("break", self.loops[-1:]), node]
+    def visit_Break(self, node: ast.Break) -> ast.stmt:
+        """Leave a Python loop; record that a recorded one is left."""
+        test = call("leaves", ast.Constant(value="break"), load_name(self.loops[-1]))
+        return ast.If(test=test, body=[node], orelse=[])
+
+    def visit_Continue(self, node: ast.Continue) -> ast.stmt:
+        """End an iteration of a Python loop; record that of a recorded one."""
+        test = call("leaves", ast.Constant(value="continue"), load_name(self.loops[-1]))
+        return ast.If(test=test, body=[node], orelse=[])
 
     def visit_Return(self, node: ast.Return) -> list[ast.stmt] | ast.stmt:
         """Check that all loops left are Python loops."""

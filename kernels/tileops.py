@@ -2,81 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from foretile.kernels.allocations import place_of
 from foretile.kernels.errors import fail, here
-from foretile.kernels.expr import Const, Expr
+from foretile.kernels.expr import Const, Expr, binary
 from foretile.kernels.handles import (
     ONE,
     BufferHandle,
     Element,
     Previous,
     RegionHandle,
-    VarHandle,
     match,
     region_of,
     side,
 )
+from foretile.kernels.hints import hints
 from foretile.kernels.ir import (
     AtomicAdd,
     Copy,
+    CopyMode,
     CumSum,
     Fill,
+    FinalizeReducer,
+    Hints,
+    Im2col,
     Reduce,
     ReduceKind,
-    Scope,
     Store,
-    Swizzle,
-    Sync,
+    Transpose,
 )
-from foretile.kernels.messages import shape_text, text
+from foretile.kernels.messages import shape_text
 from foretile.kernels.tracer import current
-from foretile.kernels.values import Result, Value, canonical, coerced, constant
+from foretile.kernels.values import Result, coerced, index_expr
 
-REDUCE_KINDS: dict[str, ReduceKind] = {k: k for k in ("sum", "max", "min", "absmax", "abssum")}
-
-
-def _alloc(call: str, shape: Any, dtype: Any, scope: Scope) -> BufferHandle:
-    tracer = current(call)
-    tracer.need_kernel(call)
-    dims: list[Expr] = []
-    for size in shape if isinstance(shape, tuple | list) else (shape,):
-        e = size.expr if isinstance(size, Value) else constant(size)
-        if not isinstance(e, Const):
-            fail(
-                f"{call} with the symbolic extent {text(e)}; on-chip shapes must be constants, known when "
-                f"the kernel is traced"
-            )
-        if isinstance(e.value, bool) or not isinstance(e.value, int) or e.value < 1:
-            fail(f"{call}: extent {e.value!r} must be a whole number of at least 1")
-        dims.append(Const(e.value))
-    handle = BufferHandle(tracer, "", tuple(dims), canonical(dtype), scope)
-    tracer.buffers.append(handle)
-    return handle
-
-
-def alloc_shared(shape: Any, dtype: Any, scope: str = "shared.dyn") -> BufferHandle:
-    """A scratchpad tile shared by the block's threads."""
-    return _alloc("T.alloc_shared", shape, dtype, "shared")
-
-
-def alloc_fragment(shape: Any, dtype: Any, scope: str = "local.fragment") -> BufferHandle:
-    """A tile spread over the registers of the block's threads."""
-    return _alloc("T.alloc_fragment", shape, dtype, "fragment")
-
-
-def alloc_local(shape: Any, dtype: Any, scope: str = "local") -> BufferHandle:
-    """A small array private to each thread."""
-    return _alloc("T.alloc_local", shape, dtype, "local")
-
-
-def alloc_var(dtype: Any, *args: Any, init: Any = None, scope: str = "local.var") -> VarHandle:
-    """A scalar variable: assigning to its Python name stores, using the name loads."""
-    if args and not isinstance(args[0], str):
-        init, args = args[0], args[1:]
-    handle = _alloc("T.alloc_var", (1,), dtype, "var")
-    return VarHandle(handle, None if init is None else coerced(init, handle.dtype))
+_KINDS: tuple[ReduceKind, ...] = ("sum", "max", "min", "absmax", "abssum", "bitand", "bitor", "bitxor")
+REDUCE_KINDS: dict[str, ReduceKind] = {k: k for k in _KINDS}
 
 
 def copy(
@@ -87,14 +48,66 @@ def copy(
     eviction_policy: str | None = None,
     annotations: Any = None,
     loop_layout: Any = None,
+    **others: Any,
 ) -> None:
-    """Copy a tile; element against element is a plain store. The keyword hints are not used."""
+    """Copy a tile; element against element is a plain store. Keywords are hints to the compiler."""
     if isinstance(src, Element) and isinstance(dst, Element):
         # Two single elements: TileLang's copy is a scalar store here.
         dst.handle.store(tuple(Result(i, "int32") for i in dst.indices), src)
         return
-    _, source, handle, target = match(src, dst, "T.copy")
-    current("T.copy").emit(Copy(source, target, loc=here()), handle.name)
+    given = hints(
+        annotations,
+        coalesced_width=coalesced_width,
+        disable_tma=disable_tma or None,
+        eviction_policy=eviction_policy,
+        loop_layout=loop_layout,
+        **others,
+    )
+    _copy("T.copy", src, dst, "", None, given)
+
+
+def _copy(call: str, src: Any, dst: Any, mode: CopyMode, barrier: Any, given: Hints) -> None:
+    _, source, handle, target = match(src, dst, call)
+    place = None if barrier is None else place_of(barrier, f"barrier of {call}")
+    current(call).emit(Copy(source, target, mode, place, given, loc=here()), handle.name)
+
+
+def async_copy(src: Any, dst: Any, *, annotations: Any = None, **given: Any) -> None:
+    """Copy a tile past the registers (cp.async); it is there when its group has been waited for."""
+    _copy("T.async_copy", src, dst, "async", None, hints(annotations, **given))
+
+
+def tma_copy(src: Any, dst: Any, *, barrier: Any = None, annotations: Any = None, **given: Any) -> None:
+    """Copy a tile by one bulk instruction; ``barrier`` sees its bytes arrive."""
+    _copy("T.tma_copy", src, dst, "tma", barrier, hints(annotations, **given))
+
+
+def transpose(src: Any, dst: Any) -> None:
+    """``dst[j, i] = src[i, j]``."""
+    _, source = region_of(src, "source of T.transpose")
+    handle, target = region_of(dst, "destination of T.transpose")
+    current("T.transpose").emit(Transpose(source, target, loc=here()), handle.name)
+
+
+def im2col(
+    img: Any,
+    col: Any,
+    nhw_step: Any,
+    c_step: Any,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    pad: int,
+    annotations: Any = None,
+    **given: Any,
+) -> None:
+    """A tile of a convolution's patch matrix: row tile ``nhw_step``, column tile ``c_step``."""
+    _, source = region_of(img, "image of T.im2col")
+    handle, target = region_of(col, "tile of T.im2col")
+    steps = (index_expr(nhw_step, "nhw_step of T.im2col"), index_expr(c_step, "c_step of T.im2col"))
+    window = (int(kernel), int(stride), int(dilation), int(pad))
+    made = Im2col(source, target, *steps, *window, hints(annotations, **given), loc=here())
+    current("T.im2col").emit(made, handle.name)
 
 
 def fill(buffer: Any, value: Any) -> None:
@@ -126,7 +139,7 @@ def reduce(
     nan_propagate: bool = False,
     annotations: Any = None,
 ) -> None:
-    """Reduce ``buffer`` along ``dim`` into ``out`` by ``sum``, ``max``, ``min``, ``absmax`` or ``abssum``."""
+    """Reduce ``buffer`` along ``dim`` into ``out`` by ``sum``, ``max``, ``min``, ``absmax``, ``bitand``, …"""
     call = f"T.reduce_{reduce_type}"
     if reduce_type not in REDUCE_KINDS:
         fail(f"{call}: unknown reduction; known are {', '.join(REDUCE_KINDS)}")
@@ -141,8 +154,9 @@ def reduce(
             f"{shape_text(rest or (ONE,))} or {shape_text(kept)}, but {dst_handle.name} is "
             f"{shape_text(dst.extents)}"
         )
+    given = hints(annotations, batch=batch if batch != 1 else None, nan_propagate=nan_propagate or None)
     current(call).emit(
-        Reduce(REDUCE_KINDS[reduce_type], src, dst, dim, bool(clear), loc=here()), dst_handle.name
+        Reduce(REDUCE_KINDS[reduce_type], src, dst, dim, bool(clear), given, loc=here()), dst_handle.name
     )
 
 
@@ -171,35 +185,57 @@ def reduce_abssum(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **hi
     reduce(buffer, out, "abssum", dim, clear, **hints)
 
 
+def reduce_bitand(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **given: Any) -> None:
+    """The bits that all elements along ``dim`` have."""
+    reduce(buffer, out, "bitand", dim, clear, **given)
+
+
+def reduce_bitor(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **given: Any) -> None:
+    """The bits that any element along ``dim`` has."""
+    reduce(buffer, out, "bitor", dim, clear, **given)
+
+
+def reduce_bitxor(buffer: Any, out: Any, dim: int = -1, clear: bool = True, **given: Any) -> None:
+    """The bits that an odd number of elements along ``dim`` have."""
+    reduce(buffer, out, "bitxor", dim, clear, **given)
+
+
 def cumsum(src: Any, dst: Any = None, dim: int = 0, reverse: bool = False) -> None:
     """Inclusive prefix sum along ``dim`` (from the end with ``reverse``), in place without ``dst``."""
-    src_handle, source = region_of(src, "input of T.cumsum")
-    dst_handle, target = (src_handle, source) if dst is None else region_of(dst, "output of T.cumsum")
-    dim = _dim(dim, len(source.extents), "T.cumsum", src_handle.name)
+    _scan("sum", src, dst, dim, reverse)
+
+
+def cummax(src: Any, dst: Any = None, dim: int = 0, reverse: bool = False) -> None:
+    """Inclusive running maximum along ``dim`` (from the end with ``reverse``), in place without ``dst``."""
+    _scan("max", src, dst, dim, reverse)
+
+
+def _scan(kind: Literal["sum", "max"], src: Any, dst: Any, dim: int, reverse: bool) -> None:
+    call = f"T.cum{kind}"
+    src_handle, source = region_of(src, f"input of {call}")
+    dst_handle, target = (src_handle, source) if dst is None else region_of(dst, f"output of {call}")
+    dim = _dim(dim, len(source.extents), call, src_handle.name)
     if source.extents != target.extents:
         fail(
-            f"T.cumsum of {src_handle.name} {shape_text(source.extents)} into "
+            f"{call} of {src_handle.name} {shape_text(source.extents)} into "
             f"{dst_handle.name} {shape_text(target.extents)}; the shapes must be equal"
         )
-    current("T.cumsum").emit(CumSum(source, target, dim, bool(reverse), loc=here()), dst_handle.name)
+    current(call).emit(CumSum(source, target, dim, bool(reverse), kind, loc=here()), dst_handle.name)
 
 
-def _atomic(kind: str, dst: Any, value: Any, return_prev: bool) -> Previous | None:
+def _atomic(kind: str, dst: Any, value: Any, return_prev: bool, given: Hints = ()) -> Previous | None:
     call = f"T.atomic_{kind}"
     handle, mins, extents = side(dst, f"destination of {call}")
-    if return_prev and (kind != "add" or handle.kind != "shared"):
-        fail(f"return_prev of {call} on {handle.name}: only sums of elements of shared memory tell it")
     if handle.kind not in ("global", "shared"):
         fail(f"{call} on {handle.name} in scope {handle.kind}; only global and shared memory have atomics")
     if isinstance(value, BufferHandle | RegionHandle) or extents is not None:
         if extents == (ONE,) and not isinstance(value, BufferHandle | RegionHandle):
             return _update(handle, mins, value, kind, return_prev)  # a one-element buffer
-        if kind != "add":
+        if kind not in ("add", "max", "min"):
             fail(f"{call} of a whole tile; write it element by element in a T.Parallel loop")
-        if handle.kind != "global":
-            fail(f"{call} of a tile needs a global destination, {handle.name} is in scope {handle.kind}")
         _, source, handle, target = match(value, dst, call)
-        current(call).emit(AtomicAdd(source, target, loc=here()), handle.name)
+        made = AtomicAdd(source, target, kind, given, loc=here())  # type: ignore[arg-type]
+        current(call).emit(made, handle.name)
         return None
     return _update(handle, mins, value, kind, return_prev)
 
@@ -222,94 +258,126 @@ def atomic_add(
 
     ``x = T.atomic_add(shared[i], value, return_prev=True)`` keeps what the element held before.
     """
-    return _atomic("add", dst, value, return_prev)
+    return _atomic("add", dst, value, return_prev, hints(use_tma=use_tma or None))
 
 
-def atomic_max(dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False) -> None:
-    """Raise one element to at least ``value``, atomically."""
-    _atomic("max", dst, value, return_prev)
+def atomic_max(
+    dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False
+) -> Previous | None:
+    """Raise one element (or those of a tile) to at least ``value``, atomically."""
+    return _atomic("max", dst, value, return_prev)
 
 
-def atomic_min(dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False) -> None:
-    """Lower one element to at most ``value``, atomically."""
-    _atomic("min", dst, value, return_prev)
+def atomic_min(
+    dst: Any, value: Any, memory_order: str | None = None, return_prev: bool = False
+) -> Previous | None:
+    """Lower one element (or those of a tile) to at most ``value``, atomically."""
+    return _atomic("min", dst, value, return_prev)
 
 
-def sync_threads(*_ids: Any) -> None:
-    """A barrier of all threads of the block."""
-    current("T.sync_threads").emit(Sync(loc=here()))
+def atomic_or(dst: Any, value: Any, memory_order: str | None = None) -> None:
+    """Set the bits of ``value`` in one element, atomically."""
+    _atomic("or", dst, value, False)
 
 
-def use_swizzle(panel_size: int, order: str = "row", enable: bool = True) -> None:
-    """Walk the grid in panels of ``panel_size`` rows or columns: blocks near in time share L2 lines."""
-    tracer = current("T.use_swizzle")
-    tracer.need_kernel("T.use_swizzle")
-    if not enable:
-        return
-    if isinstance(panel_size, bool) or not isinstance(panel_size, int) or panel_size < 1:
-        fail(f"panel_size={panel_size!r} of T.use_swizzle must be a whole number of at least 1")
-    if order not in ("row", "col", "column"):
-        fail(f"order={order!r} of T.use_swizzle; use 'row' or 'col'")
-    if tracer.swizzle is not None:
-        fail("T.use_swizzle is given twice")
-    tracer.swizzle = Swizzle(panel_size, "row" if order == "row" else "col")
+def atomic_and(dst: Any, value: Any, memory_order: str | None = None) -> None:
+    """Keep the bits of ``value`` in one element, atomically."""
+    _atomic("and", dst, value, False)
 
 
-def annotate_min_blocks_per_sm(blocks: int) -> None:
-    """So many blocks are to run on a core at once, which limits the registers of a thread."""
-    tracer = current("T.annotate_min_blocks_per_sm")
-    tracer.need_kernel("T.annotate_min_blocks_per_sm")
-    if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
-        fail(f"T.annotate_min_blocks_per_sm({blocks!r}): a whole number of at least 1 is needed")
-    tracer.annotations.append(("min_blocks_per_sm", str(blocks)))
+def atomic_xor(dst: Any, value: Any, memory_order: str | None = None) -> None:
+    """Turn the bits of ``value`` in one element, atomically."""
+    _atomic("xor", dst, value, False)
 
 
-class SwizzledLayout:
-    """Marker of a bank-conflict-free layout."""
+def atomic_store(dst: Any, value: Any, memory_order: str | None = None) -> None:
+    """Store one element so that others see it whole."""
+    _atomic("store", dst, value, False)
 
 
-def make_swizzled_layout(buffer: Any, *_args: Any, **_kwargs: Any) -> SwizzledLayout:
-    """A bank-conflict-free layout of a shared tile; an opaque marker here."""
-    return SwizzledLayout()
+def atomic_load(src: Any, memory_order: str | None = None) -> Any:
+    """One element as others left it."""
+    return src
 
 
-def _annotate(call: str, kind: str, values: Any, show: Any) -> None:
-    tracer = current(call)
-    tracer.need_kernel(call)
-    if not isinstance(values, Mapping):
-        fail(f"{call} takes a dictionary from buffers to values")
-    for key, value in values.items():
-        handle, _, _ = side(key, f"key of {call}")
-        tracer.annotations.append((f"{kind}:{handle.name}", show(value)))
+def atomic_addx2(dst: Any, value: Any) -> None:
+    """Add two elements in a row, atomically."""
+    _in_a_row(dst, value, 2)
 
 
-def _number(value: Any) -> str:
-    e = value.expr if isinstance(value, Value) else constant(value)
-    if not isinstance(e, Const):
-        fail(f"annotation value {text(e)} must be a constant")
-    return repr(int(e.value) if isinstance(e.value, bool) else e.value)
+def atomic_addx4(dst: Any, value: Any) -> None:
+    """Add four elements in a row, atomically."""
+    _in_a_row(dst, value, 4)
 
 
-def _layout(value: Any) -> str:
-    if not isinstance(value, SwizzledLayout):
-        fail(f"layout {value!r} of T.annotate_layout is not known; use T.make_swizzled_layout(buffer)")
-    return "swizzled"
+def _in_a_row(dst: Any, value: Any, count: int) -> None:
+    call = f"T.atomic_addx{count}"
+    target, source = side(dst, f"destination of {call}"), side(value, f"value of {call}")
+    for lane in range(count):
+        at, read = (
+            tuple(Result(i, "int32") for i in (*mins[:-1], binary("add", mins[-1], Const(lane))))
+            for _, mins, _ in (target, source)
+        )
+        target[0].store(at, source[0][read], "add")
 
 
-def annotate_layout(layout_map: Mapping[Any, Any], **_hints: Any) -> None:
-    """Note the layout of shared tiles."""
-    _annotate("T.annotate_layout", "layout", layout_map, _layout)
+_REDUCER_STORES = {"sum": "add", "max": "max", "min": "min", "bitand": "and", "bitor": "or", "bitxor": "xor"}
 
 
-def annotate_l2_hit_ratio(l2_hit_ratio_map: Mapping[Any, Any]) -> None:
-    """Note the share of a tensor that should stay in L2."""
-    _annotate("T.annotate_l2_hit_ratio", "l2_hit_ratio", l2_hit_ratio_map, _number)
+def _reducer(x: Any, call: str) -> tuple[BufferHandle, tuple[Expr, ...], str]:
+    handle, mins, _ = side(x, f"reducer of {call}")
+    op = dict(handle.notes).get("reducer", "").partition(":")[0]
+    if not op:
+        fail(f"{call} of {handle.name}, which is no T.alloc_reducer")
+    return handle, mins, op
 
 
-def annotate_safe_value(safe_value_map: Mapping[Any, Any]) -> None:
-    """Note what reading outside a tensor's bounds gives instead of zero."""
-    _annotate("T.annotate_safe_value", "safe_value", safe_value_map, _number)
+def reducer_update(target: Any, value: Any) -> None:
+    """Combine ``value`` into one element of a reducer, once for every iteration."""
+    handle, mins, op = _reducer(target, "T.reducer_update")
+    handle.store(tuple(Result(i, "int32") for i in mins), value, _REDUCER_STORES[op])
 
 
-def assume(condition: Any) -> None:
-    """A promise to the compiler; nothing to trace."""
+def finalize_reducer(reducer: Any, dst: Any = None, batch: int = 1, annotations: Any = None) -> None:
+    """The updates are complete: the result is in the reducer, or in ``dst``."""
+    call = "T.finalize_reducer"
+    handle, _, _ = _reducer(reducer, call)
+    target, region = (handle, None) if dst is None else region_of(dst, f"destination of {call}")
+    given = hints(annotations, batch=batch if batch != 1 else None)
+    made = FinalizeReducer(handle.region(), region, given, loc=here())
+    current(call).emit(made, target.name)
+
+
+__all__ = [
+    "async_copy",
+    "atomic_add",
+    "atomic_addx2",
+    "atomic_addx4",
+    "atomic_and",
+    "atomic_load",
+    "atomic_max",
+    "atomic_min",
+    "atomic_or",
+    "atomic_store",
+    "atomic_xor",
+    "clear",
+    "copy",
+    "cummax",
+    "cumsum",
+    "fill",
+    "finalize_reducer",
+    "im2col",
+    "reduce",
+    "reduce_absmax",
+    "reduce_abssum",
+    "reduce_bitand",
+    "reduce_bitor",
+    "reduce_bitxor",
+    "reduce_max",
+    "reduce_min",
+    "reduce_sum",
+    "reducer_update",
+    "tma_copy",
+    "transpose",
+]
+"""The names that are part of the language."""

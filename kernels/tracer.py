@@ -89,6 +89,12 @@ class Tracer:
         self.body: tuple[Stmt, ...] | None = None
         self.swizzle: Swizzle | None = None
         self.annotations: list[tuple[str, str]] = []
+        self.thread_shape: tuple[int, ...] = ()
+        self.thread_names: dict[int, Var] = {}
+        self.cluster: tuple[int, ...] = ()
+        self.scalars: list[Var] = []
+        self.roles: list[str] = []  # of the branches being traced
+        self.source = ""
 
     def unique(self, base: str) -> str:
         """``base``, or ``base_1``, ``base_2``, … if taken; the name is taken from now on."""
@@ -99,6 +105,13 @@ class Tracer:
         self.suffixes[base] = i  # the lower ones stay taken, so the next search starts here
         self.names.add(name)
         return name
+
+    def thread(self, axis: int) -> Var:
+        """The index of a thread in its block along an axis."""
+        found = self.thread_names.get(axis)
+        if found is None:
+            found = self.thread_names[axis] = Var(self.unique(("tx", "ty", "tz")[axis]))
+        return found
 
     def need_kernel(self, what: str) -> None:
         """Fail unless a ``with T.Kernel(...)`` block is open."""
@@ -144,11 +157,16 @@ class Tracer:
                 f"{self.name} has no `with T.Kernel(...)` block; a tile program needs exactly one", self.loc
             )
         params = tuple(p.buffer() for p in self.params)
+        buffers = tuple(b.buffer() for b in self.buffers)
+        axes = range(max(self.thread_names, default=-1) + 1)
+        threads = tuple(self.thread(axis) for axis in axes)
         free = FreeVariables()
+        free.bound.update(v.name for v in (*self.block_vars, *threads, *self.scalars))
         free.buffers(params)
         free.add(*self.grid)
-        free.bound.update(v.name for v in self.block_vars)
         free.body(self.body)
+        free.buffers(buffers)
+        noted = [(f"{kind}:{b.name}", value) for b in self.buffers for kind, value in b.notes]
         return TileProgram(
             name=self.name,
             params=params,
@@ -156,10 +174,14 @@ class Tracer:
             grid=self.grid,
             block_vars=self.block_vars,
             threads=self.threads,
-            buffers=tuple(b.buffer() for b in self.buffers),
+            buffers=buffers,
             body=self.body,
             swizzle=self.swizzle,
-            annotations=tuple(self.annotations),
+            annotations=(*noted, *self.annotations),
+            thread_vars=threads,
+            thread_shape=self.thread_shape,
+            cluster=self.cluster,
+            scalars=tuple(self.scalars),
             loc=self.loc,
         )
 

@@ -77,10 +77,10 @@ def _product(shape: Shape, config: Config) -> TileProgram:
     """One block a tile, or one a core with the tiles dealt round robin."""
     M, N, K, out_dtype = shape["m"], shape["n"], shape["k"], full(shape["out_dtype"])
     block_M, block_N, cores = config["block_m"], config["block_n"], config["cores"]
-    tiles, group_size = [T.ceildiv(N, block_N), T.ceildiv(M, block_M)], max(1, config["swizzle"])
+    tiles, group_size = [T.ceildiv(M, block_M), T.ceildiv(N, block_N)], max(1, config["swizzle"])
     steps = T.ceildiv(K, config["block_k"])
     persistent = config["variant"] == "persistent"
-    grid = (cores,) if persistent else tuple(tiles)
+    grid = (cores,) if persistent else tuple(reversed(tiles))
 
     @T.prim_func
     def gemm_fp8(
@@ -93,7 +93,7 @@ def _product(shape: Shape, config: Config) -> TileProgram:
         with T.Kernel(*grid, threads=config["threads"]) as at:
             operands = (A, A_scale, B, B_scale)
             if persistent:
-                for bx, by in T.Persistent(tiles, cores, at, group_size=group_size):
+                for bx, by in T.Persistent(tiles[::-1], cores, at, group_size=group_size):
                     _tile(config, shape["per_row"], steps, operands, C, by * block_M, bx * block_N)
             else:
                 if config["swizzle"]:

@@ -71,9 +71,9 @@ def _in_engine(shape: Shape, config: Config) -> TileProgram:
     check_blockscaled("gemm_fp8_block", config, FP8_E8M0, "fp8")
     M, N, K, out_dtype = shape["m"], shape["n"], shape["k"], full(shape["out_dtype"])
     block_M, block_N, cores = config["block_m"], config["block_n"], config["cores"]
-    tiles, group_size = [T.ceildiv(N, block_N), T.ceildiv(M, block_M)], max(1, config["swizzle"])
+    tiles, group_size = [T.ceildiv(M, block_M), T.ceildiv(N, block_N)], max(1, config["swizzle"])
     persistent = config["variant"] == "persistent"
-    grid = (cores,) if persistent else tuple(tiles)
+    grid = (cores,) if persistent else tuple(reversed(tiles))
 
     @T.prim_func
     def gemm_fp8_e8m0(
@@ -87,7 +87,7 @@ def _in_engine(shape: Shape, config: Config) -> TileProgram:
             C_local = T.alloc_fragment((block_M, block_N), "float32")
             operands = (A, A_scale, B, B_scale)
             if persistent:
-                for bx, by in T.Persistent(tiles, cores, at, group_size=group_size):
+                for bx, by in T.Persistent(tiles[::-1], cores, at, group_size=group_size):
                     blockscaled_product(config, FP8_E8M0, operands, C_local, by * block_M, bx * block_N)
                     T.copy(C_local, C[by * block_M, bx * block_N])
             else:

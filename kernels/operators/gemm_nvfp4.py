@@ -67,7 +67,7 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
     """One block a core; the tiles, in groups of ``swizzle`` tile rows, dealt round robin."""
     M, N, K, out_dtype = shape["m"], shape["n"], shape["k"], full(shape["out_dtype"])
     block_M, block_N, cores = config["block_m"], config["block_n"], config["cores"]
-    tiles, group_size = [T.ceildiv(N, block_N), T.ceildiv(M, block_M)], max(1, config["swizzle"])
+    tiles, group_size = [T.ceildiv(M, block_M), T.ceildiv(N, block_N)], max(1, config["swizzle"])
 
     @T.prim_func
     def gemm_nvfp4_persistent(
@@ -80,7 +80,7 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
     ) -> None:
         with T.Kernel(cores, threads=config["threads"]) as block_id:
             C_local = T.alloc_fragment((block_M, block_N), "float32")
-            for bx, by in T.Persistent(tiles, cores, block_id, group_size=group_size):
+            for bx, by in T.Persistent(tiles[::-1], cores, block_id, group_size=group_size):
                 operands = (A, A_scale, B, B_scale)
                 blockscaled_product(config, NVFP4, operands, C_local, by * block_M, bx * block_N)
                 _finish(Alpha, C_local, C, by * block_M, bx * block_N)

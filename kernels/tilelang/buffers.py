@@ -45,6 +45,7 @@ class Buffers:
         self.addresses: dict[int, Load] = {}  # pointer variables -> where the pointer stands
         self.scratch: set[str] = set()  # made by an operation for itself
         self.of_cluster: set[str] = set()  # barriers that all blocks of a cluster reach
+        self.vectors: set[str] = set()  # whose elements are vectors, here a dimension of their own
         self.held: list[Any] = []  # nodes whose identity is used as a key must stay alive
 
     def unique(self, base: str) -> str:
@@ -113,6 +114,8 @@ class Buffers:
         self.held.append(node)
         self.by_node[key(node)] = made.name
         self.by_name[made.name] = made
+        if len(made.shape) > max(1, len(node.shape)) or (not len(node.shape) and len(made.shape) > 1):
+            self.vectors.add(made.name)
         data = node.data
         self.held.append(data)
         if own:

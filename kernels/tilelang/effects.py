@@ -80,6 +80,9 @@ class Effects:
             for a in node.args:
                 if kind(a) != "StringImm":
                     yield from self.variables(a)
+        elif what == "Shuffle":
+            for a in node.vectors:
+                yield from self.variables(a)
         else:
             for name in _PARTS:
                 part = getattr(node, name, None)
@@ -163,6 +166,14 @@ class Effects:
             part = getattr(node, name, None)
             if part is not None and hasattr(part, "__chandle__"):
                 yield from self.buffers(part)
+
+    def shuffles(self, node: Any) -> bool:
+        """Whether a vector in an expression is put together of others' elements."""
+        what = kind(node)
+        if what == "Shuffle":
+            return True
+        parts = list(node.args) if what == "Call" else [getattr(node, name, None) for name in _PARTS]
+        return any(p is not None and hasattr(p, "__chandle__") and self.shuffles(p) for p in parts)
 
     def uses(self, node: Any, var: Any) -> bool:
         """Whether an expression depends on a variable."""

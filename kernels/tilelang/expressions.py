@@ -63,6 +63,9 @@ class Names(Protocol):
     def dtype(self, name: str) -> str:
         """The element type of a buffer, by its name."""
 
+    def is_vector(self, name: str) -> bool:
+        """Whether a buffer's elements are vectors."""
+
     def thread(self, axis: int) -> Expr:
         """The index of a thread in its block along an axis."""
 
@@ -109,7 +112,7 @@ class Expressions:
         """The expression of a node."""
         name = kind(node)
         if name == "BufferLoad":
-            return Load(self.names.buffer(node.buffer), tuple(self(i) for i in node.indices))
+            return self.element(node)
         if name == "Var":
             return self.names.variable(node)
         if name in ("IntImm", "FloatImm"):
@@ -121,7 +124,7 @@ class Expressions:
         if name == "Cast":
             return self.cast(self(node.value), element_type(node, self.names.loc)[0])
         if name == "Not":
-            return call("not", (self(node.a),))
+            return call("not", (self.truth(node.a),))
         if name == "Select":
             return self._choice(node.condition, node.true_value, node.false_value)
         if name == "Ramp":
@@ -130,6 +133,8 @@ class Expressions:
             return binary("add", self(node.base), binary("mul", self.lane, self(node.stride)))
         if name == "Broadcast":
             return self(node.value)
+        if name == "Shuffle":
+            return self._shuffled(node)
         if isinstance(node, bool):
             return Const(node, "bool")
         if isinstance(node, int):
@@ -137,6 +142,32 @@ class Expressions:
         if isinstance(node, float):
             return Const(node, "float32")
         return refuse(f"an expression of the kind {name} is not known to this importer", self.names.loc)
+
+    def element(self, node: Any) -> Load:
+        """The element that a load or a store means; of a buffer of vectors that number ``lane``."""
+        name = self.names.buffer(node.buffer)
+        indices = tuple(self(i) for i in node.indices)
+        if self.names.is_vector(name):
+            if self.lane is None:
+                refuse(f"a whole vector of {name} where one element is wanted", self.names.loc)
+            indices = (*indices, self.lane)
+        return Load(name, indices)
+
+    def _shuffled(self, node: Any) -> Expr:
+        """The element of a vector that is put together of others'."""
+        if not isinstance(self.lane, Const):
+            refuse("a vector is put together where one element is wanted", self.names.loc)
+        at = number(node.indices[int(self.lane.value)]) or 0
+        before = self.lane
+        for vector in node.vectors:
+            lanes = element_type(vector, self.names.loc)[1]
+            if at < lanes:
+                self.lane = Const(at)
+                found = self(vector)
+                self.lane = before
+                return found
+            at -= lanes
+        return refuse("a vector is put together of too few elements", self.names.loc)
 
     # -- literals and conversions --------------------------------------------------------------
 
@@ -181,6 +212,8 @@ class Expressions:
     # -- operations ----------------------------------------------------------------------------
 
     def _binary(self, op: str, left: Any, right: Any, node: Any) -> Expr:
+        if op in ("and", "or"):
+            return self.binary(op, self.truth(left), self.truth(right))
         a, b = self(left), self(right)
         if op == "div" and not is_float(element_type(node, self.names.loc)[0]):
             op = "truncdiv"
@@ -215,7 +248,12 @@ class Expressions:
 
     def _choice(self, condition: Any, true_value: Any, false_value: Any) -> Expr:
         a, b = self._beside(self(true_value), self(false_value))
-        return call("if_then_else", (self(condition), a, b))
+        return call("if_then_else", (self.truth(condition), a, b))
+
+    def truth(self, node: Any) -> Expr:
+        """A condition: a number holds where it is not zero."""
+        e = self(node)
+        return e if dtype_of(e, self.names.dtype) == "bool" else self.binary("ne", e, Const(0))
 
     def _if_then_else(self, node: Any) -> Expr:
         return self._choice(*node.args)

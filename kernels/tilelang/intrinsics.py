@@ -234,8 +234,8 @@ def _shown(context: Context, node: Any) -> tuple[str, ...]:
     """Arguments of a hint as text; what is no value (memory, messages) is left out."""
     if op_name(node) in ("tl.warpgroup_fence_operand", "tl.deallocate_tmem"):
         return ()
-    values = [a for a in node.args if kind(a) != "StringImm" and not is_pointer(a)]
-    return tuple(text(context.convert(a)) for a in values if str(a.dtype) != "handle")
+    values = [a for a in node.args if kind(a) in ("IntImm", "FloatImm")]
+    return tuple(repr(a.value) for a in values)
 
 
 def _extern(context: Context, name: str, args: list[Any], source: str) -> Extern:

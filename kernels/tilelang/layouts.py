@@ -54,7 +54,7 @@ class _Inside:
         self.convert = convert
         self.values: dict[int, Expr] = {}
         for d, var in enumerate(layout.get_forward_vars()):
-            self.values[key(var)] = Var(f"i{d}")
+            self.values[key(var)] = Var(f"i{d}" if d < len(layout.get_input_shape()) else "rep")
 
     def text(self, node: Any) -> str:
         outer = self.convert.names

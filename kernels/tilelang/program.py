@@ -17,6 +17,8 @@ from foretile.kernels.tilelang.nodes import annotations_of, element_type, key, k
 from foretile.kernels.tilelang.scratch import fold_scratch
 from foretile.kernels.tilelang.statements import Body
 
+_THREADS = 128  # of a kernel that does not say how many
+
 
 def from_prim_func(
     function: Any, pass_configs: Mapping[str, Any] | None = None, name: str | None = None
@@ -56,7 +58,7 @@ def _program(
     body = Body(versions.statement_spans(), loc, loc.file if loc is not None else None)
     scalars = _parameters(function, body, loc)
     block_vars, grid = _grid(launch, body)
-    body.threads = sizes(launch.threads or [1])
+    body.threads = sizes(launch.threads or [_THREADS])
     for axis, var in launch.thread_vars.items():
         body.thread_keys[key(var)] = axis
         body.buffers.held.append(var)
@@ -81,8 +83,8 @@ def _program(
     free.bound.update(v.name for v in (*block_vars, *thread_vars, *scalars))
     free.buffers(params)
     free.add(*grid)
-    free.buffers(buffers)
     free.body(folded)
+    free.buffers(buffers)
     return TileProgram(
         name=title,
         params=params,

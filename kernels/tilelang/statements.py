@@ -104,6 +104,10 @@ class Body:
         """The buffer whose storage a buffer lies in."""
         return self.buffers.by_name[name].alias or name
 
+    def is_vector(self, name: str) -> bool:
+        """Whether a buffer's elements are vectors."""
+        return name in self.buffers.vectors
+
     def element_at(self, data: Any, offset: Expr) -> Load:
         """The element so many after the first of a storage's."""
         return self.buffers.element(data, offset, self.loc)
@@ -195,8 +199,14 @@ class Body:
             self.macros[at] = value
             self.macro_order.append((at, value))
             return []
+        dtype, lanes = element_type(var, self.loc)
+        if lanes > 1:
+            read = frozenset(key(b.data) for b in self.effects.buffers(value))
+            if self.effects.overtaken(rest, var, read):
+                refuse(f"the vector {var.name} is kept while what it was read from changes", self.loc)
+            self.macros[at] = value
+            return []
         e = self.convert(value)
-        dtype, _ = element_type(var, self.loc)
         if self.stable(e, var, rest):
             self.values[at] = self.convert.cast(e, dtype) if isinstance(e, Const) else e
             return []
@@ -233,16 +243,25 @@ class Body:
         _, lanes = element_type(node.value, self.loc)
         if lanes == 1:
             return self.store_element(node)
+        before = self.convert.lane
+        held = any(key(v) in self.macros for v in self.effects.variables(node.value))
+        if held or self.effects.shuffles(node.value):  # each element has an expression of its own
+            each: list[Stmt] = []
+            for i in range(lanes):
+                self.convert.lane = Const(i)
+                each.extend(self.store_element(node))
+            self.convert.lane = before
+            return each
         lane = Var(self.buffers.unique("lane"))
-        before, self.convert.lane = self.convert.lane, lane
+        self.convert.lane = lane
         body = tuple(self.store_element(node))
         self.convert.lane = before
         return [For((lane,), (Const(lanes),), "vectorized", body, loc=self.loc)]
 
     def store_element(self, node: Any) -> list[Stmt]:
         """One element."""
-        name = self.buffer(node.buffer)
-        indices = tuple(self.convert(i) for i in node.indices)
+        place = self.convert.element(node)
+        name, indices = place.buffer, place.indices
         dtype = self.dtype(name)
         updates = kind(node.value) == "Call" and intrinsics.is_atomic(op_name(node.value))
         if updates and self.buffers.by_name[name].scope != "global":
@@ -333,7 +352,7 @@ class Body:
     def if_(self, node: Any) -> list[Stmt]:
         """A branch."""
         loc = self.loc
-        cond = self.convert(node.condition)
+        cond = self.convert.truth(node.condition)
         before, self.pending = self.pending, []
         then, role = self.branch(node.then_case)
         orelse = self.branch(node.else_case)[0] if node.else_case is not None else ()
@@ -352,7 +371,7 @@ class Body:
     def while_(self, node: Any) -> list[Stmt]:
         """A loop on a condition."""
         loc = self.loc
-        cond = self.convert(node.condition)
+        cond = self.convert.truth(node.condition)
         before, self.pending = self.pending, []
         body = self.block(node.body)
         self.pending = before
@@ -462,7 +481,7 @@ class Body:
         body = node.body
         guard: Expr | None = None
         while kind(body) == "IfThenElse" and body.else_case is None:
-            cond = self.convert(body.condition)
+            cond = self.convert.truth(body.condition)
             if loop not in walk(cond):
                 break
             guard, body = cond, body.then_case

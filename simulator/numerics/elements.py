@@ -8,14 +8,15 @@ import numpy as np
 
 from foretile.kernels.ir import Loc
 from foretile.simulator.numerics import strided
-from foretile.simulator.numerics.errors import fault
+from foretile.simulator.numerics.errors import fault, undefined
 from foretile.simulator.numerics.evaluate import Value
-from foretile.simulator.numerics.formats import carrier, round_to
+from foretile.simulator.numerics.formats import carrier
 from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.onchip import mark, own
+from foretile.simulator.numerics.tensors import Box
+from foretile.simulator.numerics.updates import update
 
 Indices = tuple[Value, ...]
-_COMBINE: dict[str, Any] = {"add": np.add, "max": np.maximum, "min": np.minimum}
 
 
 def block_indices(lead: tuple[int, ...], ndim: int) -> tuple[Any, ...]:
@@ -40,6 +41,20 @@ def wide(values: Any, ndim: int) -> np.ndarray:
     """An array of ``ndim`` axes, also of a number."""
     array = np.asarray(values)
     return array.reshape(array.shape or (1,) * ndim)
+
+
+def around(indices: Indices, mask: Any = None) -> Box:
+    """The box around elements, where ``mask`` holds."""
+    if mask is not None:
+        mask = np.asarray(mask)
+        shape = np.broadcast_shapes(mask.shape, *(np.shape(i) for i in indices))
+        where = np.broadcast_to(mask, shape)
+        if not where.any():
+            return Box((0,) * len(indices), (0,) * len(indices))
+        indices = tuple(np.broadcast_to(i, shape)[where] if np.ndim(i) else i for i in indices)
+    low = tuple(int(np.min(i)) for i in indices)
+    high = tuple(int(np.max(i)) for i in indices)
+    return Box(low, tuple(h - n + 1 for h, n in zip(high, low, strict=True)))
 
 
 def clip(
@@ -76,11 +91,13 @@ def read_elements(
     if tile.data is None:
         if not np.any(needed):
             return np.zeros((1,) * ndim, dtype=carrier(tile.dtype))
-        raise fault(frame, loc, f"reads {name}, which was never written", wide(needed, ndim), index=False)
-    if tile.written is not True:
+        if tile.garbage is not None:
+            return np.full((1,) * ndim, tile.garbage, dtype=carrier(tile.dtype))
+        raise undefined(frame, loc, f"reads {name}, which was never written", wide(needed, ndim), index=False)
+    if tile.written is not True and tile.garbage is None:
         missing = ~fetch(_flags(tile, axes), indices, axes, ndim) & needed
         if missing.any():
-            raise fault(frame, loc, f"reads an element of {name} that was never written", missing)
+            raise undefined(frame, loc, f"reads an element of {name} that was never written", missing)
     return fetch(tile.data, indices, axes, ndim)
 
 
@@ -167,8 +184,7 @@ def combine_elements(
 ) -> Value:
     """Atomic updates of elements in shared memory, in the order of the iterations.
 
-    Returns what each update of a sum found before it (of a maximum or minimum: what all found), by
-    (block axes, iteration axes).
+    Returns what each update found before it, by (block axes, iteration axes).
 
     Raises:
         NumericsError: an element lies outside of the buffer, or was never written.
@@ -182,24 +198,40 @@ def combine_elements(
     every = block_indices(tile.data.shape[:axes], ndim) + indices
     at, values, keep = _points(tile, every, value, mask, nest, axes)
     found = np.zeros(keep.shape, tile.data.dtype)
-    if how == "add":
-        found[keep] = tile.data[at] + _sums_before(np.ravel_multi_index(at, tile.data.shape), values)
-        found = round_to(found, tile.dtype)
-    else:
-        found[keep] = tile.data[at]
-    _COMBINE[how].at(tile.data, at, values)
-    tile.data[at] = round_to(tile.data[at], tile.dtype)
+    found[keep] = update(tile.data, at, values, how, tile.dtype, previous=True)
     return found
 
 
-def _sums_before(places: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """For each of the values, the sum of those before it at the same place."""
-    order = np.argsort(places, kind="stable")
-    sums = np.cumsum(values[order]) - values[order]
-    first = np.r_[True, np.diff(places[order]) != 0] if len(order) else np.zeros(0, dtype=bool)
-    before = np.empty_like(sums)
-    before[order] = sums - sums[first][np.cumsum(first) - 1] if len(order) else sums
-    return np.asarray(before)
+def write_agreeing(
+    tile: Tile,
+    name: str,
+    indices: Indices,
+    value: Value,
+    mask: Any,
+    nest: tuple[int, ...],
+    frame: Frame,
+    loc: Loc | None,
+) -> None:
+    """Elements that threads write at once; several may write one if they write the same value.
+
+    Raises:
+        NumericsError: an element lies outside of the buffer, or two threads write different values to it.
+    """
+    axes = len(frame.axes)
+    ndim = axes + len(nest)
+    indices = clip(tile, name, indices, mask, frame, ndim, loc)
+    own(tile, frame.axes, axes)
+    assert tile.data is not None
+    every = block_indices(tile.data.shape[:axes], ndim) + indices
+    at, values, keep = _points(tile, every, value, mask, nest, axes)
+    tile.data[at] = values
+    other = tile.data[at] != values
+    if other.any() and not np.isnan(values[other].astype(np.float64)).all():
+        bad = np.zeros(keep.shape, dtype=bool)
+        bad[keep] = other
+        text = f"threads write different values to one element of {name} at once"
+        raise fault(frame, loc, text, bad, index=False)
+    mark(tile, at, axes)
 
 
 def _points(

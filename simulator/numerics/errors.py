@@ -23,6 +23,18 @@ class NumericsError(ValueError):
         self.loc = loc
 
 
+class Undefined(NumericsError):
+    """A value was read that nothing has written."""
+
+
+def undefined(frame: Frame, loc: Loc | None, what: str, bad: np.ndarray, *, index: bool = True) -> Undefined:
+    """As :func:`fault`, of a value that nothing has written."""
+    found = fault(frame, loc, what, bad, index=index)
+    error = Undefined(str(found))
+    error.loc = loc
+    return error
+
+
 def fault(frame: Frame, loc: Loc | None, what: str, bad: np.ndarray, *, index: bool = True) -> NumericsError:
     """An error at the first place where ``bad`` (block axes, then element axes) holds."""
     where = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -8,6 +8,7 @@ every operation, as a chip that computes in it would.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +29,16 @@ from foretile.kernels.expr import (
 )
 from foretile.kernels.infer import binary_dtype, call_dtype, dtype_of, is_float
 from foretile.kernels.ir import Loc
+from foretile.simulator.numerics.crosslane import bits_of
+from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.formats import carrier, decode, encode, round_to, storage
 from foretile.simulator.numerics.frame import Frame
 
 Value = Any  # a Python number or an array over (block axes, iteration axes)
 
 _WIDE = frozenset({"float32", "float64"})
+_OF_MAGNITUDE = frozenset({"floordiv", "mod", "truncdiv", "truncmod", "min", "max"})
+_BIT_COUNTS = frozenset({"popc", "clz", "ffs"})
 
 
 def _fmax(a: Value, b: Value) -> Value:
@@ -55,7 +60,8 @@ class Scope:
     """Where an expression is evaluated.
 
     ``nest``: extents of the parallel iterations around it; ``read(load, indices, mask)`` fetches
-    elements; ``mask``: where the value is needed at all (None: everywhere).
+    elements; ``mask``: where the value is needed at all (None: everywhere); ``across``: what gives the
+    value of functions of several threads, or of code that is opaque here (None: they are refused).
     """
 
     frame: Frame
@@ -65,6 +71,7 @@ class Scope:
     iterations: dict[str, Any] = field(default_factory=dict)
     mask: Any = None
     loc: Loc | None = None
+    across: Callable[[Call, Scope], tuple[Value, str]] | None = None
 
     @property
     def ndim(self) -> int:
@@ -80,7 +87,9 @@ class Scope:
     def where(self, mask: Value) -> Scope:
         """The same scope where ``mask`` holds as well."""
         both = mask if self.mask is None else np.logical_and(self.mask, mask)
-        return Scope(self.frame, self.dtypes, self.read, self.nest, self.iterations, both, self.loc)
+        narrow = copy(self)
+        narrow.mask = both
+        return narrow
 
     def value(self, e: Expr) -> Value:
         """The value of ``e`` in the carrier of its type."""
@@ -116,20 +125,33 @@ class Scope:
         b, b_dtype = self.typed(e.b)
         if e.op in COMPARISONS:
             meet = binary_dtype("add", e.a, a_dtype, e.b, b_dtype)
-            return BINARY_OPS[e.op](convert(a, a_dtype, meet), convert(b, b_dtype, meet)), "bool"
+            a, b = convert(a, a_dtype, meet), convert(b, b_dtype, meet)
+            if meet == "uint64":
+                a, b = _natural(a), _natural(b)
+            return BINARY_OPS[e.op](a, b), "bool"
         dtype = binary_dtype(e.op, e.a, a_dtype, e.b, b_dtype)
         a, b = convert(a, a_dtype, dtype), convert(b, b_dtype, dtype)
         if is_float(dtype):
             return _rounded(_FLOAT_OPS[e.op](a, b), dtype), dtype
+        if e.op in ("shl", "shr"):
+            return _wrapped(_shifted(e.op, a, b, dtype), dtype), dtype
+        if dtype == "uint64" and e.op in _OF_MAGNITUDE:
+            return np.asarray(BINARY_OPS[e.op](_natural(a), _natural(b))).astype(np.int64), dtype
         return _wrapped(BINARY_OPS[e.op](a, b), dtype), dtype
 
     def _call(self, e: Call) -> tuple[Value, str]:
         if e.fn == "if_then_else":
             return self._choose(e)
+        if e.fn not in FUNCTIONS:
+            if self.across is None:
+                raise NumericsError(_refusal(e.fn), self.loc)
+            return self.across(e, self)
         values, dtypes = zip(*(self.typed(a) for a in e.args), strict=True)
         dtype = call_dtype(e.fn, e.args, dtypes)
         if dtype == "bool":
             return FUNCTIONS[e.fn](*values), dtype
+        if e.fn in _BIT_COUNTS:
+            return np.asarray(FUNCTIONS[e.fn](bits_of(values[0], dtypes[0]))).astype(np.int64)[()], dtype
         values = tuple(convert(v, d, dtype) for v, d in zip(values, dtypes, strict=True))
         found = FUNCTIONS[e.fn](*values)
         return (_rounded(found, dtype) if is_float(dtype) else _wrapped(found, dtype)), dtype
@@ -148,6 +170,36 @@ class Scope:
         a, b = convert(a, a_dtype, dtype), convert(b, b_dtype, dtype)
         found: Any = np.where(cond, a, b)
         return found.astype(carrier(dtype), copy=False), dtype
+
+
+def _natural(value: Value) -> Value:
+    """A uint64, which is held modulo 2**64 in int64, as the number it is."""
+    return (
+        np.asarray(value).astype(np.int64, copy=False).view(np.uint64)
+        if np.ndim(value)
+        else np.uint64(int(value) % (1 << 64))
+    )
+
+
+def _shifted(op: str, a: Value, b: Value, dtype: str) -> Value:
+    """Shifts as chips do them: by the type's width or more, everything is shifted out."""
+    bits = DTYPES[dtype].bits
+    if isinstance(a, int) and isinstance(b, int):
+        return BINARY_OPS[op](a, min(max(b, 0), 4 * bits))
+    a, b = np.asarray(a), np.asarray(b)
+    if op == "shl":
+        return np.where((b < 0) | (b >= bits), 0, a << np.clip(b, 0, bits - 1))
+    if dtype == "uint64":
+        a = np.asarray(_natural(a))
+        kept = (a >> np.clip(b, 0, 63).astype(np.uint64)).astype(np.int64)
+        return np.where((b < 0) | (b >= 64), 0, kept)
+    return a >> np.clip(b, 0, 8 * a.dtype.itemsize - 1)
+
+
+def _refusal(fn: str) -> str:
+    if fn.startswith("extern:"):
+        return f"{fn.split(':')[2]} is code that is opaque here: it has no numerics"
+    return f"{fn} is a function of several threads: it has no value inside of a parallel loop"
 
 
 def convert(value: Value, source: str, target: str) -> Value:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from foretile.kernels.expr import Const, Var, evaluate
+from foretile.kernels.expr import Const, evaluate
 from foretile.kernels.ir import (
     AtomicAdd,
     Buffer,
@@ -20,11 +20,16 @@ from foretile.kernels.ir import (
     TileProgram,
     walk_stmts,
 )
+from foretile.simulator.numerics.aliases import Alias, aliases_of, return_tensor, view_tensor
+from foretile.simulator.numerics.defined import defined
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.formats import carrier, decode, encode, storage
 from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.interpret import Machine
+from foretile.simulator.numerics.launch import launch
 from foretile.simulator.numerics.products import Accumulation
+from foretile.simulator.numerics.resident import by_thread
+from foretile.simulator.numerics.sizes import dimensions
 from foretile.simulator.numerics.tensors import GlobalTensor
 
 _CHUNK_BYTES = 96 << 20  # on-chip buffers of the blocks that run together
@@ -36,12 +41,14 @@ class Executed:
     """What execution left in global memory.
 
     ``tensors``: every tensor by name, in its storage type; ``written``: by element, for those that were
-    not given; ``blocks``: how many were run.
+    not given; ``blocks``: how many were run; ``undefined``: by element, where a tensor that was given depends
+    on values that nothing has written.
     """
 
     tensors: dict[str, np.ndarray]
     written: dict[str, np.ndarray]
     blocks: int
+    undefined: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def execute(
@@ -49,7 +56,7 @@ def execute(
     tensors: Mapping[str, np.ndarray],
     *,
     outputs: Sequence[str] | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int | float] | None = None,
     blocks: int | None = None,
     seed: int = 0,
     accumulation: Mapping[str, Accumulation] | None = None,
@@ -59,7 +66,8 @@ def execute(
 
     Tensors that are not given start as zeros if another launch made them (workspace), and count as
     never written if they are ``outputs`` (default: all that are not given). Symbolic dimensions take
-    their sizes from the tensors' shapes, or from ``dims``. ``blocks`` runs only so many blocks of each
+    their sizes from the tensors' shapes, or from ``dims``, which also gives
+    parameters that are numbers. ``blocks`` runs only so many blocks of each
     launch, drawn with ``seed``; results of the others are missing. ``accumulation``: reduced
     accumulation of the matrix engine by operand dtype, default exact single precision.
 
@@ -68,24 +76,52 @@ def execute(
     """
     launches = (programs,) if isinstance(programs, TileProgram) else tuple(programs)
     memory: dict[str, GlobalTensor] = {}
-    bound = _dimensions(launches, tensors, dims or {})
+    bound = dimensions(launches, tensors, dims or {})
     wanted = set(outputs) if outputs is not None else None
     grids = [tuple(int(evaluate(e, bound)) for e in program.grid) for program in launches]
+    loose: dict[str, np.ndarray] = {}
     total = sum(min(blocks or n, n) for n in (int(np.prod(g)) for g in grids))
     done = 0
     for program, grid in zip(launches, grids, strict=True):
         for parameter in program.params:
             _allocate(parameter, tensors, bound, wanted, memory, program)
+        workspace = [b for b in program.buffers if b.scope == "global" and not b.alias]
+        for b in workspace:
+            _allocate(b, {}, bound, {b.name}, memory, program)
         written = _written(program)
+        shapes = {b.name: _tile_shape(b, bound) for b in program.buffers}
+        aliases = aliases_of(program, bound)
+        written |= {a.base for name, a in aliases.items() if name in written}
         for name, tensor in memory.items():
             tensor.new_launch(changes=name in written)
-        machine = Machine(program, memory, accumulation or {})
-        with np.errstate(all="ignore"):
-            for frame in _frames(program, grid, bound, blocks, seed):
-                machine.run(program.body, frame)
-                done += frame.block.size
+        for name, alias in aliases.items():
+            if alias.base in memory:
+                memory[name] = view_tensor(name, alias, memory[alias.base], writes=alias.base in written)
+
+        def run(
+            garbage: int | None,
+            program: TileProgram = program,
+            grid: tuple[int, ...] = grid,
+            shapes: Mapping[str, tuple[int, ...]] = shapes,
+            aliases: Mapping[str, Alias] = aliases,
+            before: int = done,
+        ) -> int:
+            machine = Machine(program, memory, accumulation or {}, shapes, aliases, garbage)
+            frames = _frames(program, grid, bound, blocks, seed, garbage)
+            through = 0
+            for frame in launch(machine, frames) if by_thread(program) else _in_order(machine, frames):
+                through += frame.block.size
                 if progress is not None:
-                    progress(done, total)
+                    progress(before + through, total)
+            return through
+
+        with np.errstate(all="ignore"):
+            done += defined(memory, written, run, loose)
+        for name, alias in aliases.items():
+            if name in memory:
+                return_tensor(alias, memory[alias.base], memory.pop(name))
+        for b in workspace:
+            del memory[b.name]
     flagged = {name: t.written for name, t in memory.items() if t.written is not None}
     if blocks is None:
         for name, flags in flagged.items():
@@ -96,7 +132,14 @@ def execute(
                     f"{name}[{where}] was never written ({missing} of {flags.size} elements were not)",
                     launches[-1].loc,
                 )
-    return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done)
+    return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done, loose)
+
+
+def _in_order(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Run the blocks of each frame; yields those that are through."""
+    for frame in frames:
+        machine.run(machine.program.body, frame)
+        yield frame
 
 
 def _written(program: TileProgram) -> set[str]:
@@ -111,29 +154,10 @@ def _written(program: TileProgram) -> set[str]:
     return found
 
 
-def _dimensions(
-    launches: Sequence[TileProgram], tensors: Mapping[str, np.ndarray], given: Mapping[str, int]
-) -> dict[str, int]:
-    """Sizes of the symbolic dimensions."""
-    bound = dict(given)
-    for program in launches:
-        for parameter in program.params:
-            array = tensors.get(parameter.name)
-            if array is None or array.ndim != len(parameter.shape):
-                continue
-            for extent, size in zip(parameter.shape, array.shape, strict=True):
-                if isinstance(extent, Var):
-                    bound.setdefault(extent.name, size)
-    missing = sorted({v.name for program in launches for v in program.dims} - set(bound))
-    if missing:
-        raise NumericsError(f"no tensor tells the size of {', '.join(missing)}: give dims", launches[0].loc)
-    return bound
-
-
 def _allocate(
     parameter: Buffer,
     tensors: Mapping[str, np.ndarray],
-    bound: Mapping[str, int],
+    bound: Mapping[str, Any],
     outputs: set[str] | None,
     memory: dict[str, GlobalTensor],
     program: TileProgram,
@@ -171,12 +195,20 @@ def _allocate(
 
 
 def _frames(
-    program: TileProgram, grid: tuple[int, ...], bound: Mapping[str, int], blocks: int | None, seed: int
+    program: TileProgram,
+    grid: tuple[int, ...],
+    bound: Mapping[str, Any],
+    blocks: int | None,
+    seed: int,
+    garbage: int | None,
 ) -> Iterator[Frame]:
     """The launch in pieces whose on-chip buffers fit the memory set aside for them."""
-    sizes = [_tile_shape(b, bound) for b in program.buffers]
+    held = [b for b in program.buffers if b.scope not in ("global", "barrier") and not b.alias]
+    sizes = [_tile_shape(b, bound) for b in held]
+    threads = program.threads if program.thread_vars else 1
     one = sum(
-        int(np.prod(n)) * carrier(b.dtype).itemsize for b, n in zip(program.buffers, sizes, strict=True)
+        int(np.prod(n)) * carrier(b.dtype).itemsize * (threads if b.scope in ("local", "var") else 1)
+        for b, n in zip(held, sizes, strict=True)
     )
     most = max(1, _CHUNK_BYTES // max(1, one))
     count = int(np.prod(grid))
@@ -184,7 +216,7 @@ def _frames(
 
     def frame(axes: tuple[int, ...], block: np.ndarray, indices: list[np.ndarray]) -> Frame:
         env: dict[str, Any] = {**bound, **dict(zip(names, indices, strict=True))}
-        tiles = {b.name: Tile(b.dtype, n) for b, n in zip(program.buffers, sizes, strict=True)}
+        tiles = {b.name: Tile(b.dtype, n, garbage=garbage) for b, n in zip(held, sizes, strict=True)}
         return Frame(axes, env, block, grid, tiles)
 
     if blocks is not None and blocks < count:
@@ -205,7 +237,7 @@ def _frames(
         yield frame(axes, np.broadcast_to(number, axes), own)
 
 
-def _tile_shape(b: Buffer, bound: Mapping[str, int]) -> tuple[int, ...]:
+def _tile_shape(b: Buffer, bound: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(e.value) if isinstance(e, Const) else int(evaluate(e, bound)) for e in b.shape)
 
 

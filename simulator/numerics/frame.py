@@ -34,6 +34,7 @@ class Tile:
     written: Written = False
     zero: bool = False  # every element is zero
     changed: bool = False
+    garbage: int | None = None  # what elements hold that nothing has written (None: they may not be read)
 
     @property
     def data(self) -> np.ndarray | None:
@@ -102,7 +103,7 @@ class Frame:
             if old is not None:
                 mine.data[...] = old
             else:
-                mine.data[...] = 0
+                mine.data[...] = mine.garbage or 0
             mine.owned = True
         assert mine.data is not None
         chosen.put(mine.data, theirs.data, len(self.axes))
@@ -135,7 +136,7 @@ class _Choice:
         written = tile.written
         if isinstance(written, np.ndarray):
             written = self.take(written, axes).copy()
-        child = Tile(tile.dtype, tile.shape, written=written, zero=tile.zero)
+        child = Tile(tile.dtype, tile.shape, written=written, zero=tile.zero, garbage=tile.garbage)
         if tile.data is not None:
             child.data = self.take(tile.data, axes)
             shared = child.data is tile.data or np.shares_memory(child.data, tile.data)

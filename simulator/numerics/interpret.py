@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,14 @@ from foretile.kernels.ir import (
     AtomicAdd,
     Copy,
     CumSum,
+    Extern,
     Fill,
+    FinalizeReducer,
     For,
     Gemm,
+    Hint,
     If,
+    Im2col,
     Loc,
     Reduce,
     Region,
@@ -25,25 +29,31 @@ from foretile.kernels.ir import (
     Store,
     Sync,
     TileProgram,
+    Transpose,
     While,
 )
+from foretile.simulator.numerics.aliases import Alias, put_back, view_tile
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier, round_to
 from foretile.simulator.numerics.frame import Frame, Tile
-from foretile.simulator.numerics.onchip import read_tile, write_tile
+from foretile.simulator.numerics.onchip import fit, matrix, read_tile, write_tile
 from foretile.simulator.numerics.parallel import run_parallel
 from foretile.simulator.numerics.products import Accumulation, accumulate
-from foretile.simulator.numerics.tensors import (
-    Box,
-    GlobalTensor,
-    combine,
-    element_indices,
-    gather,
-    read_region,
-    write_region,
+from foretile.simulator.numerics.reductions import REDUCE_PAIR, raster, reduce
+from foretile.simulator.numerics.tensors import Box, GlobalTensor, gather, read_region, write_region
+from foretile.simulator.numerics.tileops import (
+    atomic_tile,
+    expand_sparse,
+    finalize_reducer,
+    hint,
+    im2col,
+    opaque,
+    scales,
+    transpose,
 )
 
+Watch = Callable[[str, Box, Loc | None, bool], None]
 _ENDLESS = 1_000_000  # iterations of a while loop after which it is called endless
 
 
@@ -51,23 +61,49 @@ _ENDLESS = 1_000_000  # iterations of a while loop after which it is called endl
 class Machine:
     """What executes a program: its tensors, and how its matrix engine adds.
 
-    ``short``: reduced accumulation by operand dtype.
+    ``short``: reduced accumulation by operand dtype; ``shapes``: of the program's buffers; ``garbage``: what
+    unwritten elements hold (None: they may not be read); ``watch``: told of
+    every access of a buffer on chip (its name, where, the line, whether it is written); ``memo`` and
+    ``loops``: what is known of statements, by identity.
     """
 
     program: TileProgram
     tensors: Mapping[str, GlobalTensor]
     short: Mapping[str, Accumulation] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+    garbage: int | None = None
+    watch: Watch | None = None
     dtypes: dict[str, str] = field(init=False)
     scopes: dict[str, str] = field(init=False)
+    unchecked: bool = field(init=False)  # the author has switched the check for races off
+    memo: dict[int, tuple[Stmt, Any]] = field(default_factory=dict)
+    loops: dict[int, tuple[Stmt, Stmt]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.scopes = {b.name: b.scope for b in self.program.buffers}
+        self.scopes = {b.name: b.scope for b in self.program.buffers if b.scope != "global"}
+        self.unchecked = any(
+            "DISABLE_DATA_RACE_CHECK" in k and v == "True" for k, v in self.program.annotations
+        )
         self.dtypes = {b.name: b.dtype for b in (*self.program.params, *self.program.buffers)}
 
     def run(self, body: tuple[Stmt, ...], frame: Frame) -> None:
         """Execute statements in order."""
         for stmt in body:
             _ACTIONS[type(stmt)](self, stmt, frame)
+
+    def tile(self, name: str, frame: Frame) -> Tile:
+        """A buffer on chip; of an alias, what it sees now (see :meth:`wrote`)."""
+        alias = self.aliases.get(name)
+        if alias is None:
+            return frame.tiles[name]
+        return view_tile(frame.tiles[alias.base], alias, len(frame.axes))
+
+    def wrote(self, name: str, tile: Tile, frame: Frame) -> None:
+        """Called after :meth:`tile` was written: what an alias wrote belongs to its buffer."""
+        alias = self.aliases.get(name)
+        if alias is not None:
+            put_back(frame.tiles[alias.base], alias, tile, len(frame.axes))
 
     # -- values and regions --------------------------------------------------------------------
 
@@ -102,13 +138,17 @@ class Machine:
         tensor = self.tensors.get(region.buffer)
         if tensor is not None:
             return read_region(tensor, box, frame, loc)
-        return read_tile(frame.tiles[region.buffer], region.buffer, box, frame, loc)
+        if self.watch is not None:
+            self.watch(region.buffer, box, loc, False)
+        return read_tile(self.tile(region.buffer, frame), region.buffer, box, frame, loc)
 
     def kept(self, region: Region, frame: Frame, loc: Loc | None) -> np.ndarray:
         """A region's values, to be held on to: its buffer will not be changed in place."""
         values = self.read(region, frame, loc)
-        if region.buffer in frame.tiles:
-            frame.tiles[region.buffer].owned = False
+        held = self.aliases.get(region.buffer)
+        tile = frame.tiles.get(region.buffer if held is None else held.base)
+        if tile is not None:
+            tile.owned = False
         return values
 
     def write(
@@ -116,12 +156,16 @@ class Machine:
     ) -> None:
         """Write a region; ``values`` (block axes, extents) are in the carrier of its dtype, rounded."""
         box = self.box(region, frame, loc)
-        values = _fit(values, box.extents, len(frame.axes))
+        values = fit(values, box.extents, len(frame.axes))
         tensor = self.tensors.get(region.buffer)
         if tensor is not None:
             write_region(tensor, box, values, frame, loc)
         else:
-            write_tile(frame.tiles[region.buffer], region.buffer, box, values, frame, loc, owned=owned)
+            if self.watch is not None:
+                self.watch(region.buffer, box, loc, True)
+            tile = self.tile(region.buffer, frame)
+            write_tile(tile, region.buffer, box, values, frame, loc, owned=owned)
+            self.wrote(region.buffer, tile, frame)
 
     def read_element(self, load: Load, indices: tuple[Value, ...], mask: Any, scope: Scope) -> Value:
         """One element of a buffer for every block (outside of parallel loops)."""
@@ -132,7 +176,8 @@ class Machine:
             return gather(tensor, at, mask, frame, scope.loc)
         mins = tuple(int(i) if np.ndim(i) == 0 else i for i in indices)
         box = Box(mins, (1,) * len(mins))
-        values = read_tile(frame.tiles[load.buffer], load.buffer, box, frame, scope.loc, mask=mask)
+        tile = self.tile(load.buffer, frame)
+        values = read_tile(tile, load.buffer, box, frame, scope.loc, mask=mask)
         return values.reshape(values.shape[:axes])
 
     # -- tile operations -----------------------------------------------------------------------
@@ -158,23 +203,28 @@ class Machine:
         if tile is not None and not np.any(value):
             tile.zero = box.extents == tile.shape
 
-    def operand(
-        self, region: Region, scale: Region | None, turn: bool, frame: Frame, loc: Loc | None
-    ) -> np.ndarray:
+    def operand(self, region: Region, scale: Region | None, turn: bool, s: Gemm, frame: Frame) -> np.ndarray:
         """A product's operand with its depth last, times its scales: products of narrow types are exact."""
-        found = _matrix(self.kept(region, frame, loc), len(frame.axes))
+        found = matrix(self.kept(region, frame, s.loc), len(frame.axes))
         found = found.swapaxes(-1, -2) if turn else found
+        if s.metadata is not None and region == s.a:
+            places = matrix(self.kept(s.metadata, frame, s.loc), len(frame.axes))
+            kinds = (self.dtypes[region.buffer], self.dtypes[s.metadata.buffer])
+            found = expand_sparse(found, places, *kinds, s.loc)
         if scale is None:
             return found
-        scales = _matrix(self.kept(scale, frame, loc), len(frame.axes))
-        return np.asarray(found * np.repeat(scales, found.shape[-1] // scales.shape[-1], axis=-1))
+        return np.asarray(found * scales(self, scale, s, found.shape[-1], frame))
 
     def gemm(self, s: Gemm, frame: Frame) -> None:
         """A product of tiles, added to the accumulator."""
-        a = self.operand(s.a, s.a_scale, s.trans_a, frame, s.loc)  # (block axes, M, K)
-        b = self.operand(s.b, s.b_scale, not s.trans_b, frame, s.loc).swapaxes(-1, -2)
-        tile, dtype = frame.tiles[s.c.buffer], self.dtypes[s.c.buffer]
+        a = self.operand(s.a, s.a_scale, s.trans_a, s, frame)  # (block axes, M, K)
+        b = self.operand(s.b, s.b_scale, not s.trans_b, s, frame).swapaxes(-1, -2)
+        if s.clear_if is not None:
+            s = self._decided(s, frame)
+        tile, dtype = self.tile(s.c.buffer, frame), self.dtypes[s.c.buffer]
         box = self.box(s.c, frame, s.loc)
+        if self.watch is not None:
+            self.watch(s.c.buffer, box, s.loc, True)
         shape = tuple(n for n in box.extents if n > 1)
         if a.shape[-1] != b.shape[-2] or tuple(n for n in (a.shape[-2], b.shape[-1]) if n > 1) != shape:
             raise NumericsError(
@@ -186,7 +236,7 @@ class Machine:
         if box.extents != tile.shape or len(tile.shape) != 2:  # a part of a larger accumulator
             part = Tile(dtype, (a.shape[-2], b.shape[-1]))
             if not s.clear_accum:
-                part.set(_matrix(self.read(s.c, frame, s.loc), len(frame.axes)), owned=False)
+                part.set(matrix(self.read(s.c, frame, s.loc), len(frame.axes)), owned=False)
             accumulate(part, a, b, clear=s.clear_accum, short=short)
             assert part.data is not None
             self.write(s.c, round_to(part.data, dtype), frame, s.loc, owned=True)
@@ -194,21 +244,32 @@ class Machine:
         if not s.clear_accum and tile.written is not True:
             self.read(s.c, frame, s.loc)  # says what was never written
         if tile.held is None:
-            tile.held = np.zeros((1,) * len(frame.axes) + tile.shape, dtype=carrier(dtype))
+            tile.held = np.full((1,) * len(frame.axes) + tile.shape, tile.garbage or 0, carrier(dtype))
         accumulate(tile, a, b, clear=s.clear_accum, short=short)
         if dtype not in ("float32", "float64"):
             assert tile.data is not None
             tile.set(round_to(tile.data, dtype), owned=True)
+        self.wrote(s.c.buffer, tile, frame)
+
+    def _decided(self, s: Gemm, frame: Frame) -> Gemm:
+        """A product that starts anew where a value says so; the sum is cleared in those blocks."""
+        assert s.clear_if is not None
+        anew = np.asarray(self.scope(frame, s.loc).value(s.clear_if)).astype(bool)
+        if anew.all() or not anew.any():
+            return replace(s, clear_accum=s.clear_accum or bool(anew.all()), clear_if=None)
+        with frame.only(anew) as active:
+            self.fill(Fill(s.c, Const(0.0, "float32"), loc=s.loc), active)
+        return replace(s, clear_if=None)
 
     def reduce(self, s: Reduce, frame: Frame) -> None:
         """A reduction along one dimension."""
         values = self.read(s.src, frame, s.loc)
         dtype, source = self.dtypes[s.dst.buffer], self.dtypes[s.src.buffer]
-        found = _reduce(s.kind, values, len(frame.axes) + s.dim)
+        found = reduce(s.kind, values, len(frame.axes) + s.dim)
         found = round_to(found, dtype) if source == dtype else convert(found, source, dtype)
         if not s.clear:
-            old = _fit(self.read(s.dst, frame, s.loc), found.shape[len(frame.axes) :], len(frame.axes))
-            found = round_to(_REDUCE_PAIR[s.kind](old, found), dtype)
+            old = fit(self.read(s.dst, frame, s.loc), found.shape[len(frame.axes) :], len(frame.axes))
+            found = round_to(REDUCE_PAIR[s.kind](old, found), dtype)
         self.write(s.dst, found, frame, s.loc, owned=True)
 
     def cumsum(self, s: CumSum, frame: Frame) -> None:
@@ -222,16 +283,6 @@ class Machine:
             round_to(found, self.dtypes[s.src.buffer]), self.dtypes[s.src.buffer], self.dtypes[s.dst.buffer]
         )
         self.write(s.dst, found, frame, s.loc, owned=True)
-
-    def atomic_add(self, s: AtomicAdd, frame: Frame) -> None:
-        """A tile added to a global region that other blocks may add to as well."""
-        tensor = self.tensors[s.dst.buffer]
-        values = self.read(s.src, frame, s.loc)
-        values = convert(values, self.dtypes[s.src.buffer], tensor.dtype)
-        box = self.box(s.dst, frame, s.loc)
-        axes = len(frame.axes)
-        values = _fit(values, box.extents, axes)
-        combine(tensor, "add", element_indices(box, axes), values, None, frame, s.loc)
 
     def store(self, s: Store, frame: Frame) -> None:
         """One element of every block."""
@@ -284,7 +335,7 @@ class Machine:
         extents = [self.index(e, frame, s.loc) for e in s.extents]
         if not all(isinstance(e, int) for e in extents):
             raise NumericsError("the points of a persistent loop differ by block", s.loc)
-        points = _raster(extents, s.group_size)
+        points = raster(extents, s.group_size)
         blocks = int(np.prod(frame.grid))
         for first in range(0, len(points), blocks):
             mine = frame.block + first
@@ -331,68 +382,15 @@ _ACTIONS: dict[type[Stmt], Callable[[Machine, Any, Frame], None]] = {
     Gemm: Machine.gemm,
     Reduce: Machine.reduce,
     CumSum: Machine.cumsum,
-    AtomicAdd: Machine.atomic_add,
+    AtomicAdd: atomic_tile,
+    Im2col: im2col,
+    Transpose: transpose,
+    FinalizeReducer: finalize_reducer,
+    Hint: hint,
+    Extern: opaque,
     Store: Machine.store,
     Sync: Machine.sync,
     For: Machine.loop,
     If: Machine.branch,
     While: Machine.repeat,
 }
-
-
-def _fit(values: np.ndarray, extents: tuple[int, ...], axes: int) -> np.ndarray:
-    """Values with the extents of the region they go to (dimensions of one may come and go)."""
-    if values.shape[axes:] == extents:
-        return values
-    return values.reshape(*values.shape[:axes], *extents)
-
-
-def _matrix(values: np.ndarray, axes: int) -> np.ndarray:
-    """A region as a matrix: leading dimensions of one dropped."""
-    return values.reshape(*values.shape[:axes], *values.shape[-2:]) if values.ndim > axes + 2 else values
-
-
-def _raster(extents: list[int], group: int) -> np.ndarray:
-    """Points of a persistent loop in the order they are dealt, one a row."""
-    grids = np.meshgrid(*(np.arange(n) for n in extents), indexing="ij")
-    points = np.stack([g.ravel() for g in grids], axis=-1)
-    if group > 1 and len(extents) > 1:
-        keys = (
-            points[:, 0],
-            *(points[:, d] for d in range(points.shape[1] - 1, 0, -1)),
-            points[:, 0] // group,
-        )
-        points = points[np.lexsort(keys)]
-    return points
-
-
-def _nan_aware(pair: Any, aware: Any) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Extremes as chips take them: NaN loses against a number."""
-
-    def reduce(values: np.ndarray, axis: int) -> np.ndarray:
-        found: np.ndarray = pair.reduce(values, axis=axis)
-        if np.isnan(found).any():
-            found = aware.reduce(values, axis=axis)
-        return found
-
-    return reduce
-
-
-_max, _min = _nan_aware(np.maximum, np.fmax), _nan_aware(np.minimum, np.fmin)
-_REDUCE_PAIR: dict[str, Any] = {
-    "sum": np.add,
-    "abssum": np.add,
-    "max": np.fmax,
-    "absmax": np.fmax,
-    "min": np.fmin,
-}
-
-
-def _reduce(kind: str, values: np.ndarray, axis: int) -> np.ndarray:
-    if kind in ("absmax", "abssum"):
-        values = np.abs(values)
-    if kind in ("sum", "abssum"):
-        found: np.ndarray = np.sum(values, axis=axis, dtype=values.dtype)
-        return found
-    extreme: np.ndarray = (_min if kind == "min" else _max)(values, axis)
-    return extreme

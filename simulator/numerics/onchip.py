@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from foretile.kernels.ir import Loc
-from foretile.simulator.numerics.errors import fault
+from foretile.simulator.numerics.errors import fault, undefined
 from foretile.simulator.numerics.formats import carrier
 from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.tensors import Box, element_indices, inside, lead_of, within
@@ -32,10 +32,13 @@ def read_tile(
     if tile.data is None:
         if mask is not None and not np.any(mask):
             return np.zeros((1,) * (axes + rank), dtype=carrier(tile.dtype))
-        raise fault(frame, loc, f"reads {name}, which was never written", np.ones((1,) * (axes + rank), bool))
+        if tile.garbage is not None:
+            return np.full((1,) * axes + box.extents, tile.garbage, dtype=carrier(tile.dtype))
+        everywhere = np.ones((1,) * (axes + rank), bool)
+        raise undefined(frame, loc, f"reads {name}, which was never written", everywhere)
     if all(np.ndim(low) == 0 for low in box.mins) and inside(box, tile.shape):
         part = (slice(None),) * axes + _slices(box)
-        if tile.written is not True:
+        if tile.written is not True and tile.garbage is None:
             _check(tile.written, part, name, box, frame, loc, mask)
         found: np.ndarray = tile.data[part]
         return found
@@ -47,10 +50,10 @@ def read_tile(
             _out_of_bounds(name, box, tile, frame, loc)
         ok = ok & needed
     clipped = [np.clip(i, 0, n - 1) for i, n in zip(indices, tile.shape, strict=True)]
-    if tile.written is not True:
+    if tile.written is not True and tile.garbage is None:
         missing = ~pick(np.asarray(_full(tile.written, tile, axes)), clipped, axes) & ok
         if missing.any():
-            raise fault(frame, loc, f"reads {name}, which was never written there", missing)
+            raise undefined(frame, loc, f"reads {name}, which was never written there", missing)
     return pick(tile.data, clipped, axes)
 
 
@@ -86,7 +89,7 @@ def own(tile: Tile, lead: tuple[int, ...], axes: int) -> None:
     """Make sure the buffer may be changed in place and tells the blocks of ``lead`` apart."""
     tile.changed, tile.zero = True, False
     if tile.data is None:
-        tile.data = np.zeros((*lead, *tile.shape), dtype=carrier(tile.dtype))
+        tile.data = np.full((*lead, *tile.shape), tile.garbage or 0, dtype=carrier(tile.dtype))
         tile.owned = True
         return
     wide = np.broadcast_shapes(tile.data.shape[:axes], lead)
@@ -148,7 +151,7 @@ def _check(written: Any, part: Any, name: str, box: Box, frame: Frame, loc: Loc 
             np.reshape(mask, np.shape(mask) + (1,) * len(box.extents)) if np.ndim(mask) else mask
         )
     if missing.any():
-        raise fault(frame, loc, f"reads {name}, which was never written there", missing)
+        raise undefined(frame, loc, f"reads {name}, which was never written there", missing)
 
 
 def _out_of_bounds(name: str, box: Box, tile: Tile, frame: Frame, loc: Loc | None) -> None:
@@ -163,3 +166,15 @@ def _out_of_bounds(name: str, box: Box, tile: Tile, frame: Frame, loc: Loc | Non
         for low, n in zip(box.mins, box.extents, strict=True)
     )
     raise fault(frame, loc, f"{name}[{at}] leaves the buffer of {shape}", bad, index=False)
+
+
+def fit(values: np.ndarray, extents: tuple[int, ...], axes: int) -> np.ndarray:
+    """Values with the extents of the region they go to (dimensions of one may come and go)."""
+    if values.shape[axes:] == extents:
+        return values
+    return values.reshape(*values.shape[:axes], *extents)
+
+
+def matrix(values: np.ndarray, axes: int) -> np.ndarray:
+    """A region as a matrix: leading dimensions of one dropped."""
+    return values.reshape(*values.shape[:axes], *values.shape[-2:]) if values.ndim > axes + 2 else values

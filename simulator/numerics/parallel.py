@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretile.kernels.expr import Expr, Load, Var
+from foretile.kernels.expr import Binary, Expr, Load, Var, loads
 from foretile.kernels.ir import For, If, Stmt, Store, While
 from foretile.simulator.numerics import strided
 from foretile.simulator.numerics.elements import (
     Indices,
+    around,
     block_indices,
     clip,
     combine_elements,
@@ -21,7 +22,7 @@ from foretile.simulator.numerics.elements import (
     wide,
     write_elements,
 )
-from foretile.simulator.numerics.errors import NumericsError, fault
+from foretile.simulator.numerics.errors import NumericsError, undefined
 from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier
 from foretile.simulator.numerics.frame import Frame, Tile
@@ -40,6 +41,7 @@ def run_parallel(
     """Run ``body`` for all points of ``nest`` (none: once) and all blocks of the frame."""
     shapes = {name: t.data.shape for name, t in machine.tensors.items()}
     shapes |= {name: tile.shape for name, tile in frame.tiles.items()}
+    shapes |= {name: alias.shape for name, alias in machine.aliases.items()}
     scope = Scope(frame, machine.dtypes, _nothing)
     outer = _Nest(machine, frame, scope, Races(shapes, frozenset(machine.tensors)), {})
     inner = outer.deeper(nest) if nest else outer
@@ -180,7 +182,10 @@ class _Nest:
                 old = (self.private.get(name) or self._of_the_block(tile)).lifted(rank, ndim)
                 ran = wide(np.True_ if self.scope.mask is None else self.scope.mask, ndim)
                 known = old.written & ~ran.reshape(ran.shape + (1,) * rank)
-                self.private[name] = _Private(np.broadcast_to(old.values, known.shape), known)
+                values = np.broadcast_to(old.values, known.shape)
+                if tile.garbage is not None:
+                    values = np.where(known, values, values.dtype.type(tile.garbage))
+                self.private[name] = _Private(values, known)
 
     def repeat(self, s: While) -> None:
         """A while loop; iterations that are through wait."""
@@ -205,9 +210,10 @@ class _Nest:
         self.races.read(load.buffer, load.indices, indices, mask, scope)
         tensor, ndim = self.machine.tensors.get(load.buffer), scope.ndim
         if tensor is None:
-            return read_elements(
-                self.frame.tiles[load.buffer], load.buffer, indices, mask, self.frame, ndim, scope.loc
-            )
+            if self.machine.watch is not None:
+                self.machine.watch(load.buffer, around(indices, mask), scope.loc, False)
+            tile = self.machine.tile(load.buffer, self.frame)
+            return read_elements(tile, load.buffer, indices, mask, self.frame, ndim, scope.loc)
         untouched = tensor.written is None and tensor.writer is None
         if untouched and strided.in_range(indices, tensor.data.shape):
             view = strided.elements(tensor.data, indices, ndim)
@@ -222,16 +228,36 @@ class _Nest:
         value, source = scope.typed(s.value)
         value = convert(value, source, self.machine.dtypes[s.buffer])
         tensor = self.machine.tensors.get(s.buffer)
-        if s.atomic:
+        if self.machine.unchecked and not s.atomic and self.machine.scopes.get(s.buffer) == "fragment":
+            combined = accumulated(s)
+            if combined is not None and not self.told_apart(indices):
+                s = combined
+                value, source = scope.typed(s.value)
+                value = convert(value, source, self.machine.dtypes[s.buffer])
+        if s.atomic and s.atomic != "store":
+            found: np.ndarray | None
             if tensor is not None:
-                combine(
-                    tensor, s.atomic, [wide(i, ndim) for i in indices], value, scope.mask, self.frame, s.loc
+                at = [wide(i, ndim) for i in indices]
+                value = np.broadcast_to(
+                    wide(value, ndim),
+                    np.broadcast_shapes((1,) * self.axes + nest, np.shape(wide(value, ndim))),
                 )
-                return
-            tile = self.frame.tiles[s.buffer]
-            found = combine_elements(
-                tile, s.buffer, s.atomic, indices, value, scope.mask, nest, self.frame, s.loc
-            )
+                found = combine(
+                    tensor,
+                    s.atomic,
+                    at,
+                    value,
+                    scope.mask,
+                    self.frame,
+                    s.loc,
+                    previous=s.previous is not None,
+                )
+            else:
+                tile = self.machine.tile(s.buffer, self.frame)
+                found = combine_elements(
+                    tile, s.buffer, s.atomic, indices, value, scope.mask, nest, self.frame, s.loc
+                )
+                self.machine.wrote(s.buffer, tile, self.frame)
             if s.previous is not None:
                 place = tuple(_whole(scope.value(i)) for i in s.previous.indices)
                 dtype = self.machine.dtypes[s.previous.buffer]
@@ -254,10 +280,12 @@ class _Nest:
             at = [wide(i, ndim) for i in indices]
             scatter(tensor, at, value, scope.mask, self.frame, scope.loc, within_block=number)
             return
-        tile = self.frame.tiles[name]
-        if scope.mask is None and replaces(tile, indices, value, nest, self.axes):
-            return
-        write_elements(tile, name, indices, value, scope.mask, nest, self.frame, scope.loc, apart=apart)
+        tile = self.machine.tile(name, self.frame)
+        if self.machine.watch is not None:
+            self.machine.watch(name, around(indices, scope.mask), scope.loc, True)
+        if scope.mask is not None or not replaces(tile, indices, value, nest, self.axes):
+            write_elements(tile, name, indices, value, scope.mask, nest, self.frame, scope.loc, apart=apart)
+        self.machine.wrote(name, tile, self.frame)
 
     def told_apart(self, indices: Indices) -> bool:
         """Whether no two iterations have the same indices, as far as one sees without looking at all."""
@@ -277,8 +305,8 @@ class _Nest:
         held = held.lifted(len(tile.shape), ndim)
         indices = clip(tile, name, indices, mask, self.frame, ndim, scope.loc)
         missing = ~fetch(held.written, indices, ndim, ndim) & (np.True_ if mask is None else mask)
-        if missing.any():
-            raise fault(self.frame, scope.loc, f"reads {name}, which was never written there", missing)
+        if missing.any() and tile.garbage is None:
+            raise undefined(self.frame, scope.loc, f"reads {name}, which was never written there", missing)
         return fetch(held.values, indices, ndim, ndim)
 
     def store_private(self, name: str, indices: Indices, value: Value) -> None:
@@ -308,9 +336,25 @@ class _Nest:
     def _of_the_block(self, tile: Tile) -> _Private:
         """What the block has in a variable, which is what its threads begin with."""
         shape = (1,) * self.axes + tile.shape
-        values = np.zeros(shape, carrier(tile.dtype)) if tile.data is None else tile.data
+        values = tile.data
+        if values is None:
+            values = np.full(shape, tile.garbage or 0, carrier(tile.dtype))
         written = np.broadcast_to(tile.written, np.broadcast_shapes(np.shape(tile.written), values.shape))
         return _Private(np.broadcast_to(values, written.shape), written)
+
+
+def accumulated(s: Store) -> Store | None:
+    """``f[i] = op(f[i], x)`` as an update: iterations of one thread follow each other.
+
+    Where the author has switched the compiler's check for races off, he has laid the fragment out so that
+    those that meet in an element are of one thread.
+    """
+    held = Load(s.buffer, s.indices)
+    if isinstance(s.value, Binary) and s.value.op in ("add", "max", "min"):
+        for mine, other in ((s.value.a, s.value.b), (s.value.b, s.value.a)):
+            if mine == held and held not in loads(other):
+                return replace(s, value=other, atomic=s.value.op)
+    return None
 
 
 def _whole(index: Value) -> Value:

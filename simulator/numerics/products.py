@@ -115,6 +115,11 @@ def accumulate(tile: Tile, a: np.ndarray, b: np.ndarray, *, clear: bool, short: 
         tile.set(np.empty(0, target), owned=True)
         tile.pending = _Later(tile, product, signature, [(a3, b3)])
         return
+    if not fresh and tile.data is not None:
+        wide = np.broadcast_shapes(lead, tile.data.shape[:axes])
+        if wide != lead:  # the sum tells blocks apart that the operands do not
+            accumulate(tile, np.broadcast_to(a, (*wide, *a.shape[-2:])), b, clear=False, short=short)
+            return
     old = None if fresh or tile.data is None else _packed(tile, product)
     if short is not None:
         result = _short_sum(old, a3, b3, short)

@@ -11,6 +11,7 @@ from foretile.kernels.ir import Loc
 from foretile.simulator.numerics.errors import NumericsError, fault
 from foretile.simulator.numerics.frame import Frame
 from foretile.simulator.numerics.strided import ramp
+from foretile.simulator.numerics.updates import update
 
 _NOBODY, _ATOMIC = -1, -2
 _MOST_PADDING = 4  # how many times larger than the tensor a padded copy may be
@@ -22,7 +23,8 @@ class GlobalTensor:
 
     ``written``: by element, whether it holds a value (None: all do); ``writer``: the block that wrote an
     element in the current launch; ``outside``: what reading beyond the tensor gives; ``changes``: whether
-    the current launch writes it, so that what is read has to be copied.
+    the current launch writes it, so that what is read has to be copied; ``kin``: tensors that share its
+    storage.
     """
 
     name: str
@@ -33,6 +35,7 @@ class GlobalTensor:
     outside: float = 0.0
     changes: bool = True
     padded: dict[tuple[tuple[int, int], ...], np.ndarray] = field(default_factory=dict)
+    kin: tuple[GlobalTensor, ...] = ()
 
     def new_launch(self, *, changes: bool) -> None:
         """Forget who wrote what: launches follow each other."""
@@ -42,6 +45,8 @@ class GlobalTensor:
     def touch(self) -> np.ndarray:
         """Called before every write; returns the writers by element."""
         self.padded.clear()
+        for other in self.kin:
+            other.padded.clear()
         if self.writer is None:
             self.writer = np.full(self.data.shape, _NOBODY, dtype=np.int32)
         return self.writer
@@ -291,9 +296,6 @@ def _race(
     return fault(frame, loc, f"several blocks write {element}", bad, index=False)
 
 
-_COMBINE = {"add": np.add, "max": np.maximum, "min": np.minimum}
-
-
 def combine(
     tensor: GlobalTensor,
     how: str,
@@ -302,8 +304,13 @@ def combine(
     mask: Any,
     frame: Frame,
     loc: Loc | None,
-) -> None:
-    """Atomic read-modify-write of elements: every block's, every iteration's, in some order."""
+    *,
+    previous: bool = False,
+) -> np.ndarray | None:
+    """Atomic read-modify-write of elements: every block's, every iteration's, in order.
+
+    With ``previous``, returns what each found before it, by (block axes, iteration axes).
+    """
     ok = within(indices, tensor.data.shape)
     if mask is not None:
         ok = ok & mask
@@ -323,6 +330,13 @@ def combine(
             )
             raise fault(frame, loc, text, bad, index=False)
     writer[at] = _ATOMIC
-    _COMBINE[how].at(tensor.data, at, np.broadcast_to(values, shape)[keep])
+    before = update(
+        tensor.data, at, np.broadcast_to(values, shape)[keep], how, tensor.dtype, previous=previous
+    )
     if tensor.written is not None:
         tensor.written[at] = True
+    if before is None:
+        return None
+    found = np.zeros(shape, tensor.data.dtype)
+    found[keep] = before
+    return found

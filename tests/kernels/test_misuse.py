@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, str]] = {
         a = T.alloc_shared((32, 32), "float16")
         T.gemm(a, a, a)  # <-
         """,
-        "C of T.gemm must be a fragment, a is in scope shared",
+        "C of T.gemm must be a fragment .*, a is in scope shared",
     ),
     "gemm of a vector": (
         """
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[str, str]] = {
         "unknown dtype 'bloat16'; did you mean bfloat16",
     ),
     "unknown name": ("T.redcue_max(A, A)  # <-", r"T.redcue_max is not part .* did you mean T.reduce_max"),
-    "refused name": ("T.get_thread_binding(0)  # <-", "T.get_thread_binding is refused: per-thread code"),
+    "refused name": ("T.ptx_mma(0)  # <-", "T.ptx_mma is refused: it is not traced here"),
     "symbolic shape": (
         'a = T.alloc_shared((bx, 8), "float32")  # <-',
         "T.alloc_shared with the symbolic extent bx; on-chip shapes must be constants",
@@ -200,7 +200,6 @@ CASES: dict[str, tuple[str, str]] = {
         """,
         "T.atomic_add on a in scope fragment; only global and shared memory have atomics",
     ),
-    "atomic result": ("T.atomic_add(A[0, 0], 1, return_prev=True)  # <-", "return_prev of T.atomic_add"),
     "atomic result under a name": (
         """
         s = T.alloc_shared((8,), "int32")
@@ -217,22 +216,6 @@ CASES: dict[str, tuple[str, str]] = {
     ),
     "bits of another width": ("A[0, 0] = T.reinterpret(A[0, 1], 'int16')  # <-", "equally many bits"),
     "blocks of a core": ("T.annotate_min_blocks_per_sm(0)  # <-", "a whole number of at least 1"),
-    "break under a condition": (
-        """
-        for i in T.serial(4):
-            if A[i, 0] > 0:  # <-
-                break
-        """,
-        "`break` under a symbolic condition cannot be recorded",
-    ),
-    "break out of a traced loop": (
-        """
-        for i in T.serial(4):
-            A[i, 0] = 0
-            break  # <-
-        """,
-        "`break` out of a traced loop cannot be recorded",
-    ),
     "return under a condition": (
         """
         if bx > 2:  # <-
@@ -460,10 +443,10 @@ WHOLE: dict[str, tuple[str, str]] = {
     "scalar parameter": (
         """
         @T.prim_func  # <-
-        def main(n: T.int32):
+        def main(n: int):
             pass
         """,
-        "parameter `n` of main has the annotation 'int32'; .*scalars: a one-element tensor",
+        "parameter `n` of main has the annotation .*int.*; declare it n: T.Tensor",
     ),
     "tensor extent": (
         """

@@ -485,8 +485,8 @@ def test_slice_extents_cancel():
 def test_persistent():
     loop = persistent_matmul().body[0]
     assert (loop.kind, loop.group_size) == ("persistent", 8)
-    assert [v.name for v in loop.vars] == ["bx", "by"]
-    assert loop.extents == (c(8), c(4))
+    assert [v.name for v in loop.vars] == ["by", "bx"]  # the grouped coordinate, which is dealt first
+    assert loop.extents == (c(4), c(8))
 
 
 def test_atomics():

@@ -1,0 +1,252 @@
+"""Blocks that run by the thread: what their threads share, and the order in which teams of them go on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foretile.kernels.expr import Call, Load, evaluate, variables, walk
+from foretile.kernels.ir import (
+    AsyncCommit,
+    AsyncWait,
+    BarrierArrive,
+    BarrierWait,
+    Copy,
+    Gemm,
+    If,
+    Jump,
+    Loc,
+    RandomInit,
+    Stmt,
+    Sync,
+    TileProgram,
+    walk_stmts,
+)
+from foretile.simulator.numerics.barriers import Barriers
+from foretile.simulator.numerics.errors import NumericsError
+from foretile.simulator.numerics.frame import Frame, Tile
+from foretile.simulator.numerics.interpret import Machine
+from foretile.simulator.numerics.lane_access import threads_of
+from foretile.simulator.numerics.ordering import Known, Ordering
+from foretile.simulator.numerics.philox import Generators
+
+OWN = ("local", "var")  # scopes of which every thread has its own
+_BY_THREAD = (AsyncCommit, AsyncWait, BarrierArrive, BarrierWait, Jump, RandomInit)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a team does not go on. ``grid``: it waits for the blocks of the whole launch."""
+
+    what: str
+    loc: Loc | None
+    grid: bool = False
+
+
+@dataclass
+class Named:
+    """A hardware barrier: how many threads have come, and how many times it has opened."""
+
+    came: int = 0
+    opened: int = 0
+    brought: Known | None = None
+    told: Known | None = None
+
+
+@dataclass
+class Meeting:
+    """Teams that execute one tile operation, or one barrier of the block, together."""
+
+    came: list[int] = field(default_factory=list)
+    mask: Any = None
+    done: bool = False
+
+
+@dataclass
+class Resident:
+    """The blocks of a frame while their threads run.
+
+    ``own``: variables of which every thread has its own, with the thread behind the block axes;
+    ``shape``: extents of the block's threads, z, y, x; ``order``: what has to be ordered by barriers, None
+    where one team does everything at once.
+    """
+
+    machine: Machine
+    frame: Frame
+    own: dict[str, Tile]
+    order: Ordering | None
+    teams: list[np.ndarray]
+    barriers: dict[str, Barriers] = field(default_factory=dict)
+    named: dict[int, Named] = field(default_factory=dict)
+    meetings: dict[tuple[int, int], Meeting] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+    random: Generators | None = None
+    products: list[int] = field(default_factory=list)  # of the matrix engine that works by itself
+    progress: int = 0
+    grid: int = 0
+
+    def __post_init__(self) -> None:
+        program = self.machine.program
+        self.threads = program.threads
+        self.wide = threads_of(self.frame, self.threads)
+        self.shape = tuple(reversed(program.thread_shape)) or (self.threads,)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return int(np.prod(self.frame.axes))
+
+    def flat(self, value: Any) -> np.ndarray:
+        """A value by block, one after the other."""
+        return np.broadcast_to(value, self.frame.axes).reshape(-1)
+
+    def rank_in_cluster(self) -> np.ndarray:
+        """Each block's number in its cluster (block axes), x fastest."""
+        block, rank, step = self.frame.block, np.zeros_like(self.frame.block), 1
+        for extent, size in zip(self.frame.grid, self.machine.program.cluster, strict=False):
+            rank = rank + block % extent % size * step
+            block, step = block // extent, step * size
+        return rank
+
+    def peer(self, rank: Any, loc: Loc | None) -> np.ndarray:
+        """The place in the frame of each block's neighbour of that rank in its cluster.
+
+        Raises:
+            NumericsError: it does not run together with the block.
+        """
+        number, mine, step, stride = self.frame.block.copy(), self.frame.block, 1, 1
+        rank = np.broadcast_to(rank, self.frame.axes)
+        for extent, size in zip(self.frame.grid, self.machine.program.cluster, strict=False):
+            at = mine % extent
+            number = number + (rank // step % size - at % size) * stride
+            mine, step, stride = mine // extent, step * size, stride * extent
+        all_of_them = self.frame.block.reshape(-1)
+        place = np.searchsorted(all_of_them, number.reshape(-1))
+        if np.any(place >= all_of_them.size) or np.any(
+            all_of_them[np.minimum(place, all_of_them.size - 1)] != number.reshape(-1)
+        ):
+            raise NumericsError("a block of the cluster is not executed together with its neighbours", loc)
+        return place
+
+
+def by_thread(program: TileProgram) -> bool:
+    """Whether a program says what single threads do, or orders asynchronous work itself."""
+    if program.thread_vars or program.cluster:
+        return True
+    for s in walk_stmts(program.body):
+        if isinstance(s, _BY_THREAD) or (isinstance(s, Sync) and (s.scope == "grid" or s.ident is not None)):
+            return True
+        if isinstance(s, Copy | Gemm) and s.mode:
+            return True
+        if isinstance(s, If) and s.role:
+            return True
+        if any(isinstance(x, Call) and x.fn in _LANE_CALLS for e in _expressions(s) for x in walk(e)):
+            return True
+    return False
+
+
+def is_asynchronous(program: TileProgram) -> bool:
+    """Whether copies or products go on after their statement."""
+    return any(isinstance(s, Copy | Gemm) and bool(s.mode) for s in walk_stmts(program.body))
+
+
+_LANE_CALLS = frozenset(
+    {"shfl", "shfl_xor", "shfl_up", "shfl_down", "any_sync", "all_sync", "ballot", "rng_rand", "rng_uniform"}
+)
+
+
+def _expressions(s: Stmt) -> Iterator[Any]:
+    for name in ("value", "cond"):
+        e = getattr(s, name, None)
+        if e is not None:
+            yield e
+
+
+def teams_of(program: TileProgram) -> list[np.ndarray]:
+    """The block's threads by the parts that wait apart from each other (masks over threads).
+
+    Branches on the thread index that wait inside are taken by threads that run side by side; every other
+    branch is taken by a team together.
+    """
+    places = thread_indices(program)
+    signs = [np.zeros(program.threads, dtype=bool)]
+    for s in walk_stmts(program.body):
+        if isinstance(s, If) and (s.role or _waits(s.then) or _waits(s.orelse)):
+            found = lanes_where(s, places, program.threads)
+            if found is not None:
+                signs.append(found)
+    _, number = np.unique(np.stack(signs), axis=1, return_inverse=True)
+    number = number.reshape(-1)
+    return [number == n for n in dict.fromkeys(number.tolist())]
+
+
+def thread_indices(program: TileProgram) -> dict[str, np.ndarray]:
+    """The thread indices that a program uses, by name, over the block's threads."""
+    number, found = np.arange(program.threads), {}
+    shape = program.thread_shape or (program.threads,)
+    for var, extent in zip(program.thread_vars, shape, strict=False):
+        found[var.name] = number % extent
+        number = number // extent
+    return found
+
+
+def lanes_where(s: If, places: dict[str, np.ndarray], threads: int) -> np.ndarray | None:
+    """The threads for which a condition on thread indices alone holds; None for other conditions."""
+    used = variables(s.cond)
+    if not used or not used <= set(places):
+        return None
+    if any(isinstance(x, Load) or (isinstance(x, Call) and x.fn != "likely") for x in walk(s.cond)):
+        return None
+    return np.broadcast_to(np.asarray(evaluate(s.cond, places)).astype(bool), (threads,))
+
+
+def _waits(body: tuple[Stmt, ...]) -> bool:
+    return any(
+        isinstance(s, BarrierWait) or (isinstance(s, Sync) and s.scope != "warp") for s in walk_stmts(body)
+    )
+
+
+def play(resident: Resident, runs: list[Generator[Waiting, None, None]]) -> Iterator[None]:
+    """Let every team go on until all are through; stops at every barrier of the whole grid.
+
+    Raises:
+        NumericsError: no team can go on.
+    """
+    alive = dict(enumerate(runs))
+    while alive:
+        before, reasons = resident.progress, {}
+        for number, run in list(alive.items()):
+            reason = next(run, None)
+            if reason is None:
+                del alive[number]
+                resident.finished.add(number)
+                resident.progress += 1
+            else:
+                reasons[number] = reason
+        if not alive or resident.progress != before:
+            continue
+        if all(r.grid for r in reasons.values()):
+            yield
+            resident.grid += 1
+            continue
+        raise _deadlock(resident, reasons)
+
+
+def _deadlock(resident: Resident, reasons: dict[int, Waiting]) -> NumericsError:
+    parts = []
+    for number, reason in reasons.items():
+        where = f" at {reason.loc}" if reason.loc else ""
+        parts.append(f"threads {team_name(resident.teams[number])} wait{where} {reason.what}")
+    text = "deadlock: " if len(parts) > 1 or resident.finished else "nothing ends this wait: "
+    return NumericsError(text + "; ".join(parts), next(iter(reasons.values())).loc)
+
+
+def team_name(lanes: np.ndarray) -> str:
+    """Threads as ranges."""
+    found = np.flatnonzero(lanes)
+    cuts = np.split(found, np.flatnonzero(np.diff(found) != 1) + 1)
+    ranges = [f"{c[0]}–{c[-1]}" if len(c) > 1 else str(c[0]) for c in cuts]
+    return ", ".join(ranges) if len(ranges) <= 4 else f"{', '.join(ranges[:3])}, …"
