@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from foretile import hwmodels
 from foretile.frontdoor import ChipRef, Op, resolve
-from foretile.hwmodels import load_chip
 from foretile.kernels import language as T
 from foretile.kernels.cuda.nvcc import Resources, compile_kernel
 from foretile.kernels.cuda.recipe import LaunchRecipe, TensorArg
@@ -104,7 +104,7 @@ def _settings(
         return operator.config(shape, **(config or {}))
     from foretile.simulator.predictor import predict
 
-    return dict(predict(operator, shape, load_chip(chip), dict(config) if config else None).config)
+    return dict(predict(operator, shape, hwmodels.load_chip(chip), dict(config) if config else None).config)
 
 
 def _workspace(operator: Operator, shape: Shape, programs: tuple[TileProgram, ...]) -> frozenset[str]:
