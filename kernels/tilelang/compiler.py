@@ -35,7 +35,7 @@ WORKER = (sys.executable, "-m", "foretile.kernels.tilelang.compile_worker")
 """The command of the process in which TileLang runs."""
 _WHAT = "compiling a tile program"
 _FORMAT = 1  # of what is kept
-_START_S = 120.0  # importing TileLang and torch on a slow disk
+_START_S = 600.0  # importing TileLang and torch on a slow disk
 
 
 def _version() -> str:
