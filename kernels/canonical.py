@@ -39,7 +39,7 @@ from foretile.kernels.ir import (
     While,
     walk_stmts,
 )
-from foretile.kernels.rewrite import map_exprs
+from foretile.kernels.rewrite import map_body, map_exprs
 
 _ARITHMETIC = frozenset(
     {
@@ -203,6 +203,8 @@ def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
         made = replace(stmt, body=_statements(stmt.body, dtypes), hints=tuple(sorted(stmt.hints)))
         if made.start == Const(0):
             made = replace(made, start=None)
+        if made.kind == "persistent":
+            made = _without_single(made)
         if made.kind == "persistent" and isinstance(made.extents[0], Const):  # a group is no wider than all
             made = replace(made, group_size=max(1, min(made.group_size, int(made.extents[0].value))))
         inner = made.body[0] if len(made.body) == 1 else None
@@ -230,6 +232,22 @@ def _statement(stmt: Stmt, dtypes: dict[str, str]) -> Stmt:
     if isinstance(stmt, Fill):
         return replace(stmt, value=_stored(stmt.value, dtypes[stmt.dst.buffer], dtypes))
     return stmt
+
+
+def _without_single(loop: For) -> For:
+    """Dealt points without coordinates of one value, of which one remains at least."""
+    single = [v for v, e in zip(loop.vars, loop.extents, strict=True) if e == Const(1)]
+    single = single[: len(loop.vars) - 1]
+    if not single:
+        return loop
+    kept = [(v, e) for v, e in zip(loop.vars, loop.extents, strict=True) if v not in single]
+    values = {v.name: Const(0) for v in single}
+    return replace(
+        loop,
+        vars=tuple(v for v, _ in kept),
+        extents=tuple(e for _, e in kept),
+        body=map_body(loop.body, lambda e: substitute(e, values)),
+    )
 
 
 def _stored(value: Expr, dtype: str, dtypes: dict[str, str]) -> Expr:

@@ -7,7 +7,7 @@ from typing import Any
 
 from foretile.kernels.affine import difference
 from foretile.kernels.errors import fail, here
-from foretile.kernels.expr import Const, Expr, Load, binary
+from foretile.kernels.expr import Binary, Const, Expr, Load, binary
 from foretile.kernels.ir import Buffer, Region, Scope, Store
 from foretile.kernels.messages import shape_text, text
 from foretile.kernels.tracer import Tracer, current
@@ -15,6 +15,8 @@ from foretile.kernels.values import Index, Poison, Result, Value, coerced, index
 
 ZERO = Const(0)
 ONE = Const(1)
+REDUCING = {"add": "add", "max": "max", "min": "min", "bitand": "and", "bitor": "or", "bitxor": "xor"}
+"""Operations by which a reducer is updated, and the atomic store that does the same."""
 
 
 class Previous:
@@ -163,7 +165,19 @@ class BufferHandle:
         if isinstance(value, Previous):
             self._keep(indices, value)
             return
-        self.tracer.emit(Store(self.name, indices, coerced(value, self.dtype), atomic, loc=here()), self.name)
+        stored = coerced(value, self.dtype)
+        if not atomic and self.notes:
+            stored, atomic = self._update(indices, stored)
+        self.tracer.emit(Store(self.name, indices, stored, atomic, loc=here()), self.name)
+
+    def _update(self, indices: tuple[Expr, ...], value: Expr) -> tuple[Expr, str]:
+        """``r[i] = r[i] + x`` of a reducer is an update by ``x``: every iteration adds to the one value."""
+        own = Load(self.name, indices)
+        if self.notes[0][0] == "reducer" and isinstance(value, Binary) and value.op in REDUCING:
+            for this, other in ((value.a, value.b), (value.b, value.a)):
+                if this == own:
+                    return other, REDUCING[value.op]
+        return value, ""
 
     def _keep(self, indices: tuple[Expr, ...], found: Previous) -> None:
         """``self[indices] = T.atomic_add(…, return_prev=True)``: one statement that updates and stores."""

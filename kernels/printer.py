@@ -167,7 +167,9 @@ class Printer(ExprPrinter):
 
     def copy(self, s: Copy) -> Iterator[str]:
         options = [*self.barrier(s.barrier, "barrier"), *_options(s.hints)]
-        yield f"T.{_COPY[s.mode]}({', '.join([*self.pair(s.src, s.dst), *options])})"
+        # TileLang completes corners of plain copies only.
+        sides = (self.region(s.src), self.region(s.dst)) if s.mode else self.pair(s.src, s.dst)
+        yield f"T.{_COPY[s.mode]}({', '.join([*sides, *options])})"
 
     def barrier(self, place: Load | None, name: str) -> list[str]:
         return [] if place is None else [f"{name}={self.element(place.buffer, place.indices)}"]

@@ -23,7 +23,7 @@ def map_exprs(program: TileProgram, fn: Callable[[Expr], Expr]) -> TileProgram:
         params=tuple(_map_buffer(b, fn) for b in program.params),
         buffers=tuple(_map_buffer(b, fn) for b in program.buffers),
         grid=tuple(fn(e) for e in program.grid),
-        body=_map_body(program.body, fn),
+        body=map_body(program.body, fn),
     )
 
 
@@ -43,15 +43,16 @@ def _mapped_load(load: Load, fn: Callable[[Expr], Expr]) -> Load:
     return Load(load.buffer, tuple(fn(i) for i in load.indices))
 
 
-def _map_body(body: tuple[Stmt, ...], fn: Callable[[Expr], Expr]) -> tuple[Stmt, ...]:
+def map_body(body: tuple[Stmt, ...], fn: Callable[[Expr], Expr]) -> tuple[Stmt, ...]:
+    """Statements with every outermost expression replaced; see :func:`map_exprs`."""
     out: list[Stmt] = []
     for stmt in body:
         if isinstance(stmt, If):
             cond = fn(stmt.cond)
             if isinstance(cond, Const):
-                out.extend(_map_body(stmt.then if cond.value else stmt.orelse, fn))
+                out.extend(map_body(stmt.then if cond.value else stmt.orelse, fn))
             else:
-                then, orelse = _map_body(stmt.then, fn), _map_body(stmt.orelse, fn)
+                then, orelse = map_body(stmt.then, fn), map_body(stmt.orelse, fn)
                 out.append(replace(stmt, cond=cond, then=then, orelse=orelse))
             continue
         changes: dict[str, Any] = {}
@@ -68,7 +69,7 @@ def _map_body(body: tuple[Stmt, ...], fn: Callable[[Expr], Expr]) -> tuple[Stmt,
             elif f.name in ("reads", "writes"):
                 changes[f.name] = tuple(_mapped_region(r, fn) for r in part)
         if isinstance(stmt, For | While):
-            changes["body"] = _map_body(stmt.body, fn)
+            changes["body"] = map_body(stmt.body, fn)
         out.append(replace(stmt, **changes) if changes else stmt)
     return tuple(out)
 

@@ -42,8 +42,8 @@ class Format:
 # Types that operands can be widened to on chip.
 WIDENED = ("bf16", "fp16")
 
-NVFP4 = Format("float4_e2m1", "float8_e4m3", GROUP)
-FP8_E8M0 = Format("float8_e4m3", "float8_e8m0", BLOCK, packed=True)
+NVFP4 = Format("float4_e2m1fn", "float8_e4m3fn", GROUP)
+FP8_E8M0 = Format("float8_e4m3fn", "float8_e8m0fnu", BLOCK, packed=True)
 
 
 @T.macro
@@ -169,12 +169,12 @@ def quantise_fp8(M: Any, K: Any, packed: bool) -> TileProgram:
     @T.prim_func
     def quantise_fp8_block(
         X: T.Tensor((M, K), "bfloat16"),
-        A: T.Tensor((M, K), "float8_e4m3"),
-        A_scale: T.Tensor(stored, "float8_e8m0" if packed else "float32"),
+        A: T.Tensor((M, K), "float8_e4m3fn"),
+        A_scale: T.Tensor(stored, "float8_e8m0fnu" if packed else "float32"),
     ) -> None:
         with T.Kernel(T.ceildiv(K, BLOCK), T.ceildiv(M, _ROWS), threads=_THREADS) as (bx, by):
             X_local = T.alloc_fragment((_ROWS, BLOCK), "float32")
-            A_local = T.alloc_fragment((_ROWS, BLOCK), "float8_e4m3")
+            A_local = T.alloc_fragment((_ROWS, BLOCK), "float8_e4m3fn")
             T.copy(X[by * _ROWS, bx * BLOCK], X_local)
             scale = quantised_rows(X_local, A_local, packed)
             T.copy(A_local, A[by * _ROWS, bx * BLOCK])

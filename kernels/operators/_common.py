@@ -30,14 +30,31 @@ _NUMPY: dict[str, Any] = {
 }
 
 
+# Where TileLang's name of a type is not ours: it tells the formats without infinities from those with.
+_TILELANG = {
+    "float8_e4m3": "float8_e4m3fn",
+    "float8_e8m0": "float8_e8m0fnu",
+    "float4_e2m1": "float4_e2m1fn",
+}
+
+
 def full(short: str) -> str:
-    """Canonical (TileLang) name of a dtype: "bf16" gives "bfloat16"."""
-    return dtype(short).name
+    """A dtype's name in kernels, which TileLang knows too: "bf16" gives "bfloat16"."""
+    name = dtype(short).name
+    return _TILELANG.get(name, name)
+
+
+def every(tests: list[Any]) -> Any:
+    """Whether all conditions hold, combined pairwise (TileLang's ``T.all_of`` takes a buffer)."""
+    while len(tests) > 1:
+        pairs = [a & b for a, b in zip(tests[::2], tests[1::2], strict=False)]
+        tests = pairs + (tests[-1:] if len(tests) % 2 else [])
+    return tests[0]
 
 
 def numpy_dtype(short: str) -> np.dtype[Any]:
     """The NumPy type (from ``ml_dtypes`` for bf16 and fp8) that stores ``short``."""
-    name = full(short)
+    name = dtype(short).name
     stored: np.dtype[Any] = np.dtype(_NUMPY.get(name, name))
     return stored
 

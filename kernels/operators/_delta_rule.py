@@ -65,7 +65,7 @@ def _invert(A_shared: Any, T_shared: Any, rows: int) -> None:
     blocks = chunk // rows
     X_shared = T.alloc_shared((chunk, rows), "float32")
     for i, j in T.Parallel(chunk, rows):
-        pair = T.if_then_else(T.all_of(i % 2 == 1, i % rows == j + 1), -A_shared[i, T.max(i - 1, 0)], 0.0)
+        pair = T.if_then_else((i % 2 == 1 and i % rows == j + 1), -A_shared[i, T.max(i - 1, 0)], 0.0)
         X_shared[i, j] = T.if_then_else(i % rows == j, 1.0, pair)
     if rows >= 4:
         _join(A_shared, X_shared, 2)

@@ -183,7 +183,7 @@ def stream_k(shape: Shape, config: Config) -> tuple[TileProgram, TileProgram]:
             bz, by, column = place(tile)
             row = by * block_M + bx * rows
             # A tile is finished by the first block that begins inside it.
-            if T.all_of(share(block) > tile * k_tiles, share(block - 1) <= tile * k_tiles):
+            if share(block) > tile * k_tiles and share(block - 1) <= tile * k_tiles:
                 T.copy(W[bz, row, column * block_N], W_local)
                 T.copy(W_local, C[bz, row, column * block_N])
                 T.copy(zeros, W[bz, row, column * block_N])

@@ -3,7 +3,8 @@
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ _TINY = 1e-30  # below the sum of any row that has seen a key: its largest term 
 _COMBINE_COLS, _COMBINE_THREADS = 128, 128
 
 
-class Tiles(NamedTuple):
+@dataclass(frozen=True)
+class Tiles:
     """On-chip tiles of one block: ``rows`` query heads against ``keys`` keys.
 
     ``KV_shared`` of (keys, 512) is read twice, as the keys without position and as the values.
@@ -60,9 +62,11 @@ def alloc_tiles(config: Any, v_part: Any, dtype: str) -> Tiles:
     acc_o = T.alloc_fragment((rows, values), "float32")
     stats = alloc_rows(rows)
     column = v_part * values
-    V_shared = KV_shared if values == LATENT else KV_shared[0:keys, column : column + values]
     return Tiles(
-        Q_shared, Q_rope_shared, KV_shared, K_rope_shared, V_shared, S_shared, acc_s, acc_o, stats, column
+        *(Q_shared, Q_rope_shared, KV_shared, K_rope_shared),
+        # No name in between: TileLang forgets the extents of a slice that is given one.
+        KV_shared if values == LATENT else KV_shared[0:keys, column : column + values],
+        *(S_shared, acc_s, acc_o, stats, column),
     )
 
 

@@ -46,7 +46,7 @@ def keep_groups(score: Any, bias: Any, choice: Any, groups: int, topk_groups: in
         beaten[i, g, h] = T.if_then_else(
             T.any_of(
                 group_score[i, h] > group_score[i, g],
-                T.all_of(group_score[i, h] == group_score[i, g], h < g),
+                (group_score[i, h] == group_score[i, g] and h < g),
             ),
             1,
             0,

@@ -25,7 +25,7 @@ from foretile.kernels.operators._scaled_gemm import (
 )
 
 _COPY_COLS, _COPY_THREADS = 2048, 256  # of a block that quantises and scatters
-_FP8 = "float8_e4m3"
+_FP8 = "float8_e4m3fn"
 
 # (block_m, block_n, block_k, num_stages, threads, product) with one scale a tensor, ...
 _FP8_TILES = (

@@ -37,7 +37,7 @@ def gate_tokens(shape: Shape, config: Config) -> TileProgram:
             t0 = bx * block_t
             index, weight, choice = choose_experts(Logits, Bias, t0, block_t, topk, 1, 1)
             for i, e in T.Parallel(block_t, experts):  # scores are above −1: what is far below was chosen
-                running[i, e] = T.if_then_else(T.all_of(choice[i, e] < -2.0, t0 + i < tokens), 1, 0)
+                running[i, e] = T.if_then_else((choice[i, e] < -2.0 and t0 + i < tokens), 1, 0)
             T.cumsum(running, dim=0)
             for i, j in T.Parallel(block_t, topk):
                 rank[i, j] = running[i, index[i, j]] - 1
@@ -111,7 +111,7 @@ def place_rows(shape: Shape, config: Config) -> TileProgram:
                     first = end[e] - T.ceildiv(count[e], align) * align
                     passed[i, e] = T.if_then_else(end[e] <= (tile0 + i) * align, 1, 0)
                     filled[i, e] = T.if_then_else(
-                        T.all_of(first <= (tile0 + i) * align, (tile0 + i) * align < end[e]),
+                        (first <= (tile0 + i) * align and (tile0 + i) * align < end[e]),
                         T.min(first + count[e] - (tile0 + i) * align, align),
                         0,
                     )

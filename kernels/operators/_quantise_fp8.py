@@ -9,7 +9,7 @@ from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operators._quant import ABSMAX_FLOOR, FP8_MAX, saturated, scale_of
 
-FP8 = "float8_e4m3"
+FP8 = "float8_e4m3fn"
 _ROWS, _COLS, _THREADS = 4, 2048, 256  # of a block that quantises
 # As TensorRT-LLM finds a tensor's maximum (cudaFp8Utils.cu): so many blocks, few elements a thread and step.
 _MAX_BLOCKS, _MAX_ROWS, _MAX_COLS, _MAX_THREADS = 1024, 16, 128, 1024

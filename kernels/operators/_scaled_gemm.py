@@ -69,7 +69,7 @@ def scaled_products(
     ``b_scale(k)`` one element. The partial products of a step share one fragment.
     """
     block_M, block_N = config["block_m"], config["block_n"]
-    tiles = _operand_tiles(config, "float8_e4m3", len(bs))
+    tiles = _operand_tiles(config, "float8_e4m3fn", len(bs))
     A_scale_shared = T.alloc_shared((block_M,), "float32")
     B_scale_shared = [T.alloc_shared((1,), "float32") for _ in bs]
     scale = T.alloc_fragment((block_M,), "float32")

@@ -1,7 +1,8 @@
 """What tiled attention shares: an online softmax over tiles of scores (FlashAttention-2), its rounding."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from foretile.kernels.operator import Arrays, Shape, Tolerance
 from foretile.kernels.operators._common import LOWEST, smallest_normal
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """What an online softmax keeps for each row: fragments of (rows,), float32.
 
     ``scores_max`` is the running maximum of the raw scores, ``logsum`` the running sum of their
@@ -51,7 +53,8 @@ def online_softmax(acc_s: Any, acc_o: Any, rows: Rows, scale: float) -> None:
     Where the maximum has risen, the sum and the result ``acc_o`` of (rows, head_dim) so far are
     scaled down to it.
     """
-    scores_max, scores_max_prev, scores_scale, scores_sum, logsum = rows
+    scores_max, scores_max_prev = rows.scores_max, rows.scores_max_prev
+    scores_scale, scores_sum, logsum = rows.scores_scale, rows.scores_sum, rows.logsum
     T.copy(scores_max, scores_max_prev)
     T.reduce_max(acc_s, scores_max, dim=1, clear=False)
     for i in T.Parallel(acc_s.shape[0]):
@@ -76,7 +79,8 @@ def lazy_softmax(acc_s: Any, acc_o: Any, rows: Rows, scale: float) -> None:
     two above it: weights reach 2^6 then. Scores of many keys seldom rise further once a tile or two are
     seen (FlashAttention 4; FlashMLA's sparse prefill for sm_100), so that branch is not timed.
     """
-    scores_max, scores_max_prev, scores_scale, scores_sum, logsum = rows
+    scores_max, scores_max_prev = rows.scores_max, rows.scores_max_prev
+    scores_scale, scores_sum, logsum = rows.scores_scale, rows.scores_sum, rows.logsum
     rise = T.alloc_fragment((1,), "float32")
     T.copy(scores_max, scores_max_prev)
     T.reduce_max(acc_s, scores_max, dim=1, clear=False)

@@ -88,7 +88,7 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
             return src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim]
 
         def visible(key: Any) -> Any:
-            return T.all_of(key >= oldest, key < kv_len) if window else key < kv_len
+            return (key >= oldest and key < kv_len) if window else key < kv_len
 
         def cut(k: Any) -> Any:
             """Whether a tile has hidden keys: only those pay for a mask."""

@@ -80,7 +80,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
             def visible(query: Any, key: Any) -> Any:
                 if not causal:
                     return key < kv_len
-                return T.all_of(key <= query, key > query - window) if window else key <= query
+                return (key <= query and key > query - window) if window else key <= query
 
             @T.macro
             def attend(k: Any, masked: bool) -> None:

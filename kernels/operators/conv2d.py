@@ -10,7 +10,7 @@ import numpy as np
 from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Arrays, Config, Operator, OperatorError, Param, Shape
-from foretile.kernels.operators._common import full, numpy_dtype, random_operand, size, whole
+from foretile.kernels.operators._common import every, full, numpy_dtype, random_operand, size, whole
 
 
 def _out(extent: int, shape: Shape) -> int:
@@ -47,7 +47,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
             tests.append(k < depth)
         if padding:
             tests += [row >= 0, row < height, column >= 0, column < width]
-        return T.all_of(*tests)
+        return every(tests)
 
     @T.prim_func
     def conv2d(

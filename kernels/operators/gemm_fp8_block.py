@@ -43,9 +43,9 @@ def _two_level(shape: Shape, config: Config) -> TileProgram:
 
     @T.prim_func
     def gemm_fp8_block(
-        A: T.Tensor((M, K), "float8_e4m3"),
+        A: T.Tensor((M, K), "float8_e4m3fn"),
         A_scale: T.Tensor((M, groups_of(K)), "float32"),
-        B: T.Tensor((N, K), "float8_e4m3"),
+        B: T.Tensor((N, K), "float8_e4m3fn"),
         B_scale: T.Tensor((groups_of(N), groups_of(K)), "float32"),
         C: T.Tensor((M, N), out_dtype),
     ) -> None:

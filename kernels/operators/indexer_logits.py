@@ -17,7 +17,7 @@ from foretile.kernels.operators._softmax import load_keys
 HEAD_DIM = 128
 """Elements of an index head (DeepSeek-V3.2, config.json: index_head_dim)."""
 
-_FP8 = "float8_e4m3"
+_FP8 = "float8_e4m3fn"
 
 
 _CHAINS = 4  # sums of a query's heads that a thread keeps going at a time
@@ -111,8 +111,13 @@ def program(shape: Shape, config: Config) -> TileProgram:
                         for j in T.Parallel(block_N):
                             logits[j] = _dot(scores, weights, j, s * heads, heads)
                     else:
-                        q_tile = Q_shared[s * heads : (s + 1) * heads, :]
-                        T.gemm(K_shared, q_tile, scores, transpose_B=True, clear_accum=True)
+                        T.gemm(
+                            K_shared,
+                            Q_shared[s * heads : (s + 1) * heads, :],
+                            scores,
+                            transpose_B=True,
+                            clear_accum=True,
+                        )
                         T.copy(W_shared[s, :], weights)
                         for j, h in T.Parallel(block_N, heads):
                             scores[j, h] = T.max(scores[j, h], 0.0) * weights[h]

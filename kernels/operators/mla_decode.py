@@ -41,7 +41,7 @@ def _cache(shape: Shape) -> dict[str, Any]:
     if shape["kv_dtype"] != "fp8":
         return {"KV": ((batch, kv_len, ABSORBED), dtype)}
     return {
-        "KV": ((batch, kv_len, LATENT), "float8_e4m3"),
+        "KV": ((batch, kv_len, LATENT), "float8_e4m3fn"),
         "KV_scale": ((batch, kv_len, _GROUPS), "float32"),
         "K_rope": ((batch, kv_len, ROPE), dtype),
     }
@@ -71,7 +71,7 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         tiles = alloc_tiles(config, by % v_parts if v_parts > 1 else 0, dtype)
         h0 = by // v_parts * block_H
         if fp8:
-            KV_fp8 = T.alloc_shared((block_N, LATENT), "float8_e4m3")
+            KV_fp8 = T.alloc_shared((block_N, LATENT), "float8_e4m3fn")
             KV_scale_shared = T.alloc_shared((block_N, _GROUPS), "float32")
 
         T.copy(Q[bz, h0 : h0 + block_H, 0:LATENT], tiles.Q_shared)

@@ -29,12 +29,12 @@ def _group(shape: Shape, config: Config) -> TileProgram:
     @T.prim_func
     def quantize(
         X: T.Tensor((rows, cols), dtype),
-        Y: T.Tensor((rows, cols), "float8_e4m3"),
+        Y: T.Tensor((rows, cols), "float8_e4m3fn"),
         S: T.Tensor((rows, groups_of(cols, width)), "float32"),
     ) -> None:
         with T.Kernel(groups_of(cols, width), T.ceildiv(rows, block_rows), threads=threads) as (bx, by):
             X_local = T.alloc_fragment((block_rows, width), dtype)
-            Y_local = T.alloc_fragment((block_rows, width), "float8_e4m3")
+            Y_local = T.alloc_fragment((block_rows, width), "float8_e4m3fn")
             absmax = T.alloc_fragment((block_rows,), "float32")
             scale = T.alloc_fragment((block_rows,), "float32")
             T.copy(X[by * block_rows, bx * width], X_local)
@@ -62,13 +62,13 @@ def _tiled(shape: Shape, config: Config) -> TileProgram:
     @T.prim_func
     def quantize_tiled(
         X: T.Tensor((rows, cols), dtype),
-        Y: T.Tensor((rows, cols), "float8_e4m3"),
+        Y: T.Tensor((rows, cols), "float8_e4m3fn"),
         S: T.Tensor((rows, groups_of(cols, width)), "float32"),
     ) -> None:
         with T.Kernel(groups_of(cols, width), T.ceildiv(rows, block_rows), threads=threads) as (bx, by):
             X_shared = T.alloc_shared((block_rows, block_cols), dtype)
             X_local = T.alloc_fragment((block_rows, block_cols), "float32")
-            Y_local = T.alloc_fragment((block_rows, block_cols), "float8_e4m3")
+            Y_local = T.alloc_fragment((block_rows, block_cols), "float8_e4m3fn")
             absmax = T.alloc_fragment((block_rows,), "float32")
             scale = T.alloc_fragment((block_rows,), "float32")
             T.clear(absmax)
@@ -99,13 +99,13 @@ def _walk(shape: Shape, config: Config) -> TileProgram:
     @T.prim_func
     def quantize_walk(
         X: T.Tensor((rows, cols), dtype),
-        Y: T.Tensor((rows, cols), "float8_e4m3"),
+        Y: T.Tensor((rows, cols), "float8_e4m3fn"),
         S: T.Tensor((rows, groups_of(cols, width)), "float32"),
     ) -> None:
         with T.Kernel(rows, threads=config["threads"]) as row:
             X_local = T.alloc_fragment((1, block_cols), dtype)
             grouped = T.alloc_fragment((groups, width), "float32")
-            Y_local = T.alloc_fragment((1, block_cols), "float8_e4m3")
+            Y_local = T.alloc_fragment((1, block_cols), "float8_e4m3fn")
             absmax = T.alloc_fragment((groups,), "float32")
             scale = T.alloc_fragment((1, groups), "float32")
             for step in T.serial(-(-cols // block_cols)):

@@ -61,7 +61,7 @@ def _attention(shape: Shape, config: Config) -> TileProgram:
             for i, j in T.Parallel(block_N, ABSORBED - LATENT):
                 tiles.K_rope_shared[i, j] = KV[bz, T.max(index[i], 0), LATENT + j]
             for i, j in T.Parallel(block_H, block_N):
-                named = T.all_of(index[j] >= 0, t * block_N + j < topk)
+                named = index[j] >= 0 and t * block_N + j < topk
                 tiles.acc_s[i, j] = T.if_then_else(named, 0.0, -T.infinity("float32"))
             attend(tiles, policy, config["lazy"])
         finish(tiles, partial=num_split > 1)

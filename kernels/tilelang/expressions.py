@@ -44,6 +44,7 @@ _MASKED = {
     **{"tl.ballot_sync": "ballot", "tl.match_any_sync": "match_any", "tl.match_all_sync": "match_all"},
 }
 """Functions of a warp whose first argument says which threads take part."""
+_OF_TRUTHS = {"bitand": "and", "bitor": "or", "bitxor": "ne"}
 _EXTERN = ("tirx.call_extern", "tirx.call_pure_extern")
 _ROUNDED = ("tl.ieee_",)
 _ANY_OF_LIMIT = 1024
@@ -223,6 +224,8 @@ class Expressions:
 
     def binary(self, op: str, a: Expr, b: Expr) -> Expr:
         """The operation, with what its operands' types imply left out."""
+        if op in _OF_TRUTHS and "bool" == dtype_of(a, self.names.dtype) == dtype_of(b, self.names.dtype):
+            op = _OF_TRUTHS[op]
         a, b = self._beside(a, b)
         if op in ("truncdiv", "truncmod") and isinstance(a, Const) and isinstance(b, Const) and b.value:
             quotient = abs(int(a.value)) // abs(int(b.value))

@@ -18,6 +18,7 @@ from foretile.kernels.expr import (
     loads,
     walk,
 )
+from foretile.kernels.handles import REDUCING
 from foretile.kernels.ir import Buffer, For, Hints, If, Loc, LoopKind, Stmt, Store, Swizzle, While
 from foretile.kernels.tilelang import intrinsics
 from foretile.kernels.tilelang.buffers import Buffers
@@ -47,7 +48,6 @@ _LOOP_HINTS = {
     "parallel_prefer_async": "prefer_async",
     "parallel_loop_layout": "loop_layout",
 }
-_REDUCING = {"add": "add", "max": "max", "min": "min", "bitand": "and", "bitor": "or", "bitxor": "xor"}
 # Attributes around statements that say nothing about what is computed.
 _SILENT_ATTRIBUTES = ("tl.", "pragma_", "tirx.", "tir.")
 _INLINE_LIMIT = 200
@@ -283,11 +283,11 @@ class Body:
     def update(self, name: str, indices: tuple[Expr, ...], value: Expr) -> Store:
         """``r[i] = r[i] + x`` of a reducer: every iteration adds to the one logical value."""
         own = Load(name, indices)
-        if isinstance(value, Binary) and value.op in _REDUCING:
+        if isinstance(value, Binary) and value.op in REDUCING:
             for this, other in ((value.a, value.b), (value.b, value.a)):
                 if this == own:
                     other = stored(other, self.dtype(name))
-                    return Store(name, indices, other, _REDUCING[value.op], loc=self.loc)
+                    return Store(name, indices, other, REDUCING[value.op], loc=self.loc)
         return Store(name, indices, value, loc=self.loc)
 
     def evaluate(self, node: Any) -> list[Stmt]:
