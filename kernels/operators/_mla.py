@@ -66,7 +66,10 @@ def alloc_tiles(config: Any, v_part: Any, dtype: str) -> Tiles:
         *(Q_shared, Q_rope_shared, KV_shared, K_rope_shared),
         # No name in between: TileLang forgets the extents of a slice that is given one.
         KV_shared if values == LATENT else KV_shared[0:keys, column : column + values],
-        *(S_shared, acc_s, acc_o, stats, column),
+        S_shared,
+        *(acc_s, acc_o),
+        stats,
+        column,
     )
 
 
