@@ -63,11 +63,15 @@ def alloc_tiles(config: Any, v_part: Any, dtype: str) -> Tiles:
     stats = alloc_rows(rows)
     column = v_part * values
     return Tiles(
-        *(Q_shared, Q_rope_shared, KV_shared, K_rope_shared),
+        Q_shared,
+        Q_rope_shared,
+        KV_shared,
+        K_rope_shared,
         # No name in between: TileLang forgets the extents of a slice that is given one.
         KV_shared if values == LATENT else KV_shared[0:keys, column : column + values],
         S_shared,
-        *(acc_s, acc_o),
+        acc_s,
+        acc_o,
         stats,
         column,
     )

@@ -10,7 +10,6 @@ The tree that the front end builds changed between minor versions. What differs 
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -34,7 +33,7 @@ def installed() -> str | None:
     try:
         return version("tilelang")
     except PackageNotFoundError:
-        return "unknown" if importlib.util.find_spec("tilelang") is not None else None
+        return None
 
 
 def require(what: str) -> str:

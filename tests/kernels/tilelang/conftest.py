@@ -7,8 +7,8 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def tilelang_language():
-    tilelang = pytest.importorskip(
-        "tilelang", reason="TileLang is not installed: pip install 'foretile[tilelang]'"
+    language = pytest.importorskip(
+        "tilelang.language", reason="TileLang is not installed: pip install 'foretile[tilelang]'"
     )
     logging.getLogger("tilelang").setLevel(logging.CRITICAL)
-    return tilelang.language
+    return language
