@@ -21,6 +21,11 @@ from foretile.kernels.tilelang.compiled import CompileError, Decisions, Generate
 from foretile.kernels.tilelang.compiler import Compiler, check_architecture
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tilelang_language() -> None:
+    """These tests need no TileLang, unlike their neighbours."""
+
+
 @T.prim_func
 def scaled(
     A: T.Tensor((T.dynamic("m"), 64), "bfloat16"),  # type: ignore[valid-type]

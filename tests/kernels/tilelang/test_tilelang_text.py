@@ -15,6 +15,11 @@ from foretile.kernels.operator import load_operator, operator_names
 from foretile.kernels.tilelang.export import ExportError, source
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tilelang_language() -> None:
+    """These tests need no TileLang, unlike their neighbours."""
+
+
 def gemm(**sizes: object) -> TileProgram:
     operator = load_operator("gemm")
     shape = operator.shape(m=512, n=512, k=512)
