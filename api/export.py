@@ -17,7 +17,7 @@ from foretile.kernels.cuda.nvcc import Resources, compile_kernel
 from foretile.kernels.cuda.recipe import LaunchRecipe, TensorArg
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape
-from foretile.kernels.tilelang.compiler import Compiler, PassConfigs, flags
+from foretile.kernels.tilelang.compiler import Compiler, PassConfigs, flags, switches
 from foretile.kernels.tilelang.export import source as tilelang_source
 
 Target = Literal["tilelang", "cuda", "cubin"]
@@ -176,7 +176,9 @@ def as_cuda(
         one = Exported(program, arch, generated.source, _roles(generated.recipe(**sizes), found.workspace))
         if machine_code:
             progress(f"nvcc compiles {program.name} for {arch}")
-            compiled = compile_kernel(generated.source, arch, flags=flags(pass_configs or {}))
+            compiled = compile_kernel(
+                generated.source, arch, flags=flags(switches(program, pass_configs or {}))
+            )
             one = replace(one, cubin=compiled.cubin, resources=compiled.resources[generated.symbol])
         made.append(one)
     return tuple(made)

@@ -28,7 +28,8 @@ _WIDTH = 88
 # TileLang's CUDA back end has no lowering of T.likely, which promises something and computes nothing.
 _LIKELY = (
     "# The CUDA back end leaves T.likely as it is; it stands for its argument.",
-    'register_intrin_lowering("tirx.likely", target="cuda", f=lambda call: call.args[0])',
+    'if Op.get("tirx.likely").get_attr("cuda.FLowerIntrinsic") is None:',
+    '    register_intrin_lowering("tirx.likely", target="cuda", f=lambda call: call.args[0])',
 )
 
 
@@ -56,7 +57,7 @@ def source(programs: TileProgram | Sequence[TileProgram], comment: str = "") -> 
         [
             *(["import tilelang"] if swizzled else []),
             "import tilelang.language as T",
-            *(["from tvm.ir.op import register_intrin_lowering"] if likely else []),
+            *(["from tvm.ir.op import Op, register_intrin_lowering"] if likely else []),
         ],
         list(_LIKELY if likely else ()),
         list(dims),

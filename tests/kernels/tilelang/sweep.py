@@ -1,7 +1,7 @@
 """Every program of the library through TileLang and back; ``python sweep.py [STEP] [OPERATOR …]``.
 
 Text → our own tracer, text → TileLang's front end → our importer: both the same program (in canonical
-form). STEP takes every so many programs (default: all, about half an hour). Exits with 1 if one differs.
+form). STEP takes every so many programs (default: all, twenty minutes). Exits with 1 if one differs.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from exported import launches, sampled
 from foretile.kernels.canonical import canonical
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import load_operator, operator_names
+from foretile.kernels.tilelang.compile_worker import prim_func
 from foretile.kernels.tilelang.export import source
 from foretile.simulator.numerics.execute import execute
 
@@ -32,7 +33,6 @@ def _quiet() -> Iterator[None]:
 def through_tilelang(program: TileProgram) -> TileProgram:
     """What the importer makes of the PrimFunc that TileLang's front end makes of the exported text."""
     from foretile.kernels.tilelang import from_prim_func
-    from foretile.kernels.tilelang.compile_worker import prim_func
 
     found = from_prim_func(prim_func(source(program), program.name))
     assert isinstance(found, TileProgram)
@@ -61,3 +61,16 @@ def test_what_came_back_computes_the_same_bits(name: str) -> None:
     shape = operator.shape(**operator.example)
     programs = launches(operator, shape, operator.configs(shape)[0])
     assert bits(tuple(map(through_tilelang, programs)), name) == bits(programs, name)
+
+
+def test_a_file_that_says_what_is_likely_can_be_loaded_again() -> None:
+    operator = load_operator("topk_select")
+    shape = operator.shape(**operator.example)
+    texts = [
+        source(launches(operator, shape, config))
+        for config in operator.configs(shape)
+        if config["variant"] == "radix"
+    ]
+    assert "T.likely(" in texts[0]
+    for text in (texts[0], texts[-1], texts[0]):
+        prim_func(text, "topk_select")
