@@ -2,6 +2,7 @@
 # make test     install for development and run the tests
 # Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=…, the chips with CHIPS=a,b,…,
 # the test processes with JOBS=N (one a core).
+# EXTRAS=dev,tilelang adds TileLang and torch to what is installed, and the tests that need them.
 
 .POSIX:
 
@@ -12,6 +13,7 @@ SUITE = deepseek-v3
 CHIPS = h20,h100-sxm5-80gb,h200-sxm,h800-sxm,b200-sxm,b300-sxm,gb300,a100-sxm4-80gb,l40s,rtx-pro-6000,amd-mi300x,amd-mi355x,ascend-910c,ascend-950pr,metax-c550,mthreads-s5000,hygon-bw1000,kunlunxin-p800
 PYTEST_ARGS =
 JOBS = auto
+EXTRAS = dev
 ROOMS = api calibration hwmodels kernels simulator
 
 BIN = $(VENV)/bin
@@ -28,13 +30,14 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
-	rm -rf build $(VENV)/.development
+	rm -rf build $(VENV)/.development*
 	$(PIP) install .
 	touch $@
 
-$(VENV)/.development: $(VENV)/.made pyproject.toml constraints.txt
-	$(PIP) install --editable '.[dev]' --constraint constraints.txt
-	touch $@ $(VENV)/.installed
+# One stamp for each set of extras: asking for more installs more.
+$(VENV)/.development-$(EXTRAS): $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) install --editable '.[$(EXTRAS)]' --constraint constraints.txt
+	touch $@ $(VENV)/.development $(VENV)/.installed
 
 # A report shows what the sources say now: what changed since the last installation is installed again.
 report: $(VENV)/.installed
@@ -43,15 +46,15 @@ report: $(VENV)/.installed
 	$(BIN)/foretile compare --suite $(SUITE) --chips $(CHIPS) --out $(REPORT)
 	@echo "Open $(REPORT)/report.html"
 
-test: $(VENV)/.development
+test: $(VENV)/.development-$(EXTRAS)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-lint: $(VENV)/.development
+lint: $(VENV)/.development-$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.development
+bench: $(VENV)/.development-$(EXTRAS)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(PYTEST_ARGS)
 
 clean:

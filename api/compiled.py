@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from foretile import hwmodels
 from foretile.frontdoor import ChipRef, Op, resolve
-from foretile.hwmodels import load_chip
 from foretile.hwmodels.schema import Chip
 from foretile.kernels.cuda.nvcc import NvccError
 from foretile.kernels.ir import TileProgram
@@ -152,7 +152,7 @@ def require_compiler(chip: ChipRef) -> None:
     Raises:
         CompileError, TraceError: TileLang is not installed, or makes no CUDA code for ``chip`` here.
     """
-    machine = load_chip(chip)
+    machine = hwmodels.load_chip(chip)
     if not architecture(machine):
         raise CompileError(f"{machine.id} takes no CUDA code that TileLang makes here ({_listed()})")
     require("compiling it")
@@ -172,7 +172,7 @@ def of_prediction(
     """
     if compile_now:
         require_compiler(chip)
-    machine = load_chip(chip)
+    machine = hwmodels.load_chip(chip)
     if not architecture(machine) or (not compile_now and installed() is None):
         return ()
     operator, shape = resolve(op, prediction.shape)

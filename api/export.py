@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from foretile import hwmodels
 from foretile.frontdoor import ChipRef, Op, resolve
-from foretile.hwmodels import load_chip
 from foretile.kernels import language as T
 from foretile.kernels.cuda.nvcc import Resources, compile_kernel
 from foretile.kernels.cuda.recipe import LaunchRecipe, TensorArg
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape
-from foretile.kernels.tilelang.compiler import Compiler, PassConfigs, flags
+from foretile.kernels.tilelang.compiler import Compiler, PassConfigs, flags, switches
 from foretile.kernels.tilelang.export import source as tilelang_source
 
 Target = Literal["tilelang", "cuda", "cubin"]
@@ -81,7 +81,7 @@ def traced(
         settings,
         programs,
         {name: int(full[name]) for name in free},
-        _workspace(operator, full) if operator.params and len(programs) > 1 else frozenset(),
+        _workspace(operator, full, programs) if operator.params and len(programs) > 1 else frozenset(),
     )
 
 
@@ -104,18 +104,17 @@ def _settings(
         return operator.config(shape, **(config or {}))
     from foretile.simulator.predictor import predict
 
-    return dict(predict(operator, shape, load_chip(chip), dict(config) if config else None).config)
+    return dict(predict(operator, shape, hwmodels.load_chip(chip), dict(config) if config else None).config)
 
 
-def _workspace(operator: Operator, shape: Shape) -> frozenset[str]:
-    """Tensors that carry values from one launch to the next only, told from a small example."""
+def _workspace(operator: Operator, shape: Shape, programs: tuple[TileProgram, ...]) -> frozenset[str]:
+    """Tensors that only carry values from launch to launch; a small example tells what the others are."""
     kinds = {p.name: shape[p.name] for p in operator.params if p.kind != "int"}
     small = operator.shape(**{**operator.example, **kinds})
     inputs = operator.inputs(small, np.random.default_rng(0))
-    known = {*inputs, *operator.reference(small, **inputs)}
-    found = operator.program(small, operator.configs(small)[0])
-    programs = (found,) if isinstance(found, TileProgram) else found
-    return frozenset(b.name for p in programs for b in p.params) - known
+    return frozenset(b.name for p in programs for b in p.params) - {
+        *inputs, *operator.reference(small, **inputs)
+    }  # fmt: skip
 
 
 def provenance(found: Traced) -> str:
@@ -177,7 +176,9 @@ def as_cuda(
         one = Exported(program, arch, generated.source, _roles(generated.recipe(**sizes), found.workspace))
         if machine_code:
             progress(f"nvcc compiles {program.name} for {arch}")
-            compiled = compile_kernel(generated.source, arch, flags=flags(pass_configs or {}))
+            compiled = compile_kernel(
+                generated.source, arch, flags=flags(switches(program, pass_configs or {}))
+            )
             one = replace(one, cubin=compiled.cubin, resources=compiled.resources[generated.symbol])
         made.append(one)
     return tuple(made)

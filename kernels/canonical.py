@@ -13,9 +13,32 @@ from typing import Any
 
 from foretile.kernels.affine import normal_form
 from foretile.kernels.dtypes import DTYPES
-from foretile.kernels.expr import Binary, Call, Cast, Const, Expr, Load, Var, binary, call, substitute
+from foretile.kernels.expr import (
+    COMPARISONS,
+    Binary,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Load,
+    Var,
+    binary,
+    call,
+    substitute,
+)
 from foretile.kernels.infer import binary_dtype, dtype_of, is_float
-from foretile.kernels.ir import Buffer, Fill, For, If, Region, Stmt, Store, TileProgram, While
+from foretile.kernels.ir import (
+    Buffer,
+    Fill,
+    For,
+    If,
+    Region,
+    Stmt,
+    Store,
+    TileProgram,
+    While,
+    walk_stmts,
+)
 from foretile.kernels.rewrite import map_body, map_exprs
 
 _ARITHMETIC = frozenset(
@@ -42,9 +65,45 @@ _ARITHMETIC = frozenset(
 def canonical(program: TileProgram) -> TileProgram:
     """The canonical form of ``program``; its annotations are in alphabetical order."""
     dtypes = {b.name: b.dtype for b in (*program.params, *program.buffers)}
+    program = _without_single_points(program)
     explicit = map_exprs(program, lambda e: _normal(e, dtypes))
     shaped = replace(explicit, body=_statements(explicit.body, dtypes))
     return _renamed(shaped)
+
+
+def _without_single_points(program: TileProgram) -> TileProgram:
+    """Persistent loops without the axes that have one point; one axis has no groups."""
+    loops = [s for s in walk_stmts(program.body) if isinstance(s, For) and s.kind == "persistent"]
+    single = {
+        v.name: Const(0) for s in loops for v, e in zip(s.vars, s.extents, strict=True) if e == Const(1)
+    }
+    bound = map_exprs(program, lambda e: substitute(e, single)) if single else program
+
+    def kept(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        return tuple(_without(s, kept) for s in body)
+
+    return replace(bound, body=kept(bound.body)) if loops else program
+
+
+def _without(stmt: Stmt, kept: Callable[[tuple[Stmt, ...]], tuple[Stmt, ...]]) -> Stmt:
+    if isinstance(stmt, If):
+        return replace(stmt, then=kept(stmt.then), orelse=kept(stmt.orelse))
+    if isinstance(stmt, While):
+        return replace(stmt, body=kept(stmt.body))
+    if not isinstance(stmt, For):
+        return stmt
+    stmt = replace(stmt, body=kept(stmt.body))
+    if stmt.kind != "persistent":
+        return stmt
+    axes = [(v, e) for v, e in zip(stmt.vars, stmt.extents, strict=True) if e != Const(1)]
+    axes = axes or [(stmt.vars[0], stmt.extents[0])]
+    grouped, extent = stmt.group_size, axes[0][1]
+    if isinstance(extent, Const):
+        grouped = min(grouped, int(extent.value))  # no group is wider than what there is
+    grouped = grouped if grouped > 1 and len(axes) > 1 else 0  # groups of one are no groups
+    return replace(
+        stmt, vars=tuple(v for v, _ in axes), extents=tuple(e for _, e in axes), group_size=grouped
+    )
 
 
 def _normal(e: Expr, dtypes: dict[str, str]) -> Expr:
@@ -65,6 +124,16 @@ def _explicit(e: Expr, dtypes: dict[str, str]) -> Expr:
             meet = "float32" if e.op == "div" and not is_float(meet) else meet
             a, b = _typed(a, meet, dtypes), _typed(b, meet, dtypes)
             a, b = (_sum(x) if not is_float(meet) and meet != "bool" else x for x in (a, b))
+            if e.op in COMPARISONS:
+                a, b = _narrow(a, dtypes), _narrow(b, dtypes)
+        elif e.op in ("floordiv", "mod") and not is_float(dtype_of(a, dtypes)):
+            a, b = _sum(a), _sum(b)
+        if e.op in ("and", "or"):
+            first, *rest = (*_operands(e.op, a), *_operands(e.op, b))
+            made = first
+            for operand in rest:
+                made = binary(e.op, made, operand)
+            return made
         if e.op == "mod" and b == Const(1):
             return Const(0)
         if e.op in ("gt", "ge"):
@@ -82,12 +151,29 @@ def _explicit(e: Expr, dtypes: dict[str, str]) -> Expr:
             return Const(-args[0].value, args[0].dtype)
         return call(e.fn, args)
     if isinstance(e, Cast):
-        return _typed(_explicit(e.a, dtypes), e.dtype, dtypes) if not e.bits else replace(
-            e, a=_explicit(e.a, dtypes)
-        )  # fmt: skip
+        inner = _normal(e.a, dtypes)
+        return replace(e, a=inner) if e.bits else _typed(inner, e.dtype, dtypes)
     if isinstance(e, Load):
         return Load(e.buffer, tuple(_normal(i, dtypes) for i in e.indices))
     return e
+
+
+def _narrow(e: Expr, dtypes: dict[str, str]) -> Expr:
+    """A whole number as it was before a wider type took it in: comparisons find the same."""
+    if not isinstance(e, Cast) or e.bits:
+        return e
+    wide, own = DTYPES[e.dtype], DTYPES[dtype_of(e.a, dtypes)]
+    kinds = {wide.kind, own.kind}
+    room = wide.bits - (wide.kind == "int") - (own.bits - (own.kind == "int"))
+    fits = kinds <= {"int", "uint"} and room >= 0 and not (own.kind == "int" and wide.kind == "uint")
+    return e.a if fits else e
+
+
+def _operands(op: str, e: Expr) -> tuple[Expr, ...]:
+    """The operands of a chain of one associative operation."""
+    if isinstance(e, Binary) and e.op == op:
+        return (*_operands(op, e.a), *_operands(op, e.b))
+    return (e,)
 
 
 def _sum(e: Expr) -> Expr:

@@ -372,6 +372,8 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
             return a
         if op in ("mul", "floordiv") and b.value == 1:
             return a
+        if (op == "mod" and b.value == 1) or (op == "mul" and b.value == 0 and isinstance(a, Var)):
+            return Const(0, b.dtype)
     if isinstance(a, Const) and isinstance(a.value, int) and not isinstance(a.value, bool):
         if op == "add" and a.value == 0:
             return b

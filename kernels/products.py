@@ -186,10 +186,24 @@ def gemm_sp(
     current(call).emit(made, handle.name)
 
 
+def _plain_scales(x: Any, rows: Expr, depth: Expr, group: Any) -> bool:
+    """Whether there is one scale a row and ``group`` elements of the tile's depth."""
+    handle, region = region_of(x, "scales of T.gemm_blockscaled")
+    shape = region.extents
+    return (
+        handle.dtype in _SCALES
+        and isinstance(depth, Const)
+        and len(shape) == 2
+        and shape[0] == rows
+        and shape[1] == Const(int(depth.value) // int(group))
+    )
+
+
 def _scales(x: Any, name: str, rows: Expr, depth: Expr, given: Mapping[str, Any]) -> Region:
     """The scales of an operand of ``rows`` × ``depth``: one a row and group of the depth."""
     call = "T.gemm_blockscaled"
-    if f"sf_{name[-1].lower()}_granularity_k" in given:  # packed as the instruction wants them
+    group = given.get(f"sf_{name[-1].lower()}_granularity_k")
+    if group is not None and not _plain_scales(x, rows, depth, group):  # packed as the instruction wants them
         return region_of(x, f"{name} of {call}")[1]
     handle, region, (m, groups) = _matrix(x, name, call)
     if handle.dtype not in _SCALES:
@@ -225,7 +239,6 @@ def gemm_blockscaled(
 
     ``SFA`` is (M, K / group) and ``SFB`` (N, K / group), whatever is transposed; the groups of A and B may
     differ. nvfp4 is float4_e2m1 with float8_e4m3 scales of 16, the MX formats have float8_e8m0 ones of 32.
-    The scales are those of this tile, so ``k_start`` is 0; the granularities are the groups, if given.
     """
     call = "T.gemm_blockscaled"
     handle, product, (m, n, k) = _product(call, A, B, C, transpose_A, transpose_B, policy, clear_accum)
@@ -234,6 +247,9 @@ def gemm_blockscaled(
         if operand.dtype not in _SCALED:
             fail(f"{name} of {call}, {operand.name}, is {operand.dtype}; needed is {' or '.join(_SCALED)}")
     a_scale, b_scale = _scales(SFA, "SFA", m, k, given), _scales(SFB, "SFB", n, k, given)
+    for name, scale, rows in (("sf_a_granularity_k", SFA, m), ("sf_b_granularity_k", SFB, n)):
+        if name in given and _plain_scales(scale, rows, k, given[name]):
+            del given[name]  # the shapes say it
     start = None if k_start is None else index_expr(k_start, f"k_start of {call}")
     made = replace(product, a_scale=a_scale, b_scale=b_scale, k_start=None if start == Const(0) else start)
     current(call).emit(replace(made, hints=hints(annotations, **given)), handle.name)

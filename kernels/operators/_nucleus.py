@@ -41,9 +41,11 @@ def find_threshold(masses: Any, share: Any, threshold: Any, bits: int) -> None:
         # From a power of two that is too large to the smallest that still is.
         T.copy(threshold, base)
         for q, (cut, _) in candidates:
-            scale = 2.0 ** (-q * powers) if q * powers <= 126 else 0.0  # nothing is too large for zero
-            for i in T.Parallel(rows):
-                cut[i] = base[i] * scale
+            if q * powers > 126:
+                T.clear(cut)  # nothing is too large for zero
+            else:
+                for i in T.Parallel(rows):
+                    cut[i] = base[i] * 2.0 ** (-q * powers)
         masses(cuts, sums)
         for _, (cut, total) in candidates:
             for i in T.Parallel(rows):
@@ -57,7 +59,7 @@ def find_threshold(masses: Any, share: Any, threshold: Any, bits: int) -> None:
             step[i] = step[i] * 2.0**-bits
         for q, (cut, _) in candidates:
             for i in T.Parallel(rows):
-                cut[i] = base[i] + step[i] * float(q)
+                cut[i] = base[i] + (step[i] if q == 1 else step[i] * float(q))
         masses(cuts, sums)
         for _, (cut, total) in candidates:
             for i in T.Parallel(rows):

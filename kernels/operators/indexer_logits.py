@@ -99,7 +99,8 @@ def program(shape: Shape, config: Config) -> TileProgram:
             first = bx * chunk
             last = T.min(first + chunk, tiles) if chunk else tiles
             seen = T.ceildiv(T.min(position + block_Q, kv_len), block_N) if causal else last
-            edge = T.max(first, T.min(last, seen)) if causal else last
+            # No tile that is seen lies behind the last one.
+            edge = (T.max(first, T.min(first + chunk, seen)) if chunk else seen) if causal else last
             for t in T.Pipelined(first, edge, num_stages=num_stages):
                 load_keys(K[bz, t * block_N : (t + 1) * block_N, 0:HEAD_DIM], K_stored, K_local, K_shared)
                 T.copy(K_scale[bz, t * block_N : (t + 1) * block_N], K_scale_shared)
@@ -130,9 +131,9 @@ def program(shape: Shape, config: Config) -> TileProgram:
                     T.copy(logits, Logits[bz, q0 + s, t * block_N : (t + 1) * block_N])
             if causal:
                 T.fill(logits, hidden)
-                for t in T.serial(edge, last):
+                for i in T.serial(last - edge):
                     for s in T.serial(queries):
-                        T.copy(logits, Logits[bz, q0 + s, t * block_N : (t + 1) * block_N])
+                        T.copy(logits, Logits[bz, q0 + s, (edge + i) * block_N])
 
     return traced(indexer_logits)
 

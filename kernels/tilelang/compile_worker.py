@@ -1,7 +1,7 @@
 """The process in which TileLang runs: one request a line on standard input, one answer a line on its output.
 
-``python -m foretile.kernels.tilelang.compile_worker``. TileLang takes seconds to import, prints, and cannot be
-interrupted inside of a pass; a process of its own can be ended, and outlives one kernel.
+``python -m foretile.kernels.tilelang.compile_worker``. TileLang takes seconds to import, prints, and cannot
+be interrupted inside of a pass; a process of its own can be ended, and outlives one kernel.
 
 A request is an object with ``source`` (the text of :func:`~foretile.kernels.tilelang.export.source`),
 ``name`` (which of its functions), ``stop`` (how far to go) and, beyond ``prim_func``, ``arch`` and

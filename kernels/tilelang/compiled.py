@@ -1,6 +1,6 @@
 """What TileLang's compiler made of a program: launch, device code, and the decisions it took on the way.
 
-Plain values, made from a worker's answer (:mod:`~foretile.kernels.tilelang.compile_worker`); TileLang is not needed.
+Plain values, made from an answer of :mod:`~foretile.kernels.tilelang.compile_worker`; TileLang is not needed.
 """
 
 from __future__ import annotations

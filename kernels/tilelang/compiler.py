@@ -6,6 +6,7 @@ hash of everything it depends on, so that nothing is compiled twice.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -35,7 +36,7 @@ WORKER = (sys.executable, "-m", "foretile.kernels.tilelang.compile_worker")
 """The command of the process in which TileLang runs."""
 _WHAT = "compiling a tile program"
 _FORMAT = 1  # of what is kept
-_START_S = 120.0  # importing TileLang and torch on a slow disk
+_START_S = 600.0  # importing TileLang and torch on a slow disk
 
 
 def _version() -> str:
@@ -180,13 +181,19 @@ class Compiler:
         return answer
 
 
+def switches(program: TileProgram, given: PassConfigs) -> dict[str, Any]:
+    """The compiler's switches: those noted in the program (``pass:tl.…``), and those ``given`` over them."""
+    noted = {k.removeprefix("pass:"): v for k, v in program.annotations if k.startswith("pass:")}
+    return {**{name: ast.literal_eval(value) for name, value in noted.items()}, **given}
+
+
 def _request(program: TileProgram, stop: Stop, arch: str, pass_configs: PassConfigs) -> dict[str, Any]:
     return {
         "source": text_of(program),
         "name": program.name,
         "stop": stop,
         "arch": arch,
-        "pass_configs": dict(pass_configs),
+        "pass_configs": switches(program, pass_configs),
     }
 
 
@@ -244,7 +251,7 @@ def compile_cuda(
             return compile_cuda(program, arch, pass_configs, sizes=sizes, compiler=own)
     generated = compiler.generate(program, arch, pass_configs)
     recipe = generated.recipe(**(sizes or {}))
-    made = compile_kernel(generated.source, arch, flags=flags(pass_configs or {}))
+    made = compile_kernel(generated.source, arch, flags=flags(switches(program, pass_configs or {})))
     return CompiledKernel(generated, made.cubin, recipe, made.resources[generated.symbol])
 
 

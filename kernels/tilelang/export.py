@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
-from foretile.kernels.expr import Call, evaluate
-from foretile.kernels.ir import Buffer, Extern, Gemm, If, Stmt, TileProgram
+from foretile.kernels.expr import Binary, Call, Const, Expr, evaluate
+from foretile.kernels.infer import dtype_of, is_float
+from foretile.kernels.ir import AtomicAdd, Buffer, Extern, For, Gemm, If, Stmt, TileProgram
 from foretile.kernels.printer import Printer
 
 # TileLang's names of the types that carry a suffix there for how they treat infinities and zero.
@@ -26,7 +28,8 @@ _WIDTH = 88
 # TileLang's CUDA back end has no lowering of T.likely, which promises something and computes nothing.
 _LIKELY = (
     "# The CUDA back end leaves T.likely as it is; it stands for its argument.",
-    'register_intrin_lowering("tirx.likely", target="cuda", f=lambda call: call.args[0])',
+    'if Op.get("tirx.likely").get_attr("cuda.FLowerIntrinsic") is None:',
+    '    register_intrin_lowering("tirx.likely", target="cuda", f=lambda call: call.args[0])',
 )
 
 
@@ -54,7 +57,7 @@ def source(programs: TileProgram | Sequence[TileProgram], comment: str = "") -> 
         [
             *(["import tilelang"] if swizzled else []),
             "import tilelang.language as T",
-            *(["from tvm.ir.op import register_intrin_lowering"] if likely else []),
+            *(["from tvm.ir.op import Op, register_intrin_lowering"] if likely else []),
         ],
         list(_LIKELY if likely else ()),
         list(dims),
@@ -115,6 +118,11 @@ class _TileLangPrinter(Printer):
             self.refuse(f"{b.name}", "where it lies is read from a table of pointers")
         return super().allocation(b)
 
+    def for_(self, s: For) -> Iterator[str]:
+        # What is dealt row by row is dealt in groups of one; no groups of none.
+        dealt = s.kind == "persistent" and s.group_size < 1
+        yield from super().for_(replace(s, group_size=1) if dealt else s)
+
     def gemm(self, s: Gemm) -> Iterator[str]:
         if s.a_scale is None or s.b_scale is None:
             yield from super().gemm(s)
@@ -129,6 +137,13 @@ class _TileLangPrinter(Printer):
         options = [*start, *(f"sf_{side}_granularity_k={group}" for side, group in groups.items())]
         yield f"{text.removesuffix(')')}, {', '.join(options)})"
 
+    def atomic_add(self, s: AtomicAdd) -> Iterator[str]:
+        source, _ = self.pair(s.src, s.dst)
+        if source == self.region(s.src):
+            yield from super().atomic_add(s)
+        else:  # the corner of a tile would be the one number to add everywhere
+            yield f"T.atomic_{s.kind}({self.region(s.dst)}, {self.region(s.src)})"
+
     def if_(self, s: If) -> Iterator[str]:
         if s.role:
             self.refuse("a branch marked as the part of some warps", "the mark names no warp group", s)
@@ -137,7 +152,29 @@ class _TileLangPrinter(Printer):
     def extern(self, s: Extern) -> Iterator[str]:
         self.refuse(f"the call of {s.name}", "it is opaque code that came with another kernel", s)
 
+    def binary(self, e: Binary) -> tuple[str, int]:
+        a, b = self._typed((e.a, e.b))
+        return super().binary(Binary(e.op, a, b))
+
+    def _typed(self, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """Literals in the narrow type they meet: there they would be float32, and the others with them."""
+        met = {
+            dtype_of(a, self.dtypes)
+            for a in args
+            if not isinstance(a, Const) and is_float(dtype_of(a, self.dtypes))
+        }
+        if len(met) != 1 or met == {"float32"}:
+            return args
+        (dtype,) = met
+        return tuple(
+            Const(a.value, dtype) if isinstance(a, Const) and a.dtype == "float32" else a for a in args
+        )
+
     def call(self, e: Call) -> tuple[str, int]:
+        if e.fn == "if_then_else":
+            return super().call(Call(e.fn, (e.args[0], *self._typed(e.args[1:]))))
+        if e.fn == "clamp":
+            return super().call(Call(e.fn, self._typed(e.args)))
         if e.fn.startswith("extern:"):
             self.refuse(
                 f"the call of {e.fn.rpartition(':')[2]}", "it is opaque code that came with another kernel"

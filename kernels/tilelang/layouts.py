@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from foretile.kernels.expr import Const, Expr, Var
+from foretile.kernels.expr import Const, Expr, Var, evaluate
+from foretile.kernels.ir import Buffer
 from foretile.kernels.print_expr import expression_text
 from foretile.kernels.tilelang.expressions import Expressions
 from foretile.kernels.tilelang.nodes import key, kind, number
+
+# Element types that TileLang names with a suffix.
+_SUFFIXED = {
+    "float8_e4m3": "float8_e4m3fn",
+    "float8_e8m0": "float8_e8m0fnu",
+    "float4_e2m1": "float4_e2m1fn",
+}
 
 
 def layout_text(layout: Any, convert: Expressions) -> str:
@@ -23,6 +31,20 @@ def layout_text(layout: Any, convert: Expressions) -> str:
     names = f"{names}, rep" if replicate != 1 else names
     thread = inside.text(layout.thread)
     return f"T.Fragment({shape}, lambda {names}: ({thread}, ({index},)){rep})"
+
+
+def is_swizzled(layout: Any, buffer: Buffer) -> bool:
+    """Whether it is what ``make_swizzled_layout`` gives for a shared tile."""
+    from tilelang import tvm
+    from tilelang.layout import make_swizzled_layout
+
+    shape = [int(evaluate(e, {})) for e in buffer.shape]
+    made = getattr(tvm, "tirx", None) or tvm.tir
+    tile = made.decl_buffer(shape, _SUFFIXED.get(buffer.dtype, buffer.dtype), scope="shared.dyn")
+    try:
+        return bool(layout.is_equal(make_swizzled_layout(tile)))
+    except Exception:  # a tile that has no such layout
+        return False
 
 
 class _Inside:

@@ -12,7 +12,7 @@ from foretile.kernels.ir import Loc, Stmt, TileProgram
 from foretile.kernels.tilelang import versions
 from foretile.kernels.tilelang.buffers import counts
 from foretile.kernels.tilelang.launch import Launch, launches, sizes
-from foretile.kernels.tilelang.layouts import layout_text
+from foretile.kernels.tilelang.layouts import is_swizzled, layout_text
 from foretile.kernels.tilelang.nodes import annotations_of, element_type, key, kind, location, number, refuse
 from foretile.kernels.tilelang.scratch import fold_scratch
 from foretile.kernels.tilelang.statements import Body
@@ -214,7 +214,8 @@ def _annotations(noted: dict[str, Any], body: Body) -> list[tuple[str, str]]:
     for name, how in body.reducers.items():
         found.append((f"reducer:{name}", how))
     for layout, name in _named(noted.get("layout_map"), body):
-        found.append((f"layout:{name}", layout_text(layout, body.convert)))
+        swizzled = kind(layout) == "Layout" and is_swizzled(layout, body.buffers.by_name[name])
+        found.append((f"layout:{name}", "swizzled" if swizzled else layout_text(layout, body.convert)))
     for key_, what in (
         ("l2_hit_ratio_map", "l2_hit_ratio"),
         ("safe_value_map", "safe_value"),

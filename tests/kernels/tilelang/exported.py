@@ -36,7 +36,9 @@ def launches(operator: Operator, shape: Shape, config: Config) -> tuple[TileProg
 def read_back(text: str, name: str) -> TileProgram:
     """The program that our own tracer makes of text for TileLang, whose imports are taken for ours."""
     lines = [line for line in text.splitlines() if not line.startswith("import tilelang")]
-    ours = [line for line in lines if "register_intrin_lowering" not in line]
+    ours = [
+        line for line in lines if "register_intrin_lowering" not in line and not line.startswith("if Op.")
+    ]
     return from_script("\n".join(ours).replace("tilelang.layout.", "T."), name)
 
 

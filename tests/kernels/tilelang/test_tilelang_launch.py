@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from foretile.kernels.operator import load_operator, operator_names
 from foretile.kernels.tilelang import compiler, versions
 from foretile.kernels.tilelang.compiled import CompileError, Decisions, Generated, number, tensor_roles
 from foretile.kernels.tilelang.compiler import Compiler, check_architecture
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tilelang_language() -> None:
+    """These tests need no TileLang, unlike their neighbours."""
 
 
 @T.prim_func
@@ -146,6 +152,14 @@ def test_operands_are_read_and_results_written(
     assert {name for name, role in roles.items() if role != "in"} >= results
     assert {name for name, role in roles.items() if role != "out"} - results <= inputs
     assert all(roles[name] != "out" for name in inputs & set(roles))
+
+
+def test_switches_noted_in_a_program_are_the_compilers() -> None:
+    noted = replace(
+        scaled, annotations=(("pass:tl.disable_tma_lower", "True"), ("pass:tl.enable_fast_math", "False"))
+    )
+    found = compiler.switches(noted, {"tl.enable_fast_math": True})
+    assert found == {"tl.disable_tma_lower": True, "tl.enable_fast_math": True}
 
 
 def test_an_architecture_is_named() -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from exported import every, read_back, sampled
+from exported import read_back, sampled
 
 from foretile.kernels import language as T
+from foretile.kernels.canonical import canonical
 from foretile.kernels.expr import Const
 from foretile.kernels.ir import Buffer, Extern, If, Swizzle, TileProgram
 from foretile.kernels.operator import load_operator, operator_names
 from foretile.kernels.tilelang.export import ExportError, source
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tilelang_language() -> None:
+    """These tests need no TileLang, unlike their neighbours."""
 
 
 def gemm(**sizes: object) -> TileProgram:
@@ -25,14 +31,7 @@ def gemm(**sizes: object) -> TileProgram:
 @pytest.mark.parametrize("name", operator_names())
 def test_what_is_written_for_tilelang_is_the_same_program(name: str) -> None:
     for program in sampled(name, most=8):
-        assert read_back(source(program), program.name) == program
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", operator_names())
-def test_every_program_of_the_library_is_written(name: str) -> None:
-    for program in every(name):
-        assert read_back(source(program), program.name) == program
+        assert canonical(read_back(source(program), program.name)) == canonical(program)
 
 
 def test_several_launches_are_one_file() -> None:
@@ -84,16 +83,6 @@ def test_element_types_carry_their_suffix() -> None:
     assert '"float4_e2m1fn"' in text
     assert '"float8_e4m3fn"' in text
     assert "sf_a_granularity_k=16, sf_b_granularity_k=16" in text
-
-
-def test_a_wrong_granularity_is_refused_by_our_tracer() -> None:
-    operator = load_operator("gemm_nvfp4")
-    shape = operator.shape(**operator.example)
-    found = operator.program(shape, operator.configs(shape)[0])
-    program = found if isinstance(found, TileProgram) else found[-1]
-    text = source(program).replace("sf_b_granularity_k=16", "sf_b_granularity_k=32")
-    with pytest.raises(ValueError, match="sf_b_granularity_k=32"):
-        read_back(text, program.name)
 
 
 @pytest.mark.parametrize(
