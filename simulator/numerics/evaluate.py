@@ -150,6 +150,9 @@ class Scope:
         if is_float(dtype):
             return _rounded(_FLOAT_OPS[e.op](a, b), dtype), dtype
         if e.op in ("shl", "shr"):
+            if e.op == "shl" and DTYPES[dtype].bits < 32 and np.any(np.asarray(b) >= DTYPES[dtype].bits):
+                # Undefined in the type itself; C++, which the compiler writes, promotes narrow integers.
+                a, dtype = convert(a, dtype, "int32"), "int32"
             return _wrapped(_shifted(e.op, a, b, dtype), dtype), dtype
         if dtype == "uint64" and e.op in _OF_MAGNITUDE:
             return np.asarray(BINARY_OPS[e.op](_natural(a), _natural(b))).astype(np.int64), dtype

@@ -26,6 +26,7 @@ from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier
 from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.philox import uniform
+from foretile.simulator.numerics.settled import Varies, settle
 from foretile.simulator.numerics.tensors import combine, gather, scatter
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Access:
     def put(self, name: str, indices: Indices, value: Value, mask: Any, loc: Loc | None) -> None:
         """A value of every block and thread into an element of a buffer."""
         tile = self.own(name)
+        if tile is None and self.parts_ways(name, indices, value, mask):
+            tile = self.resident.replicate(name)
         if tile is not None:
             self.put_own(tile, name, indices, value, mask, loc)
             alias = self.machine.aliases.get(name)
@@ -151,6 +154,29 @@ class Access:
         else:
             write_agreeing(tile, name, indices, value, mask, nest, self.frame, loc)
         self.machine.wrote(name, tile, self.frame)
+
+    def parts_ways(self, name: str, indices: Indices, value: Value, mask: Any) -> bool:
+        """Whether a store leaves the threads' copies of an element of a fragment different.
+
+        Each thread has a copy of what per-thread code uses by the same index in all of them: of a fragment of
+        one element always, of a larger one surely where it stores different values.
+        """
+        if self.machine.scopes.get(name) != "fragment" or any(
+            _shape(i)[-1:] not in ((), (1,)) for i in indices
+        ):
+            return False
+        aliases = self.machine.aliases
+        if name in aliases or any(a.base == name for a in aliases.values()):
+            return False
+        if mask is not None and int(np.prod(self.machine.shapes[name])) == 1:
+            lanes = self.resident.teams[self.number]
+            if not (mask | ~lanes | ~mask.any(axis=-1, keepdims=True)).all():
+                return True
+        try:
+            settle(wide(value, self.ndim), mask, self.axes)
+        except Varies:
+            return True
+        return False
 
     def put_own(
         self, tile: Tile, name: str, indices: Indices, value: Value, mask: Any, loc: Loc | None

@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 
 from foretile.kernels.expr import THREAD_FUNCTIONS, Call, Const, Expr, Load, Var, binary, walk
-from foretile.kernels.ir import Copy, Fill, For, Region, Stmt, Store
+from foretile.kernels.ir import Copy, Fill, For, Reduce, Region, Stmt, Store
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.frame import Tile
 from foretile.simulator.numerics.lane_access import Access
 from foretile.simulator.numerics.resident import Resident
-
-
-class Varies(Exception):
-    """A value that a tile operation needs once differs between its threads."""
+from foretile.simulator.numerics.settled import Varies, settle
 
 
 def _uses(s: Stmt, resident: Resident) -> tuple[frozenset[str], frozenset[str], frozenset[str], bool]:
@@ -124,35 +121,6 @@ def _loop(dst: Region, value: Expr | None, src: Region | None, s: Stmt) -> Stmt:
     return For(variables, tuple(dst.extents[d] for d in moving), "serial", (store,), loc=s.loc)
 
 
-def settle(value: Any, mask: Any, axes: int) -> Any:
-    """A value (block axes, thread) of which all threads that take part have the same: block axes only.
-
-    Raises:
-        Varies: they have not.
-    """
-    if np.ndim(value) == 0:
-        return value
-    if value.shape[axes] == 1:
-        return value[(slice(None),) * axes + (0,)]
-    if mask is None:
-        first = value[(slice(None),) * axes + (slice(0, 1),)]
-        same = value == first
-    else:
-        full = np.broadcast_to(mask, np.broadcast_shapes(mask.shape, value.shape[: axes + 1]))
-        some = np.argmax(full, axis=-1)[..., None]
-        tail = value.ndim - axes - 1
-        wide = np.broadcast_to(value, (*full.shape, *value.shape[axes + 1 :]))
-        first = np.take_along_axis(wide, some.reshape(some.shape + (1,) * tail), axis=axes)
-        same = (wide == first) | ~full.reshape(full.shape + (1,) * tail)
-    if not same.all() and not _all_nan(value):
-        raise Varies
-    return first[(slice(None),) * axes + (0,)]
-
-
-def _all_nan(value: np.ndarray) -> bool:
-    return value.dtype.kind == "f" and bool(np.isnan(value).all())
-
-
 @contextmanager
 def exposed(s: Stmt, mask: Any, access: Access) -> Iterator[None]:
     """The threads' variables that a tile operation uses, as the block's.
@@ -172,7 +140,7 @@ def exposed(s: Stmt, mask: Any, access: Access) -> Iterator[None]:
         for name in (reads | writes) & set(resident.own):
             mine = resident.own[name]
             tile = Tile(mine.dtype, mine.shape, garbage=mine.garbage)
-            if mine.data is not None and name in reads:
+            if mine.data is not None and name in reads and not _replaces(s, name, mine.shape):
                 tile.data = settle(mine.data, mask, axes)
                 tile.written = mine.written
                 if isinstance(mine.written, np.ndarray):
@@ -181,7 +149,7 @@ def exposed(s: Stmt, mask: Any, access: Access) -> Iterator[None]:
             tiles.append(name)
     except Varies:
         _return(frame, lent, tiles)
-        if isinstance(s, For):
+        if isinstance(s, For) and resident.machine.scopes.get(name) != "fragment":
             raise
         raise NumericsError(
             f"a {type(s).__name__.lower()} of the whole block uses {name}, which differs between its threads",
@@ -189,11 +157,20 @@ def exposed(s: Stmt, mask: Any, access: Access) -> Iterator[None]:
         ) from None
     try:
         yield
-        if not isinstance(s, For):
-            for name in writes & set(tiles):
+        for name in writes & set(tiles):  # a parallel loop's are those of its iterations, but for fragments
+            if not isinstance(s, For) or resident.machine.scopes[name] == "fragment":
                 _spread(resident.own[name], frame.tiles[name], mask, axes)
     finally:
         _return(frame, lent, tiles)
+
+
+def _replaces(s: Stmt, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an operation overwrites all of a variable without reading it."""
+    if not isinstance(s, Fill | Copy | Reduce) or (isinstance(s, Reduce) and not s.clear):
+        return False
+    if s.dst.buffer != name or (not isinstance(s, Fill) and s.src.buffer == name):
+        return False
+    return s.dst.mins == (Const(0),) * len(shape) and s.dst.extents == tuple(map(Const, shape))
 
 
 def _return(frame: Any, lent: list[str], tiles: list[str]) -> None:
@@ -208,12 +185,14 @@ def _spread(mine: Tile, found: Tile, mask: Any, axes: int) -> None:
     if found.data is None:
         return
     data = np.expand_dims(found.data, axes)
+    flags = np.expand_dims(found.written, axes) if isinstance(found.written, np.ndarray) else found.written
     if mask is None:
         mine.set(data.copy(), owned=True)
+        mine.written = flags
         return
     wide = mask.reshape(mask.shape + (1,) * len(mine.shape))
     old = np.full_like(data, mine.garbage or 0) if mine.data is None else mine.data
-    written = np.logical_or(mine.written, wide)
+    written = np.where(wide, flags, mine.written)
     mine.set(np.where(wide, data, old), owned=True)
     mine.written = (
         True if written.all() else np.broadcast_to(written, np.broadcast_shapes(written.shape, data.shape))

@@ -44,10 +44,11 @@ from foretile.kernels.ir import (
 from foretile.simulator.numerics.elements import wide
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.lane_access import Access
-from foretile.simulator.numerics.lane_tiles import Varies, element_loop, exposed, is_per_thread, settle
+from foretile.simulator.numerics.lane_tiles import element_loop, exposed, is_per_thread
 from foretile.simulator.numerics.philox import Generators
 from foretile.simulator.numerics.reductions import raster
 from foretile.simulator.numerics.resident import Meeting, Resident, Waiting
+from foretile.simulator.numerics.settled import Varies, settle
 from foretile.simulator.numerics.waits import Waits
 from foretile.simulator.threads import lanes_where, thread_indices
 

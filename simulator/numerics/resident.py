@@ -83,6 +83,16 @@ class Resident:
         """How many blocks there are."""
         return int(np.prod(self.frame.axes))
 
+    def replicate(self, name: str) -> Tile:
+        """A fragment whose copies in the block's threads are about to differ, as each thread's own."""
+        tile, axes = self.frame.tiles.pop(name), len(self.frame.axes)
+        mine = self.own[name] = Tile(tile.dtype, tile.shape, garbage=tile.garbage)
+        if tile.data is not None:
+            mine.data = np.expand_dims(tile.data, axes)
+        held = tile.written
+        mine.written = np.expand_dims(held, axes) if isinstance(held, np.ndarray) else held
+        return mine
+
     def flat(self, value: Any) -> np.ndarray:
         """A value by block, one after the other."""
         return np.broadcast_to(value, self.frame.axes).reshape(-1)

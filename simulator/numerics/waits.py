@@ -25,9 +25,9 @@ from foretile.kernels.ir import (
 from foretile.simulator.numerics.barriers import Barriers
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.lane_access import Access
-from foretile.simulator.numerics.lane_tiles import Varies, settle
 from foretile.simulator.numerics.ordering import Known
 from foretile.simulator.numerics.resident import Named, Waiting
+from foretile.simulator.numerics.settled import Varies, settle
 from foretile.simulator.numerics.tensors import Box
 
 Steps = Generator[Waiting, None, None]

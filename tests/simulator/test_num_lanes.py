@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -244,6 +246,58 @@ def test_every_thread_has_its_own_array() -> None:
     data = RNG.standard_normal((64, 8)).astype(np.float16)
     expected = np.where((np.arange(64) % 32 >= 4)[:, None], data, np.float16(1)) * np.float16(2)
     assert np.array_equal(execute(program, {"A": data}).tensors["Y"], expected)
+
+
+def copies(*after: Callable[[Name, Name], Stmt]) -> dict[str, np.ndarray]:
+    """Threads add numbers of their own into a fragment of one element; Y: the warp's sum, what is left."""
+    k = Kernel(32, (2,))
+    a = k.tensor("A", (2, 32, 3), "int32")
+    y = k.tensor("Y", (2, 32, 2), "int32")
+    acc = k.alloc("acc", (1,), "int32", "fragment")
+    x = k.variable("x")
+    b = var("bx")
+    program = k.program(
+        Fill(acc.box(), Const(1), loc=loc()),
+        loop("i", 3, put(acc[0], acc[0] + a[b, tx(), var("i")])),
+        put(x, across("warp_sum", acc[0])),
+        *(s(acc, y) for s in after),
+        put(y[b, tx(), 0], x),
+        put(y[b, tx(), 1], acc[0]),
+    )
+    given = RNG.integers(-50, 50, (2, 32, 3)).astype(np.int32)
+    return {"A": given, "Y": execute(program, {"A": given}).tensors["Y"]}
+
+
+def test_a_fragment_of_one_element_is_replicated() -> None:
+    found = copies()
+    mine = found["A"].sum(axis=-1) + 1
+    assert np.array_equal(found["Y"][..., 1], mine)
+    assert np.array_equal(found["Y"][..., 0], np.broadcast_to(mine.sum(axis=-1, keepdims=True), mine.shape))
+
+
+def test_threads_that_stand_aside_keep_their_copy() -> None:
+    """Also where those that store have the same value."""
+    found = copies(
+        lambda acc, _: Fill(acc.box(), Const(4), loc=loc()),  # whatever the copies were
+        lambda acc, _: when(tx() < 20, put(acc[0], acc[0] + 3)),
+    )
+    assert np.array_equal(found["Y"][0, :, 1], np.where(np.arange(32) < 20, 7, 4))
+
+
+def test_tile_operations_need_copies_that_agree() -> None:
+    def copied(acc: Name, y: Name) -> Stmt:
+        return copy(acc.box(), y.box(var("bx"), 0, (0, 1)))
+
+    with pytest.raises(NumericsError, match="acc, which differs between its threads"):
+        copies(copied)
+    with pytest.raises(NumericsError, match="acc, which differs between its threads"):
+        copies(lambda acc, y: loop("j", 32, put(y[var("bx"), var("j"), 0], acc[0]), kind="parallel"))
+    found = copies(
+        lambda acc, _: put(acc[0], across("warp_sum", acc[0])),
+        copied,
+        lambda acc, _: loop("j", 1, put(acc[var("j")], acc[0] + var("j") + 1), kind="parallel"),
+    )
+    assert np.array_equal(found["Y"][..., 1], found["Y"][..., 0] + 1)
 
 
 def test_atomics_tell_what_was_there() -> None:
