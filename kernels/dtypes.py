@@ -62,7 +62,6 @@ _EXTRA_NAMES = {
     "e4m3": "float8_e4m3",
     "e5m2": "float8_e5m2",
     "e5m2_float8": "float8_e5m2",
-    "float8_e8m0fnu": "float8_e8m0",
     "float4_e2m1fn": "float4_e2m1",
     "float8_e8m0fnu": "float8_e8m0",
     "int": "int32",
