@@ -101,7 +101,8 @@ def bind(program: TileProgram, dims: Mapping[str, int | float], *, smallest: int
             hint = f"did you mean {near[0]!r}? " if near else ""
             has = f"it has: {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{program.name} has no symbolic dimension {name!r}; {hint}{has}")
-        values[name] = _bound_value(program.name, known[name], value, smallest if name in sizes else None)
+        var = known[name]
+        values[name] = _size(program, var, value, smallest) if name in sizes else _scalar(program, var, value)
     if not values:
         return program
     # Expressions are shared all over a program; the trees stay alive in it, so ids identify them.
@@ -121,18 +122,25 @@ def bind(program: TileProgram, dims: Mapping[str, int | float], *, smallest: int
     )
 
 
-def _bound_value(program: str, var: Var, value: object, smallest: int | None) -> Const:
-    if smallest is None and dtype(var.dtype).kind == "float":
-        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-            raise ValueError(f"{program}: {var.name}={value!r} is not a number")
-        return Const(float(value), var.dtype)
-    if smallest is None and var.dtype == "bool":
-        return Const(bool(value), var.dtype)
+def _size(program: TileProgram, var: Var, value: Any, smallest: int) -> Const:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{program}: {var.name}={value!r} is not a whole number")
-    if smallest is not None and value < smallest:
-        raise ValueError(f"{program}: {var.name}={value} must be at least {smallest}")
+        raise ValueError(f"{program.name}: {var.name}={value!r} is not a whole number")
+    if value < smallest:
+        raise ValueError(f"{program.name}: {var.name}={value} must be at least {smallest}")
     return Const(int(value), var.dtype)
+
+
+def _scalar(program: TileProgram, var: Var, value: Any) -> Const:
+    """The literal that a parameter's number is."""
+    kind = dtype(var.dtype).kind
+    wrong = ValueError(f"{program.name}: {var.name}={value!r} is not a {var.dtype}")
+    if kind == "float":
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise wrong
+        return Const(float(value), var.dtype)
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, int | np.integer):
+        raise wrong
+    return Const(bool(value) if kind == "bool" else int(value), var.dtype)
 
 
 def loop_extents(program: TileProgram) -> Iterator[tuple[For, tuple[int | None, ...]]]:

@@ -34,11 +34,16 @@ Failure = Callable[[str, Exception], None]
 
 @dataclass(frozen=True)
 class Launch:
-    """One call of a kernel: its programs (one a launch), and the integer tensors it was given, by name."""
+    """One call of a kernel: its programs (one a launch), and the integer tensors it was given, by name.
+
+    ``undefined``: by tensor, elements that it left depending on memory that nothing had written (padding
+    that nobody reads, or a fault).
+    """
 
     name: str
     programs: tuple[TileProgram, ...]
     integers: Mapping[str, np.ndarray]
+    undefined: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def predict(self, chip: str | Chip) -> Prediction:
         """How long it takes on ``chip``; data-dependent loops take the trip counts of this very call.
@@ -208,6 +213,7 @@ class Kernel:
         integers = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and a.dtype.itemsize >= 4}
         self._session.launches.append(Launch(self.name, bound, integers))
         left = execute(bound, arrays, outputs=())
+        self._session.launches[-1] = Launch(self.name, bound, integers, left.undefined)
         for name, array in left.tensors.items():
             if name in tensors:
                 put_back(array, tensors[name], wanted[name])

@@ -121,7 +121,7 @@ def _on_cpu() -> contextlib.AbstractContextManager[Any]:
                 kwargs["device"] = elsewhere(kwargs["device"])
             if func is torch.Tensor.cuda:
                 return args[0]
-            if func is torch.Tensor.is_cuda.__get__:
+            if func == torch.Tensor.is_cuda.__get__:  # a new object at every mention
                 return True
             return func(*(elsewhere(a) for a in args), **kwargs)
 

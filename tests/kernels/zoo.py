@@ -49,7 +49,7 @@ def persistent_matmul(M=1024, N=1024, K=512, blocks=132) -> TileProgram:
             A_shared = T.alloc_shared((block_M, block_K), "bfloat16")
             B_shared = T.alloc_shared((block_N, block_K), "bfloat16")
             C_local = T.alloc_fragment((block_M, block_N), "float32")
-            for by, bx in T.Persistent([T.ceildiv(N, block_N), T.ceildiv(M, block_M)], blocks, block_id):
+            for bx, by in T.Persistent([T.ceildiv(M, block_M), T.ceildiv(N, block_N)], blocks, block_id):
                 T.clear(C_local)
                 for k in T.Pipelined(T.ceildiv(K, block_K), num_stages=4):
                     T.copy(A[bx * block_M, k * block_K], A_shared)
