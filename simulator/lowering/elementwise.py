@@ -139,6 +139,7 @@ DEVICE_FUNCTIONS = {
     "__ffs": "ffs",
 }
 """Functions of the CUDA C++ Programming Guide by their names here."""
+CONVERSIONS = frozenset({"__float2half_rz"})  # of the CUDA Math API, called by name
 _POLYNOMIAL = {
     "special": 1.0,
     "fp32": 12.0,
@@ -209,6 +210,8 @@ def _called(fn: str, below: Count, program: TileProgram) -> Count:
     """A function of operands that are already counted."""
     if fn.startswith("extern:"):
         name = fn.split(":")[2]
+        if name in CONVERSIONS:
+            return below.then(convert=1)
         fn = DEVICE_FUNCTIONS.get(name, fn)
         if fn.startswith("extern:"):
             return below.then(alu=float(program.annotation(EXTERN, name) or 0.0))

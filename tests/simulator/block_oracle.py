@@ -145,6 +145,8 @@ _WHOLE_BINARY: dict[str, Callable[[int, int], int]] = {
     "bitxor": lambda a, b: a ^ b,
     "shl": lambda a, b: a << b,
     "shr": lambda a, b: a >> b,
+    "truncdiv": lambda a, b: abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1),
+    "truncmod": lambda a, b: abs(a) % abs(b) * (-1 if a < 0 else 1),
     "pow": lambda a, b: a**b,
 }
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {

@@ -247,7 +247,6 @@ MALFORMED = {
     "unwritten accumulator": ("T.clear(acc)\n", "T.sync_threads()\n", "reads acc, which was never written"),
     "unwritten operand": ("            T.copy(Y[0, 0], ys)\n", "", "reads ys, which was never written"),
     "unwritten vector": ("T.reduce_sum(acc, row, dim=1)", "T.sync_threads()", "reads row, which was never"),
-    "unwritten variable": ("init=0.0)", ")", "reads total, which was never written"),
     "unwritten output": ("T.copy(row, R[bx * 16])", "T.sync_threads()", "was never written"),
     "output read": ("T.copy(row, R", "T.copy(R[bx * 16], row)\n        T.copy(row, R", "never written"),
     "racing blocks": ("R[bx * 16])", "R[0])", "several blocks write R"),
