@@ -286,7 +286,7 @@ def test_blocks_that_fill_a_tile_in_different_ways() -> None:
 
 
 def test_one_block_that_stores_into_what_a_copy_brings() -> None:
-    """The same branches, but of threads of one block: the copy is the block's, the other threads' store races."""
+    """The same branches, taken by threads of one block: their stores race with the copy."""
     with pytest.raises(NumericsError, match="write s while an asynchronous copy"):
         execute(filled(tx() < 16), {"X": np.zeros((2, 32), np.float32)})
 
