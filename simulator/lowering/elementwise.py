@@ -26,6 +26,7 @@ from foretile.kernels.expr import (
 )
 from foretile.kernels.infer import call_dtype
 from foretile.kernels.ir import Buffer, Store, TileProgram
+from foretile.simulator.lowering.device import DEVICE_COSTS, DEVICE_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,6 @@ DEVICE_FUNCTIONS = {
     "__ffs": "ffs",
 }
 """Functions of the CUDA C++ Programming Guide by their names here."""
-CONVERSIONS = frozenset({"__float2half_rz"})  # of the CUDA Math API, called by name
 _POLYNOMIAL = {
     "special": 1.0,
     "fp32": 12.0,
@@ -210,9 +210,9 @@ def _called(fn: str, below: Count, program: TileProgram) -> Count:
     """A function of operands that are already counted."""
     if fn.startswith("extern:"):
         name = fn.split(":")[2]
-        if name in CONVERSIONS:
-            return below.then(convert=1)
-        fn = DEVICE_FUNCTIONS.get(name, fn)
+        if name in DEVICE_COSTS:
+            return below.then(**DEVICE_COSTS[name])
+        fn = DEVICE_FUNCTIONS.get(name) or DEVICE_NAMES.get(name, fn)
         if fn.startswith("extern:"):
             return below.then(alu=float(program.annotation(EXTERN, name) or 0.0))
     if fn in _CALLS:

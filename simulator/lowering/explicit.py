@@ -8,7 +8,8 @@ from dataclasses import replace
 from foretile.kernels.expr import Call, walk
 from foretile.kernels.ir import Copy, Extern, For, Gemm, Hint, If, Stmt, Store, Sync, TileProgram, walk_stmts
 from foretile.simulator.lowering.decisions import refuse_decisions
-from foretile.simulator.lowering.elementwise import CONVERSIONS, DEVICE_FUNCTIONS, EXTERN
+from foretile.simulator.lowering.device import DEVICE_COSTS, DEVICE_NAMES
+from foretile.simulator.lowering.elementwise import DEVICE_FUNCTIONS, EXTERN
 from foretile.simulator.lowering.lanes import TRIPS, Lanes, marked
 from foretile.simulator.lowering.rules import OWN_PRODUCERS
 from foretile.simulator.lowering.schedule import Pipelines, one_stream
@@ -175,4 +176,5 @@ def _refuse_opaque(program: TileProgram) -> None:
 def known_cost(program: TileProgram, name: str) -> bool:
     """Whether a call of opaque code has a cost."""
     known = program.annotation(EXTERN, name) is not None
-    return known or name in DEVICE_FUNCTIONS or name in CONVERSIONS or name.startswith("clc_")
+    named = any(name in table for table in (DEVICE_FUNCTIONS, DEVICE_COSTS, DEVICE_NAMES))
+    return known or named or name.startswith("clc_")

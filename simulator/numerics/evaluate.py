@@ -30,6 +30,7 @@ from foretile.kernels.expr import (
 from foretile.kernels.infer import binary_dtype, call_dtype, dtype_of, is_float
 from foretile.kernels.ir import Loc
 from foretile.simulator.numerics.crosslane import bits_of
+from foretile.simulator.numerics.device import DeviceFunction, device_value
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.formats import carrier, decode, encode, round_to, storage
 from foretile.simulator.numerics.frame import Frame
@@ -106,10 +107,6 @@ class Scope:
             indices = tuple(self.value(i) for i in e.indices)
             return self.read(e, indices, self.mask, self), self.dtypes[e.buffer]
         if isinstance(e, Cast):
-            if not e.bits and isinstance(e.a, Binary) and e.a.op == "shl":
-                shifted = self._promoted(e.a, e.dtype)
-                if shifted is not None:
-                    return shifted, e.dtype
             value, dtype = self.typed(e.a)
             if e.bits:
                 return reinterpreted(value, dtype, e.dtype), e.dtype
@@ -119,18 +116,6 @@ class Scope:
         if isinstance(e, Call):
             return self._call(e)
         raise TypeError(f"not an expression: {e!r}")
-
-    def _promoted(self, e: Binary, target: str) -> Value | None:
-        """A narrow integer shifted left and then widened: C shifts it in 32 bits, and nothing is lost."""
-        a, dtype = self.typed(e.a)
-        kind, wide = DTYPES[dtype], DTYPES[target]
-        if kind.kind not in ("int", "uint") or kind.bits >= 32 or wide.kind not in ("int", "uint"):
-            return None
-        if wide.bits < 32:
-            return None
-        b, b_dtype = self.typed(e.b)
-        found = _shifted("shl", convert(a, dtype, "int32"), convert(b, b_dtype, "int32"), "int32")
-        return convert(_wrapped(found, "int32"), "int32", target)
 
     def _binary(self, e: Binary) -> tuple[Value, str]:
         a, a_dtype = self.typed(e.a)
@@ -150,8 +135,8 @@ class Scope:
         if is_float(dtype):
             return _rounded(_FLOAT_OPS[e.op](a, b), dtype), dtype
         if e.op in ("shl", "shr"):
-            if e.op == "shl" and DTYPES[dtype].bits < 32 and np.any(np.asarray(b) >= DTYPES[dtype].bits):
-                # Undefined in the type itself; C++, which the compiler writes, promotes narrow integers.
+            if e.op == "shl" and DTYPES[dtype].bits < 32:
+                # C++, which the compiler writes, promotes narrow integers: nothing is lost before a store.
                 a, dtype = convert(a, dtype, "int32"), "int32"
             return _wrapped(_shifted(e.op, a, b, dtype), dtype), dtype
         if dtype == "uint64" and e.op in _OF_MAGNITUDE:
@@ -161,11 +146,11 @@ class Scope:
     def _call(self, e: Call) -> tuple[Value, str]:
         if e.fn == "if_then_else":
             return self._choose(e)
-        if e.fn.rpartition(":")[2] in DEVICE_CONVERSIONS:
-            dtype = e.fn.split(":")[1]
-            value, source = self.typed(e.args[0])
-            held = np.asarray(convert(value, source, "float32"), dtype=np.float32)
-            return DEVICE_CONVERSIONS[e.fn.rpartition(":")[2]](held), dtype
+        if e.fn.startswith("extern:"):
+            _, declared, name = e.fn.split(":", 2)
+            known = device_value(name, declared)
+            if known is not None and len(known.takes) == len(e.args):
+                return self._device(known, e), declared
         if e.fn not in FUNCTIONS:
             if self.across is None:
                 raise NumericsError(_refusal(e.fn), self.loc)
@@ -179,6 +164,14 @@ class Scope:
         values = tuple(convert(v, d, dtype) for v, d in zip(values, dtypes, strict=True))
         found = FUNCTIONS[e.fn](*values)
         return (_rounded(found, dtype) if is_float(dtype) else _wrapped(found, dtype)), dtype
+
+    def _device(self, known: DeviceFunction, e: Call) -> Value:
+        """A function of the CUDA Math API; arguments and result are converted as C++ does."""
+        values = []
+        for arg, takes in zip(e.args, known.takes, strict=True):
+            value, dtype = self.typed(arg)
+            values.append(np.asarray(convert(value, dtype, takes)).astype(carrier(takes), copy=False))
+        return convert(np.asarray(known.run(*values)), known.result, e.fn.split(":")[1])
 
     def _choose(self, e: Call) -> tuple[Value, str]:
         cond = self.value(e.args[0])
@@ -194,18 +187,6 @@ class Scope:
         a, b = convert(a, a_dtype, dtype), convert(b, b_dtype, dtype)
         found: Any = np.where(cond, a, b)
         return found.astype(carrier(dtype), copy=False), dtype
-
-
-def _half_towards_zero(value: np.ndarray) -> np.ndarray:
-    """float32 to float16, cut off."""
-    with np.errstate(over="ignore"):
-        half = value.astype(np.float16)
-    further = np.abs(half.astype(np.float32)) > np.abs(value)
-    return np.where(further, np.nextafter(half, np.float16(0)), half).astype(np.float32)
-
-
-DEVICE_CONVERSIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"__float2half_rz": _half_towards_zero}
-"""Conversions of the CUDA Math API that kernels call by name."""
 
 
 def _natural(value: Value) -> Value:

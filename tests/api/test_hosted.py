@@ -16,7 +16,7 @@ from foretile.hwmodels import load_chip  # noqa: E402
 from foretile.kernels.errors import TraceError  # noqa: E402
 from foretile.simulator.numerics.errors import NumericsError  # noqa: E402
 
-SOURCE = '''
+SOURCE = """
 import tilelang
 import tilelang.language as T
 
@@ -88,7 +88,7 @@ def meeting():
             for i in T.Parallel(128):
                 B[i // 2] = A[i]
     return race
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,11 @@ def test_every_program_is_executed_and_timed(data: st.DataObject) -> None:
         floors = {e: float(np.ravel(b)[0]) for x in launches.estimates for e, b in x.busy.items()}
         assert all(0 <= floor <= min(modelled_s, played_s) * (1 + 1e-9) for floor in floors.values()), floors
         assert simulate(lower(again, machine), {}).time_s == played_s
-        assert simulate(lower(symbolic, machine), sizes).time_s == pytest.approx(played_s, rel=1e-9)
+        later_s = simulate(lower(symbolic, machine), sizes).time_s
+        if machine.style == "davinci":  # lines of a length that is not known yet count as aligned
+            assert later_s <= played_s * (1 + 1e-3)
+        else:
+            assert later_s == pytest.approx(played_s, rel=1e-9)
         if data.draw(st.integers(0, 5)) == 0:
             _predicted(program, chip, played_s)
 

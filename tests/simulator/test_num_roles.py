@@ -259,6 +259,38 @@ def test_copies_that_nothing_waits_for(program: TileProgram) -> None:
         execute(program, {"X": x})
 
 
+def filled(cond: Any) -> TileProgram:
+    """A tile that an asynchronous copy brings under a condition, and plain stores where it does not hold."""
+    k = Kernel(32, (2,))
+    x, y = k.tensor("X", (2, 32), "float32"), k.tensor("Y", (2, 32), "float32")
+    s = k.alloc("s", (32,), "float32", "shared")
+    bx = var("bx")
+    return k.program(
+        when(
+            cond,
+            copy(x.box(bx, (0, 32)), s.box(), mode="async"),
+            AsyncCommit(loc=loc()),
+            orelse=(put(s[tx()], 7.0),),
+        ),
+        AsyncWait("cp_async", Const(0), loc=loc()),
+        Sync(loc=loc()),
+        copy(s.box(), y.box(bx, (0, 32))),
+    )
+
+
+def test_blocks_that_fill_a_tile_in_different_ways() -> None:
+    """What one block's copy has in flight is not what another block stores."""
+    x = RNG.standard_normal((2, 32)).astype(np.float32)
+    y = execute(filled(var("bx") == 0), {"X": x}).tensors["Y"]
+    assert np.array_equal(y, np.stack([x[0], np.full(32, 7, np.float32)]))
+
+
+def test_one_block_that_stores_into_what_a_copy_brings() -> None:
+    """The same branches, taken by threads of one block: their stores race with the copy."""
+    with pytest.raises(NumericsError, match="write s while an asynchronous copy"):
+        execute(filled(tx() < 16), {"X": np.zeros((2, 32), np.float32)})
+
+
 def multiplied(mode: str, wait_for: int | None, *after: Stmt, scope: str = "fragment") -> TileProgram:
     """A product in two steps by an asynchronous engine, and what comes after."""
     k = Kernel(128)
