@@ -16,9 +16,14 @@ from unittest import mock
 from foretile.kernels.tilelang.device import Device
 
 
+_KEPT: list[Any] = []
+
+
 def answer(device: Device) -> None:
     """Let torch answer for ``device`` from now on; TileLang asks torch."""
-    answered(device).__enter__()
+    patches = answered(device)
+    patches.__enter__()
+    _KEPT.append(patches)  # it would be undone with the object
 
 
 @contextlib.contextmanager
