@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from foretile.report import units
 
@@ -52,7 +52,9 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
+        # What does not fit goes on in the next line: names that are cut cannot be looked up.
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        made.add_column(name, justify=justify, no_wrap=name in right, overflow="fold")
     return made
 
 

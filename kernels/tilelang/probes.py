@@ -15,7 +15,6 @@ from unittest import mock
 
 from foretile.kernels.tilelang.device import Device
 
-
 _KEPT: list[Any] = []
 
 
