@@ -104,7 +104,17 @@ def blockscaled_products(
                     A_scale_shared[0:block_M, first : first + groups],
                     scale_shared[0:block_N, first : first + groups],
                     transpose_B=True,
+                    k_start=0,
+                    sf_a_granularity_k=form.group,
+                    sf_b_granularity_k=form.group,
                 )
+
+
+def _scale_tile(form: Format, S: Any, at: slice, groups: int) -> Tile:
+    """Step by step, the scales of ``groups`` groups at the rows ``at``; packed ones as they lie."""
+    if form.packed:
+        return lambda k: S[k * groups // PACKED, at, 0:PACKED]
+    return depth_tile(S, at, depth=groups)
 
 
 @T.macro
@@ -119,18 +129,13 @@ def blockscaled_product(
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     rows, columns, groups = slice(m0, m0 + block_M), slice(n0, n0 + block_N), block_K // form.group
 
-    def scales(S: Any, at: slice) -> Tile:
-        if form.packed:
-            return lambda k: S[k * groups // PACKED, at, 0:PACKED]
-        return depth_tile(S, at, depth=groups)
-
     blockscaled_products(
         config,
         form,
         T.ceildiv(A.shape[1], block_K),
         depth_tile(A, rows, depth=block_K),
-        scales(A_scale, rows),
-        [(depth_tile(B, columns, depth=block_K), scales(B_scale, columns))],
+        _scale_tile(form, A_scale, rows, groups),
+        [(depth_tile(B, columns, depth=block_K), _scale_tile(form, B_scale, columns, groups))],
         [C],
     )
 

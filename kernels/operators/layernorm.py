@@ -52,11 +52,16 @@ def _row(X: Any, W: Any, B: Any, Y: Any, bx: Any, shape: Shape, config: Config) 
     T.copy(X_local, Y[bx * block_rows, 0])
 
 
+def _seen(j: Any, cols: Any, block_cols: int) -> Any:
+    """How many values column ``j`` of a tile sees in all, in float32."""
+    return T.cast((cols - j + block_cols - 1) // block_cols, "float32")
+
+
 @T.macro
 def _tiled(X: Any, W: Any, B: Any, Y: Any, bx: Any, shape: Shape, config: Config) -> None:
     """Two passes over tiles of columns; the first keeps Welford's mean and squares for each place of a tile.
 
-    Column j of a tile sees ``seen(j)`` values in all. The places' means and squares are merged by Chan's
+    Column j of a tile sees ``_seen(j)`` values in all. The places' means and squares are merged by Chan's
     formula: the squares about the row's mean are those about the place's mean plus seen · (difference)².
     """
     cols, block_rows, block_cols = shape["cols"], config["block_rows"], config["block_cols"]
@@ -70,9 +75,6 @@ def _tiled(X: Any, W: Any, B: Any, Y: Any, bx: Any, shape: Shape, config: Config
     mean = T.alloc_fragment((block_rows,), "float32")
     rstd = T.alloc_fragment((block_rows,), "float32")
     share: Any = T.alloc_var("float32")
-
-    def seen(j: Any) -> Any:
-        return T.cast((cols - j + block_cols - 1) // block_cols, "float32")
 
     T.clear(place_mean)
     T.clear(place_square)
@@ -89,14 +91,14 @@ def _tiled(X: Any, W: Any, B: Any, Y: Any, bx: Any, shape: Shape, config: Config
             place_mean[i, j] = place_mean[i, j] + X_local[i, j] * share
             place_square[i, j] = place_square[i, j] + X_local[i, j] * X_local[i, j] * (1.0 - share)
     for i, j in T.Parallel(block_rows, block_cols):
-        X_local[i, j] = place_mean[i, j] * seen(j)
+        X_local[i, j] = place_mean[i, j] * _seen(j, cols, block_cols)
     T.reduce_sum(X_local, mean, dim=1)
     for i in T.Parallel(block_rows):
         mean[i] = mean[i] / cols
     for i, j in T.Parallel(block_rows, block_cols):
         X_local[i, j] = place_mean[i, j] - mean[i]
     for i, j in T.Parallel(block_rows, block_cols):
-        place_square[i, j] = place_square[i, j] + X_local[i, j] * X_local[i, j] * seen(j)
+        place_square[i, j] = place_square[i, j] + X_local[i, j] * X_local[i, j] * _seen(j, cols, block_cols)
     T.reduce_sum(place_square, rstd, dim=1)
     for i in T.Parallel(block_rows):
         rstd[i] = T.rsqrt(rstd[i] / cols + EPS)

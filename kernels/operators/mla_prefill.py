@@ -3,6 +3,7 @@
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,13 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Arrays, Config, Operator, Param, Shape
 from foretile.kernels.operators._common import LOG2E, full, random_operand, size, whole
 from foretile.kernels.operators._mla import NOPE, ROPE, SCALE, softmax, traced
-from foretile.kernels.operators._softmax import alloc_rows, attention_tolerance, clear_rows, online_softmax
+from foretile.kernels.operators._softmax import (
+    Rows,
+    alloc_rows,
+    attention_tolerance,
+    clear_rows,
+    online_softmax,
+)
 
 VALUE = 128
 """Elements of a value head (DeepSeek-V3, config.json: v_head_dim)."""
@@ -34,6 +41,46 @@ def _tensors(shape: Shape) -> dict[str, tuple[Any, ...]]:
     }
 
 
+@dataclass(frozen=True)
+class _Tiles:
+    """What a block holds on chip: tiles of the operands, scores, weights and the result so far."""
+
+    Q: Any
+    Q_rope: Any
+    K: Any
+    K_rope: Any
+    V: Any
+    acc_s: Any
+    weights: Any
+    acc_o: Any
+
+
+@T.macro
+def _attend(
+    K: Any, K_rope: Any, V: Any, at: tuple[Any, Any], k: Any, position: Any, tiles: _Tiles, rows: Rows
+) -> None:
+    """Tile ``k`` of the keys of the sequence and head ``at``.
+
+    ``position`` is that of the block's first query among the keys, None where every query sees the tile.
+    """
+    bz, bx = at
+    block_M, block_N = tiles.acc_s.shape
+    rowwise, k0 = T.GemmWarpPolicy.FullRow, k * block_N
+    T.copy(K[bz, k0 : k0 + block_N, bx, 0:NOPE], tiles.K)
+    T.copy(K_rope[bz, k0 : k0 + block_N, 0:ROPE], tiles.K_rope)
+    if position is not None:
+        for i, j in T.Parallel(block_M, block_N):
+            tiles.acc_s[i, j] = T.if_then_else(k0 + j <= position + i, 0.0, -T.infinity("float32"))
+    else:
+        T.clear(tiles.acc_s)
+    T.gemm(tiles.Q, tiles.K, tiles.acc_s, transpose_B=True, policy=rowwise)
+    T.gemm(tiles.Q_rope, tiles.K_rope, tiles.acc_s, transpose_B=True, policy=rowwise)
+    online_softmax(tiles.acc_s, tiles.acc_o, rows, SCALE * LOG2E)
+    T.copy(tiles.acc_s, tiles.weights)
+    T.copy(V[bz, k0 : k0 + block_N, bx, 0:VALUE], tiles.V)
+    T.gemm(tiles.weights, tiles.V, tiles.acc_o, policy=rowwise)
+
+
 def program(shape: Shape, config: Config) -> TileProgram:
     """One block a tile of ``block_m`` queries of one head.
 
@@ -44,7 +91,6 @@ def program(shape: Shape, config: Config) -> TileProgram:
     tensors, dtype = _tensors(shape), full(shape["dtype"])
     block_M, block_N, swizzle = config["block_m"], config["block_n"], config["swizzle"]
     num_stages, threads = config["num_stages"], config["threads"]
-    rowwise = T.GemmWarpPolicy.FullRow
 
     @T.prim_func
     def mla_prefill(
@@ -64,28 +110,12 @@ def program(shape: Shape, config: Config) -> TileProgram:
             weights = T.alloc_fragment((block_M, block_N), dtype)
             acc_o = T.alloc_fragment((block_M, VALUE), "float32")
             rows = alloc_rows(block_M)
+            tiles = _Tiles(Q_shared, Q_rope_shared, K_shared, K_rope_shared, V_shared, acc_s, weights, acc_o)
             if swizzle:
                 T.use_swizzle(panel_size=swizzle)
 
             q0 = (T.ceildiv(seq, block_M) - 1 - by) * block_M
             position = prefix + q0  # of the block's first query among the keys
-
-            @T.macro
-            def attend(k: Any, masked: bool) -> None:
-                k0 = k * block_N
-                T.copy(K[bz, k0 : k0 + block_N, bx, 0:NOPE], K_shared)
-                T.copy(K_rope[bz, k0 : k0 + block_N, 0:ROPE], K_rope_shared)
-                if masked:
-                    for i, j in T.Parallel(block_M, block_N):
-                        acc_s[i, j] = T.if_then_else(k0 + j <= position + i, 0.0, -T.infinity("float32"))
-                else:
-                    T.clear(acc_s)
-                T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=rowwise)
-                T.gemm(Q_rope_shared, K_rope_shared, acc_s, transpose_B=True, policy=rowwise)
-                online_softmax(acc_s, acc_o, rows, SCALE * LOG2E)
-                T.copy(acc_s, weights)
-                T.copy(V[bz, k0 : k0 + block_N, bx, 0:VALUE], V_shared)
-                T.gemm(weights, V_shared, acc_o, policy=rowwise)
 
             T.copy(Q[bz, q0 : q0 + block_M, bx, 0:NOPE], Q_shared)
             T.copy(Q[bz, q0 : q0 + block_M, bx, NOPE : NOPE + ROPE], Q_rope_shared)
@@ -94,10 +124,10 @@ def program(shape: Shape, config: Config) -> TileProgram:
             # no mask, those from there to the last query's position do.
             whole_tiles = (position + 1) // block_N
             for k in T.Pipelined(0, whole_tiles, num_stages=num_stages):
-                attend(k, masked=False)
+                _attend(K, K_rope, V, (bz, bx), k, None, tiles, rows)
             last = T.ceildiv(T.min(prefix + seq, position + block_M), block_N)
             for k in T.Pipelined(whole_tiles, last, num_stages=num_stages):
-                attend(k, masked=True)
+                _attend(K, K_rope, V, (bz, bx), k, position, tiles, rows)
             for i, j in T.Parallel(block_M, VALUE):
                 acc_o[i, j] = acc_o[i, j] / rows.logsum[i]
             T.copy(acc_o, O[bz, q0 : q0 + block_M, bx, 0:VALUE])

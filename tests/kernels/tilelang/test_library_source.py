@@ -18,9 +18,6 @@ OPERATORS = "foretile.kernels.operators"
 NESTED = {
     "attention_decode": "a function inside of the kernel",
     "attention_prefill": "a function inside of the kernel",
-    "gemm_nvfp4": "a function inside of the kernel",
-    "layernorm": "a function inside of the kernel (the tiled variant)",
-    "mla_prefill": "a function inside of the kernel",
     "topk_select": "macros inside of the kernel",
     "top_p_sample": "statements in a plain function; products by the literals 0 and 1 are folded",
 }
