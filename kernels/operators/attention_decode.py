@@ -35,6 +35,18 @@ def _tensors(shape: Shape) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return (batch, kv_heads, shape["heads"] // kv_heads, head_dim), (batch, kv_len, kv_heads, head_dim)
 
 
+def _visible(key: Any, oldest: Any, shape: Shape) -> Any:
+    """Whether the query sees a key, given the first one that the window leaves visible."""
+    inside = key < shape["kv_len"]
+    return every([key >= oldest, inside]) if shape["window"] else inside
+
+
+def _cut(begin: Any, end: Any, oldest: Any, shape: Shape) -> Any:
+    """Whether the keys of a tile from ``begin`` to ``end`` have hidden ones: only those pay for a mask."""
+    above = end > shape["kv_len"]
+    return T.any_of(begin < oldest, above) if shape["window"] else above
+
+
 def _decode(shape: Shape, config: Config) -> TileProgram:
     """One block a K/V head (and tile of its query heads), sequence and part of the keys.
 
@@ -84,24 +96,15 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
         first = begin + part * (end - begin) // num_split  # dealt out evenly: parts differ by one tile
         last = begin + (part + 1) * (end - begin) // num_split
 
-        def tile(src: Any, k: Any) -> Any:
-            return src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim]
-
-        def visible(key: Any) -> Any:
-            return every([key >= oldest, key < kv_len]) if window else key < kv_len
-
-        def cut(k: Any) -> Any:
-            """Whether a tile has hidden keys: only those pay for a mask."""
-            above = (k + 1) * block_N > kv_len
-            return T.any_of(k * block_N < oldest, above) if window else above
-
         T.copy(Q[bz, kv_head, h0 : h0 + block_H, 0:head_dim], Q_shared)
         if plain:
             for j in T.Parallel(head_dim):
                 q[j] = T.cast(Q_shared[0, j], "float32")
         clear_rows(rows, acc_o)
         for k in T.Pipelined(first, last, num_stages=num_stages):
-            load_keys(tile(K, k), K_stored, KV_local, K_shared)
+            load_keys(
+                K[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim], K_stored, KV_local, K_shared
+            )
             if plain:
                 for i, j in T.Parallel(block_N, head_dim):
                     terms[i, j] = T.cast(K_shared[i, j], "float32") * q[j]
@@ -110,13 +113,15 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
                     acc_s[0, i] = score[i]
             else:
                 T.gemm(Q_shared, K_shared, acc_s, transpose_B=True, policy=policy, clear_accum=True)
-            if cut(k):
+            if _cut(k * block_N, (k + 1) * block_N, oldest, shape):
                 for i, j in T.Parallel(block_H, block_N):
                     acc_s[i, j] = T.if_then_else(
-                        visible(k * block_N + j), acc_s[i, j], -T.infinity("float32")
+                        _visible(k * block_N + j, oldest, shape), acc_s[i, j], -T.infinity("float32")
                     )
             online_softmax(acc_s, acc_o, rows, scale)
-            load_keys(tile(V, k), V_stored, KV_local, V_shared)
+            load_keys(
+                V[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim], V_stored, KV_local, V_shared
+            )
             if plain:
                 for i, j in T.Parallel(block_N, head_dim):
                     terms[i, j] = T.cast(V_shared[i, j], "float32") * acc_s[0, i]

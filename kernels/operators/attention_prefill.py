@@ -3,6 +3,7 @@
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, OperatorError, Param, Shape
 from foretile.kernels.operators._common import LOG2E, every, full, random_operand, size, whole
 from foretile.kernels.operators._softmax import (
+    Rows,
     alloc_rows,
     attention_adversarial,
     attention_tolerance,
@@ -24,6 +26,55 @@ from foretile.kernels.operators._softmax import (
 def _out_dtype(shape: Shape) -> str:
     """Results are written in ``dtype``, in bf16 for fp8 (whose range needs a scale to hold them)."""
     return "bf16" if shape["dtype"] == "fp8" else str(shape["dtype"])
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """What a block holds on chip; ``K`` and ``V`` in the products' type and as they are stored.
+
+    ``staged`` is the fragment that converts between the two, or None.
+    """
+
+    Q: Any
+    K: tuple[Any, Any]
+    V: tuple[Any, Any]
+    staged: Any
+    acc_s: Any
+    weights: Any
+    acc_o: Any
+
+
+def _visible(shape: Shape, query: Any, key: Any) -> Any:
+    """Whether the query at a position sees the key at another."""
+    if not shape["causal"]:
+        return key < shape["prefix"] + shape["seq"]
+    window = shape["window"]
+    return every([key <= query, key > query - window]) if window else key <= query
+
+
+@T.macro
+def _attend(
+    shape: Shape, K: Any, V: Any, at: tuple[Any, Any], k: Any, first: Any, tiles: _Tiles, rows: Rows
+) -> None:
+    """Tile ``k`` of the keys and values of the sequence and head ``at``.
+
+    ``first`` is the position of the block's first query among the keys, None where every query sees the tile.
+    """
+    bz, kv_head = at
+    (K_shared, K_stored), (V_shared, V_stored) = tiles.K, tiles.V
+    block_M, block_N = tiles.acc_s.shape
+    head_dim, rowwise = shape["head_dim"], T.GemmWarpPolicy.FullRow
+    load_keys(K[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim], K_stored, tiles.staged, K_shared)
+    T.gemm(tiles.Q, K_shared, tiles.acc_s, transpose_B=True, policy=rowwise, clear_accum=True)
+    if first is not None:
+        for i, j in T.Parallel(block_M, block_N):
+            tiles.acc_s[i, j] = T.if_then_else(
+                _visible(shape, first + i, k * block_N + j), tiles.acc_s[i, j], -T.infinity("float32")
+            )
+    online_softmax(tiles.acc_s, tiles.acc_o, rows, head_dim**-0.5 * LOG2E)
+    T.copy(tiles.acc_s, tiles.weights)
+    load_keys(V[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim], V_stored, tiles.staged, V_shared)
+    T.gemm(tiles.weights, V_shared, tiles.acc_o, policy=rowwise)
 
 
 def program(shape: Shape, config: Config) -> TileProgram:
@@ -43,7 +94,6 @@ def program(shape: Shape, config: Config) -> TileProgram:
     block_M, block_N = config["block_m"], config["block_n"]
     num_stages, threads, swizzle = config["num_stages"], config["threads"], config["swizzle"]
     kv_len, group = prefix + seq, heads // kv_heads
-    scale = head_dim**-0.5 * LOG2E
     convert = kv_dtype != dtype
     # Every query of a block sees the same window - block_m + 1 keys; fewer than a tile of them means
     # that the window's two edges cut every tile there is.
@@ -67,41 +117,15 @@ def program(shape: Shape, config: Config) -> TileProgram:
             acc_s_cast = T.alloc_fragment((block_M, block_N), dtype)
             acc_o = T.alloc_fragment((block_M, head_dim), "float32")
             rows = alloc_rows(block_M)
+            tiles = _Tiles(
+                Q_shared, (K_shared, K_stored), (V_shared, V_stored), KV_local, acc_s, acc_s_cast, acc_o
+            )
             if swizzle:
                 T.use_swizzle(panel_size=swizzle)
 
             kv_head = bx // group
             q_block = T.ceildiv(seq, block_M) - 1 - by if causal else by
             first = prefix + q_block * block_M  # position of the block's first query among the keys
-
-            def tile(src: Any, k: Any) -> Any:
-                return src[bz, k * block_N : (k + 1) * block_N, kv_head, 0:head_dim]
-
-            def visible(query: Any, key: Any) -> Any:
-                if not causal:
-                    return key < kv_len
-                return every([key <= query, key > query - window]) if window else key <= query
-
-            @T.macro
-            def attend(k: Any, masked: bool) -> None:
-                load_keys(tile(K, k), K_stored, KV_local, K_shared)
-                T.gemm(
-                    Q_shared,
-                    K_shared,
-                    acc_s,
-                    transpose_B=True,
-                    policy=T.GemmWarpPolicy.FullRow,
-                    clear_accum=True,
-                )
-                if masked:
-                    for i, j in T.Parallel(block_M, block_N):
-                        acc_s[i, j] = T.if_then_else(
-                            visible(first + i, k * block_N + j), acc_s[i, j], -T.infinity("float32")
-                        )
-                online_softmax(acc_s, acc_o, rows, scale)
-                T.copy(acc_s, acc_s_cast)
-                load_keys(tile(V, k), V_stored, KV_local, V_shared)
-                T.gemm(acc_s_cast, V_shared, acc_o, policy=T.GemmWarpPolicy.FullRow)
 
             T.copy(Q[bz, q_block * block_M : (q_block + 1) * block_M, bx, 0:head_dim], Q_shared)
             clear_rows(rows, acc_o)
@@ -113,12 +137,12 @@ def program(shape: Shape, config: Config) -> TileProgram:
             inside = T.ceildiv(T.max(0, first + block_M - window), block_N) if window else 0
             if window:
                 for k in T.Pipelined(begin, inside if some_whole else end, num_stages=num_stages):
-                    attend(k, masked=True)
+                    _attend(shape, K, V, (bz, kv_head), k, first, tiles, rows)
             if some_whole:
                 for k in T.Pipelined(inside, edge, num_stages=num_stages):
-                    attend(k, masked=False)
+                    _attend(shape, K, V, (bz, kv_head), k, None, tiles, rows)
                 for k in T.Pipelined(edge, end, num_stages=num_stages):
-                    attend(k, masked=True)
+                    _attend(shape, K, V, (bz, kv_head), k, first, tiles, rows)
 
             for i, j in T.Parallel(block_M, head_dim):
                 acc_o[i, j] = acc_o[i, j] / rows.logsum[i]

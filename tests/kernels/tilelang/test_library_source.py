@@ -16,8 +16,6 @@ OPERATORS = "foretile.kernels.operators"
 # Helpers that are no macros: TileLang drops functions defined inside of a kernel, and statements of plain
 # functions that a kernel calls; ours records them.
 NESTED = {
-    "attention_decode": "a function inside of the kernel",
-    "attention_prefill": "a function inside of the kernel",
     "topk_select": "macros inside of the kernel",
     "top_p_sample": "statements in a plain function; products by the literals 0 and 1 are folded",
 }
