@@ -16,11 +16,12 @@ _MANTISSA_BITS = 23
 
 
 @T.macro
-def find_threshold(masses: Any, share: Any, threshold: Any, bits: int) -> None:
+def find_threshold(masses: Any, held: Any, share: Any, threshold: Any, bits: int) -> None:
     """``threshold`` = the largest float32 t for which the probabilities ≥ t sum to ``share`` of all or more.
 
     The sum falls as t grows, so t is found like a number is guessed: first its power of two, then its
-    mantissa, ``bits`` bits with each call of ``masses(cuts, sums)``, which sums what is not below each cut.
+    mantissa, ``bits`` bits with each call of ``masses(held, cuts, sums)``: the sums of what is not below
+    each cut, of the rows that ``held`` stands for.
     All candidates are exact in float32, the last digit's odd half bits excepted: rounded, they are
     neighbours of t, which are candidates too.
     """
@@ -33,7 +34,7 @@ def find_threshold(masses: Any, share: Any, threshold: Any, bits: int) -> None:
     candidates = list(enumerate(zip(cuts, sums, strict=True), start=1))
 
     T.clear(cuts[0])
-    masses(cuts[:1], sums[:1])
+    masses(held, cuts[:1], sums[:1])
     for i in T.Parallel(rows):
         needed[i] = T.max(T.min(share[i], 1.0) * sums[0][i], TINY)
     T.fill(threshold, 2.0)
@@ -46,7 +47,7 @@ def find_threshold(masses: Any, share: Any, threshold: Any, bits: int) -> None:
             else:
                 for i in T.Parallel(rows):
                     cut[i] = base[i] * 2.0 ** (-q * powers)
-        masses(cuts, sums)
+        masses(held, cuts, sums)
         for _, (cut, total) in candidates:
             for i in T.Parallel(rows):
                 threshold[i] = T.if_then_else(total[i] < needed[i], cut[i], threshold[i])
@@ -60,7 +61,7 @@ def find_threshold(masses: Any, share: Any, threshold: Any, bits: int) -> None:
         for q, (cut, _) in candidates:
             for i in T.Parallel(rows):
                 cut[i] = base[i] + (step[i] if q == 1 else step[i] * float(q))
-        masses(cuts, sums)
+        masses(held, cuts, sums)
         for _, (cut, total) in candidates:
             for i in T.Parallel(rows):
                 threshold[i] = T.if_then_else(total[i] >= needed[i], cut[i], threshold[i])

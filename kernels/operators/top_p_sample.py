@@ -3,6 +3,7 @@
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,78 +16,116 @@ from foretile.kernels.operators._nucleus import NO_TOKEN, decide, deviation, fin
 from foretile.kernels.operators._rows import ROW_DTYPES, in_computing_dtype
 
 
-def _row(P: Any, bx: Any, shape: Shape, config: Config) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class _Held:
+    """What the passes over a block's rows, from ``row`` on, read and write on chip.
+
+    Rows that are read tile by tile come through ``P_shared``, ``num_stages`` tiles at a time, and have
+    ``before`` and ``tile_sum``, the sums of the tiles so far and of one; for whole rows these are None.
+    """
+
+    P: Any
+    row: Any
+    num_stages: int
+    P_shared: Any
+    P_local: Any
+    kept: list[Any]
+    place: Any
+    before: Any
+    tile_sum: Any
+
+
+@T.macro
+def _hold_row(P: Any, bx: Any, config: Config) -> _Held:
     """Whole rows on chip: every pass reads registers."""
-    cols, block_rows = shape["cols"], config["block_rows"]
+    cols, block_rows = P.shape[1], config["block_rows"]
     P_local = T.alloc_fragment((block_rows, cols), "float32")
     kept = T.alloc_fragment((block_rows, cols), "float32")
     place = T.alloc_fragment((block_rows, cols), "int32")
     T.copy(P[bx * block_rows, 0], P_local)
+    return _Held(P, bx * block_rows, 0, None, P_local, [kept], place, None, None)
 
-    @T.macro
-    def masses(cuts: list[Any], sums: list[Any]) -> None:
-        for cut, total in list(zip(cuts, sums, strict=True)):
-            for i, j in T.Parallel(block_rows, cols):
-                kept[i, j] = T.if_then_else(P_local[i, j] >= cut[i], P_local[i, j], 0.0)
-            T.reduce_sum(kept, total, dim=1)
 
-    @T.macro
-    def scan(cut: Any, wanted: Any, found: Any) -> None:
-        for i, j in T.Parallel(block_rows, cols):
+@T.macro
+def _row_masses(held: _Held, cuts: list[Any], sums: list[Any]) -> None:
+    P_local, kept = held.P_local, held.kept[0]
+    for cut, total in list(zip(cuts, sums, strict=True)):
+        for i, j in T.Parallel(*P_local.shape):
             kept[i, j] = T.if_then_else(P_local[i, j] >= cut[i], P_local[i, j], 0.0)
-        T.cumsum(kept, dim=1)
-        places(P_local, kept, cut, wanted, place, 0, cols)
-        T.reduce_min(place, found, dim=1)
-
-    return masses, scan
+        T.reduce_sum(kept, total, dim=1)
 
 
-def _tiled(P: Any, bx: Any, shape: Shape, config: Config) -> tuple[Any, Any]:
+@T.macro
+def _row_scan(held: _Held, cut: Any, wanted: Any, found: Any) -> None:
+    P_local, kept = held.P_local, held.kept[0]
+    for i, j in T.Parallel(*P_local.shape):
+        kept[i, j] = T.if_then_else(P_local[i, j] >= cut[i], P_local[i, j], 0.0)
+    T.cumsum(kept, dim=1)
+    places(P_local, kept, cut, wanted, held.place, 0, held.P.shape[1])
+    T.reduce_min(held.place, found, dim=1)
+
+
+@T.macro
+def _hold_tile(P: Any, bx: Any, config: Config) -> _Held:
     """Rows too long to stay on chip: every pass reads the row's tiles again, from L2 if it holds them.
 
     Columns past the end read as zero, below every cut.
     """
-    cols, block_rows, block_cols = shape["cols"], config["block_rows"], config["block_cols"]
-    tiles, num_stages = T.ceildiv(cols, block_cols), config["num_stages"]
+    block_rows, block_cols, num_stages = config["block_rows"], config["block_cols"], config["num_stages"]
     P_shared = T.alloc_shared((block_rows, block_cols), P.dtype)
     P_local = T.alloc_fragment((block_rows, block_cols), "float32")
-    kept = [T.alloc_fragment((block_rows, block_cols), "float32") for _ in range(2 ** config["bits"] - 1)]
+    kept = [
+        T.alloc_fragment((block_rows, block_cols), "float32") for _ in list(range(2 ** config["bits"] - 1))
+    ]
     place = T.alloc_fragment((block_rows, block_cols), "int32")
     before = T.alloc_fragment((block_rows,), "float32")
     tile_sum = T.alloc_fragment((block_rows,), "float32")
+    return _Held(P, bx * block_rows, num_stages, P_shared, P_local, kept, place, before, tile_sum)
 
-    @T.macro
-    def masses(cuts: list[Any], sums: list[Any]) -> None:
-        for _, mine in list(zip(cuts, kept, strict=False)):
-            T.clear(mine)
-        for k in T.Pipelined(tiles, num_stages=num_stages):
-            T.copy(P[bx * block_rows, k * block_cols], P_shared)
-            T.copy(P_shared, P_local)
-            for cut, mine in list(zip(cuts, kept, strict=False)):
-                for i, j in T.Parallel(block_rows, block_cols):
-                    mine[i, j] = mine[i, j] + T.if_then_else(P_local[i, j] >= cut[i], P_local[i, j], 0.0)
-        for mine, total in list(zip(kept, sums, strict=False)):
-            T.reduce_sum(mine, total, dim=1)
 
-    @T.macro
-    def scan(cut: Any, wanted: Any, found: Any) -> None:
-        T.clear(before)
-        T.fill(found, NO_TOKEN)
-        for k in T.Pipelined(tiles, num_stages=num_stages):
-            T.copy(P[bx * block_rows, k * block_cols], P_shared)
-            T.copy(P_shared, P_local)
+@T.macro
+def _tiled_masses(held: _Held, cuts: list[Any], sums: list[Any]) -> None:
+    P, P_shared, P_local, kept = held.P, held.P_shared, held.P_local, held.kept
+    block_rows, block_cols = P_local.shape
+    for _, mine in list(zip(cuts, kept, strict=False)):
+        T.clear(mine)
+    for k in T.Pipelined(T.ceildiv(P.shape[1], block_cols), num_stages=held.num_stages):
+        T.copy(P[held.row, k * block_cols], P_shared)
+        T.copy(P_shared, P_local)
+        for cut, mine in list(zip(cuts, kept, strict=False)):
             for i, j in T.Parallel(block_rows, block_cols):
-                kept[0][i, j] = T.if_then_else(P_local[i, j] >= cut[i], P_local[i, j], 0.0)
-            T.reduce_sum(kept[0], tile_sum, dim=1)
-            T.cumsum(kept[0], dim=1)
-            for i, j in T.Parallel(block_rows, block_cols):
-                kept[0][i, j] = kept[0][i, j] + before[i]
-            places(P_local, kept[0], cut, wanted, place, k * block_cols, cols)
-            T.reduce_min(place, found, dim=1, clear=False)
-            for i in T.Parallel(block_rows):
-                before[i] = before[i] + tile_sum[i]
+                mine[i, j] = mine[i, j] + T.if_then_else(P_local[i, j] >= cut[i], P_local[i, j], 0.0)
+    for mine, total in list(zip(kept, sums, strict=False)):
+        T.reduce_sum(mine, total, dim=1)
 
-    return masses, scan
+
+@T.macro
+def _tiled_scan(held: _Held, cut: Any, wanted: Any, found: Any) -> None:
+    P, P_shared, P_local, kept = held.P, held.P_shared, held.P_local, held.kept[0]
+    block_rows, block_cols = P_local.shape
+    before, tile_sum, cols = held.before, held.tile_sum, P.shape[1]
+    T.clear(before)
+    T.fill(found, NO_TOKEN)
+    for k in T.Pipelined(T.ceildiv(cols, block_cols), num_stages=held.num_stages):
+        T.copy(P[held.row, k * block_cols], P_shared)
+        T.copy(P_shared, P_local)
+        for i, j in T.Parallel(block_rows, block_cols):
+            kept[i, j] = T.if_then_else(P_local[i, j] >= cut[i], P_local[i, j], 0.0)
+        T.reduce_sum(kept, tile_sum, dim=1)
+        T.cumsum(kept, dim=1)
+        for i, j in T.Parallel(block_rows, block_cols):
+            kept[i, j] = kept[i, j] + before[i]
+        places(P_local, kept, cut, wanted, held.place, k * block_cols, cols)
+        T.reduce_min(held.place, found, dim=1, clear=False)
+        for i in T.Parallel(block_rows):
+            before[i] = before[i] + tile_sum[i]
+
+
+_PASSES = {
+    "row": (_hold_row, _row_masses, _row_scan),
+    "tiled": (_hold_tile, _tiled_masses, _tiled_scan),
+}
+"""By variant: what holds rows, what sums those not below each cut, what finds the token."""
 
 
 def program(shape: Shape, config: Config) -> TileProgram:
@@ -102,7 +141,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
     block_rows, bits = config["block_rows"], config["bits"]
     if bits not in (1, 2, 3):
         raise OperatorError(f"top_p_sample: bits={bits!r} is not one of 1, 2, 3")
-    passes = row_variant("top_p_sample", {"row": _row, "tiled": _tiled}, config)
+    hold, masses, scan = row_variant("top_p_sample", _PASSES, config)
 
     @T.prim_func
     def top_p_sample(
@@ -117,14 +156,14 @@ def program(shape: Shape, config: Config) -> TileProgram:
             total = T.alloc_fragment((block_rows,), "float32")
             threshold = T.alloc_fragment((block_rows,), "float32")
             token = T.alloc_fragment((block_rows,), "int32")
-            masses, scan = passes(P, bx, shape, config)
+            held = hold(P, bx, config)
             T.copy(TopP[bx * block_rows], share)
             T.copy(U[bx * block_rows], wanted)
-            find_threshold(masses, share, threshold, bits)
-            masses([threshold], [total])
+            find_threshold(masses, held, share, threshold, bits)
+            masses(held, [threshold], [total])
             for i in T.Parallel(block_rows):
                 wanted[i] = wanted[i] * total[i]
-            scan(threshold, wanted, token)
+            scan(held, threshold, wanted, token)
             decide(token, cols)
             T.copy(token, Token[bx * block_rows])
 

@@ -48,6 +48,23 @@ def _values(keys: Any, values: Any, power: Any) -> None:
         values[d] = T.if_then_else(keys[d] < 0, -values[d], values[d]) * high * high
 
 
+@T.macro
+def _fetch(X: Any, row: Any, X_shared: Any, x: Any, c: Any, resident: bool) -> None:
+    """Tile ``c`` of the row into the fragment ``x``, -infinity behind its end.
+
+    ``X_shared`` holds the whole row if ``resident``, else it takes the tile on its way.
+    """
+    cols, tile = X.shape[1], x.shape[0]
+    if resident:
+        T.copy(X_shared[c * tile : (c + 1) * tile], x)
+    else:
+        T.copy(X[row, c * tile : (c + 1) * tile], X_shared)
+        T.copy(X_shared, x)
+    if cols % tile:
+        for i in T.Parallel(tile):
+            x[i] = T.if_then_else(c * tile + i < cols, x[i], -T.infinity("float32"))
+
+
 def program(shape: Shape, config: Config) -> TileProgram:
     """One block a row.
 
@@ -89,18 +106,6 @@ def program(shape: Shape, config: Config) -> TileProgram:
             chosen = T.alloc_shared((2, tile), "int32")
             place = T.alloc_shared((2, tile), "int32")
 
-            @T.macro
-            def fetch(c: Any) -> None:
-                """Tile ``c`` of the row into ``x``, -infinity behind its end."""
-                if resident:
-                    T.copy(X_shared[c * tile : (c + 1) * tile], x)
-                else:
-                    T.copy(X[row, c * tile : (c + 1) * tile], X_shared)
-                    T.copy(X_shared, x)
-                if cols % tile:
-                    for i in T.Parallel(tile):
-                        x[i] = T.if_then_else(c * tile + i < cols, x[i], -T.infinity("float32"))
-
             if resident:
                 T.copy(X[row, 0 : tiles * tile], X_shared)
 
@@ -114,7 +119,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
                 _values(keys, threshold, power)
                 T.clear(reached)
                 for c in over_tiles():
-                    fetch(c)
+                    _fetch(X, row, X_shared, x, c, resident)
                     for d, i in T.Parallel(marks, tile):
                         reached[d, i] = reached[d, i] + T.if_then_else(x[i] >= threshold[d], 1, 0)
                 T.reduce_sum(reached, count, dim=1)
@@ -132,7 +137,7 @@ def program(shape: Shape, config: Config) -> TileProgram:
             found = T.alloc_var("int32", init=0)
             equal = T.alloc_var("int32", init=0)
             for c in over_tiles():
-                fetch(c)
+                _fetch(X, row, X_shared, x, c, resident)
                 for i in T.Parallel(tile):
                     chosen[0, i] = T.if_then_else(x[i] > threshold[0], 1, 0)
                     chosen[1, i] = T.if_then_else(x[i] == threshold[0], 1, 0)

@@ -15,10 +15,7 @@ from foretile.kernels.tilelang import from_prim_func
 OPERATORS = "foretile.kernels.operators"
 # Helpers that are no macros: TileLang drops functions defined inside of a kernel, and statements of plain
 # functions that a kernel calls; ours records them.
-NESTED = {
-    "topk_select": "macros inside of the kernel",
-    "top_p_sample": "statements in a plain function; products by the literals 0 and 1 are folded",
-}
+NESTED = {}
 
 
 @pytest.fixture(scope="module")
