@@ -10,6 +10,7 @@ more digits of eight bits of those alone.
 # Annotations of kernels are calls, as in TileLang.
 # mypy: disable-error-code="valid-type"
 
+from dataclasses import dataclass
 from typing import Any
 
 from foretile.kernels import language as T
@@ -64,6 +65,74 @@ def _divide(reach: Any, wanted: Any, split: Any, scan: str) -> None:
     T.sync_threads()
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row of ``X``; ``stored`` is the copy in shared memory that later passes read, or None."""
+
+    X: Any
+    row: Any
+    stored: Any
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Fragments for some elements of a row, their halves and their bins."""
+
+    x: Any
+    half: Any
+    key: Any
+
+
+@T.macro
+def _first_pass(source: _Row, first: Any, tile: _Tile, reach: Any) -> None:
+    """Count the bins of the elements from ``first`` on."""
+    X, key, count = source.X, tile.key, tile.x.shape[0]
+    T.copy(X[source.row, first : first + count], tile.x)
+    _coarse(tile.x, tile.half, key)
+    for i in T.Parallel(count):
+        if first + i < X.shape[1]:
+            T.atomic_add(reach[0, key[i]], 1)
+    if source.stored is not None:
+        T.copy(tile.x, source.stored[first : first + count])
+
+
+@T.macro
+def _again(source: _Row, first: Any, tile: _Tile) -> None:
+    """The bins of the elements from ``first`` on once more."""
+    X, stored, count = source.X, source.stored, tile.x.shape[0]
+    if stored is not None:
+        T.copy(stored[first : first + count], tile.x)
+    else:
+        T.copy(X[source.row, first : first + count], tile.x)
+    _coarse(tile.x, tile.half, tile.key)
+
+
+@T.macro
+def _winners(source: _Row, first: Any, tile: _Tile, split: Any, counter: Any, place: Any, found: Any) -> None:
+    """Write down the elements from ``first`` on whose bins are among the k largest."""
+    _again(source, first, tile)
+    key = tile.key
+    for i in T.Parallel(tile.x.shape[0]):
+        if first + i < source.X.shape[1] and key[i] >= split[0]:
+            place[0] = T.atomic_add(counter[0], 1, return_prev=True)
+            found[place[0]] = first + i
+
+
+@T.macro
+def _candidates(source: _Row, first: Any, number: Any, tile: _Tile, listed: Any, at: Any, bits: Any) -> None:
+    """Candidates from ``first`` on: where they are in the row, their bins and bits."""
+    X, row, x, room = source.X, source.row, tile.x, listed.shape[0]
+    for i in T.Parallel(x.shape[0]):
+        if number > room:
+            at[i] = T.min(first + i, X.shape[1] - 1)
+        else:
+            at[i] = listed[T.min(first + i, number - 1)]
+    for i in T.Parallel(x.shape[0]):
+        x[i] = X[row, at[i]]
+    _coarse(x, tile.half, tile.key)
+    _fine(x, bits)
+
+
 def radix_program(shape: Shape, config: Config) -> TileProgram:
     """One block a row. ``kept``: the second pass finds the row on chip, else it reads it again.
 
@@ -99,70 +168,29 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
             found = T.alloc_shared((k,), "int32")
             place = T.alloc_local((1,), "int32")
 
-            @T.macro
-            def first_pass(first: Any, x: Any, half: Any, key: Any) -> None:
-                """Count the bins of the elements from ``first`` on."""
-                count = x.shape[0]
-                T.copy(X[row, first : first + count], x)
-                _coarse(x, half, key)
-                for i in T.Parallel(count):
-                    if first + i < cols:
-                        T.atomic_add(reach[0, key[i]], 1)
-                if kept:
-                    T.copy(x, X_shared[first : first + count])
-
-            @T.macro
-            def again(first: Any, x: Any, half: Any, key: Any) -> None:
-                """The bins of the elements from ``first`` on once more."""
-                count = x.shape[0]
-                if kept:
-                    T.copy(X_shared[first : first + count], x)
-                else:
-                    T.copy(X[row, first : first + count], x)
-                _coarse(x, half, key)
-
-            @T.macro
-            def winners(first: Any, x: Any, half: Any, key: Any) -> None:
-                """Write down the elements from ``first`` on whose bins are among the k largest."""
-                again(first, x, half, key)
-                for i in T.Parallel(x.shape[0]):
-                    if first + i < cols and key[i] >= split[0]:
-                        place[0] = T.atomic_add(counter[0], 1, return_prev=True)
-                        found[place[0]] = first + i
-
-            @T.macro
-            def candidates(first: Any, number: Any) -> None:
-                """Candidates from ``first`` on: where they are in the row, their bins and bits."""
-                for i in T.Parallel(last):
-                    if number > room:
-                        at[i] = T.min(first + i, cols - 1)
-                    else:
-                        at[i] = listed[T.min(first + i, number - 1)]
-                for i in T.Parallel(last):
-                    x1[i] = X[row, at[i]]
-                _coarse(x1, half1, key1)
-                _fine(x1, bits)
+            whole_tile, part = _Tile(x, half, key), _Tile(x1, half1, key1)
+            row_of = _Row(X, row, X_shared if kept else None)
 
             T.clear(reach)
             T.clear(counter)
             T.sync_threads()
             for c in T.serial(cols // tile):
-                first_pass(c * tile, x, half, key)
+                _first_pass(row_of, c * tile, whole_tile, reach)
             for c in T.serial(left):
-                first_pass(whole + c * last, x1, half1, key1)
+                _first_pass(row_of, whole + c * last, part, reach)
             T.sync_threads()
             _divide(reach, k, split, scan)
 
             if T.likely(split[1] == 0):
                 for c in T.serial(cols // tile):
-                    winners(c * tile, x, half, key)
+                    _winners(row_of, c * tile, whole_tile, split, counter, place, found)
                 for c in T.serial(left):
-                    winners(whole + c * last, x1, half1, key1)
+                    _winners(row_of, whole + c * last, part, split, counter, place, found)
             else:
                 edge = T.alloc_var("int32", init=split[0])
                 wanted = T.alloc_var("int32", init=split[2])
                 for c in T.serial(steps):
-                    again(c * last, x1, half1, key1)
+                    _again(row_of, c * last, part)
                     for i in T.Parallel(last):
                         if c * last + i < cols and key1[i] > edge:
                             place[0] = T.atomic_add(counter[0], 1, return_prev=True)
@@ -178,7 +206,7 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
                     T.fill(reach[0, 0:_BINS], 0)
                     T.sync_threads()
                     for c in T.serial(T.ceildiv(number, last)):
-                        candidates(c * last, number)
+                        _candidates(row_of, c * last, number, part, listed, at, bits)
                         for i in T.Parallel(last):
                             upper = bits[i] >> (24 - 8 * digit)
                             if c * last + i < number and key1[i] == edge and upper // _BINS == prefix:
@@ -188,7 +216,7 @@ def radix_program(shape: Shape, config: Config) -> TileProgram:
                     prefix = prefix * _BINS + T.cast(split[0], "uint32")
                     wanted = split[2]
                 for c in T.serial(T.ceildiv(number, last)):
-                    candidates(c * last, number)
+                    _candidates(row_of, c * last, number, part, listed, at, bits)
                     for i in T.Parallel(last):
                         if c * last + i < number and key1[i] == edge:
                             if bits[i] > prefix:
