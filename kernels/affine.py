@@ -5,6 +5,8 @@ Anything that is not a sum, difference or product is an atom, known by its struc
 
 from __future__ import annotations
 
+import math
+
 from foretile.kernels.expr import Binary, Call, Const, Expr, binary
 
 Monomial = tuple[Expr, ...]
@@ -54,6 +56,16 @@ def settled(e: Expr) -> Expr:
 def terms(e: Expr) -> tuple[int, ...]:
     """The factors of a sum's terms: (128, 64) for ``bx * 128 + ko * 64``; what is no sum has the factor 1."""
     return tuple(_polynomial(e).values())
+
+
+def common_factor(*sums: Expr) -> int:
+    """The largest whole number that divides every term of every sum; 0 where all are zero."""
+    return math.gcd(*(factor for e in sums for factor in terms(e)))
+
+
+def divided(e: Expr, factor: int) -> Expr:
+    """A sum whose terms ``factor`` divides (:func:`common_factor`), without it."""
+    return _rebuild({monomial: f // factor for monomial, f in _polynomial(e).items()})
 
 
 def _polynomial(e: Expr) -> dict[Monomial, int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from foretile.kernels.affine import normal_form
+from foretile.kernels.affine import common_factor, divided, normal_form
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import (
     COMPARISONS,
@@ -124,6 +124,8 @@ def _explicit(e: Expr, dtypes: dict[str, str]) -> Expr:
             meet = "float32" if e.op == "div" and not is_float(meet) else meet
             a, b = _typed(a, meet, dtypes), _typed(b, meet, dtypes)
             a, b = (_sum(x) if not is_float(meet) and meet != "bool" else x for x in (a, b))
+            if e.op in ("min", "max") and not is_float(meet) and meet != "bool":
+                return _extreme(e.op, a, b)
             if e.op in COMPARISONS:
                 a, b = _narrow(a, dtypes), _narrow(b, dtypes)
         elif e.op in ("floordiv", "mod") and not is_float(dtype_of(a, dtypes)):
@@ -178,6 +180,16 @@ def _operands(op: str, e: Expr) -> tuple[Expr, ...]:
 
 def _sum(e: Expr) -> Expr:
     return normal_form(e)
+
+
+def _extreme(op: str, a: Expr, b: Expr) -> Expr:
+    """The smaller or larger of two sums, what all their terms have in common taken out of it."""
+    factor = common_factor(a, b)
+    if factor < 2:
+        return binary(op, a, b)
+    return binary(
+        "mul", binary(op, normal_form(divided(a, factor)), normal_form(divided(b, factor))), Const(factor)
+    )
 
 
 def _typed(e: Expr, dtype: str, dtypes: dict[str, str]) -> Expr:
