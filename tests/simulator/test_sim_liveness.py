@@ -15,7 +15,7 @@ def _chain(count: int, *, loop: bool, last_reads_first: bool) -> TileProgram:
     """Tiles of 64 rows, each made of the one before; in a serial loop, or not."""
 
     @T.prim_func
-    def chain(A: T.Tensor((64, 64), "float32"), B: T.Tensor((64, 64), "float32")):  # type: ignore[valid-type]
+    def chain(A: T.Tensor((64, 64), "float32"), B: T.Tensor((64, 64), "float32")) -> None:  # type: ignore[valid-type]
         with T.Kernel(1, threads=128) as _:
             tiles = [T.alloc_fragment((64, 64), "float32") for _ in range(count)]
 
@@ -51,7 +51,7 @@ def test_a_chain_needs_two_at_once_and_one_more_if_the_first_is_read_again(count
 
 def test_what_a_loop_carries_is_needed_throughout() -> None:
     @T.prim_func
-    def carried(A: T.Tensor((64, 64), "float32"), B: T.Tensor((64, 64), "float32")):  # type: ignore[valid-type]
+    def carried(A: T.Tensor((64, 64), "float32"), B: T.Tensor((64, 64), "float32")) -> None:  # type: ignore[valid-type]
         with T.Kernel(1, threads=128) as _:
             total, tile, other = (T.alloc_fragment((64, 64), "float32") for _ in range(3))
             T.clear(total)
