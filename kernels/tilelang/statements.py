@@ -361,8 +361,10 @@ class Body(Loops):
             self.combining = combiner(node.node, self.loc)
         elif name == "pragma_import_c":
             self.source = text_of(node.value)
-        elif name == "warp_specialize":
-            pass  # said of the branch around it
+        elif name in ("warp_specialize", "async_scope"):
+            # the first is said of the branch around it; stores in the second may become asynchronous
+            # copies, which nothing counts but the arrival that waits for them
+            pass
         elif not name.startswith(_SILENT_ATTRIBUTES):
             refuse(f"the attribute {name} is not known to this importer", self.loc)
         return self.sequence([node.body])

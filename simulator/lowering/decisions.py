@@ -46,7 +46,9 @@ def _visit(body: tuple[Stmt, ...], on_chip: frozenset[str], name: str) -> None:
 def _check(exprs: tuple[Expr, ...], what: str, stmt: Stmt, on_chip: frozenset[str], name: str) -> None:
     found = sorted({load.buffer for e in exprs for load in loads(e)} & on_chip)
     if found:
+        loop = isinstance(stmt, For)
+        advice = ", or say how often it runs (foretile.assume(program, trips={LINE: N}))" if loop else ""
         raise SimulationError(
             f"{stmt.loc or name}: {what} depends on the value of {', '.join(found)}, which is known only "
-            "while the kernel runs; to time it, let indices or tensors decide"
+            f"while the kernel runs; to time it, let indices or tensors decide{advice}"
         )

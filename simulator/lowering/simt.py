@@ -9,6 +9,7 @@ from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import evaluate
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram, walk_stmts
 from foretile.simulator.lowering.elementwise import Count, convert_count
+from foretile.simulator.lowering.liveness import most_at_once
 from foretile.simulator.lowering.rules import OWN_PRODUCERS, Cost, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import Occupancy
@@ -124,11 +125,14 @@ class SimtRules:
         m, p = self.machine, self.program
         producers = self.runs_ahead() and p.annotation(OWN_PRODUCERS) is None
         threads = self._lanes + (SCHEDULERS * m.warp_size if producers else 0)
-        pad = sum(
-            ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self._versions(b.name)
+        sizes = {
+            b.name: ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self._versions(b.name)
             for b in p.buffers
             if b.scope == "shared" and not b.alias
-        )
+        }
+        pad = sum(sizes.values())
+        if pad > m.scratchpad_block_bytes:  # as little as its compiler can do with
+            pad = int(most_at_once(p, sizes))
         if pad > m.scratchpad_block_bytes:
             raise SimulationError(
                 f"{p.name} needs {pad} bytes of shared memory a block; {m.id} has "
@@ -159,11 +163,12 @@ class SimtRules:
         # Between products a one-dimensional fragment (a row statistic) is held by each of the four
         # lanes that share a row of the matrix instruction's accumulator layout.
         copies = 4 if self.roles.accumulators else 1
-        held = sum(
-            elements_of(b) * DTYPES[b.dtype].bytes * (1 if len(b.shape) > 1 else copies)
+        fragments_of = {
+            b.name: elements_of(b) * DTYPES[b.dtype].bytes * (1 if len(b.shape) > 1 else copies)
             for b in p.buffers
             if b.scope == "fragment" and b.name not in self._in_tensor_memory and not b.alias
-        )
+        }
+        held = sum(fragments_of.values())
         local = sum(
             elements_of(b) * DTYPES[b.dtype].bytes * p.threads
             for b in p.buffers
@@ -184,6 +189,8 @@ class SimtRules:
             if p.annotation(OWN_PRODUCERS) is not None:  # roles that hold little leave theirs to the others
                 registers = min(registers, room)
         limit = min(m.registers_per_thread, _CONSUMER_REGISTERS if self.runs_ahead() else 1 << 16)
+        if registers > limit:  # the sum is what calibration was fitted with; no compiler keeps dead values
+            registers -= ceil((held - most_at_once(p, fragments_of)) / 4 / p.threads)
         if registers > limit:
             raise SimulationError(
                 f"{p.name} needs {registers} registers a thread; {m.id} allows {limit}: "
