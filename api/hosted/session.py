@@ -18,6 +18,7 @@ import numpy as np
 from foretile.foreign import device_of
 from foretile.hosted.tensors import put_back, to_array
 from foretile.hwmodels import Chip, load_chip
+from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.errors import TraceError
 from foretile.kernels.expr import evaluate, variables
 from foretile.kernels.ir import TileProgram
@@ -208,7 +209,7 @@ class Kernel:
         tensors = {
             names[id(p)]: value for p, value in pairs if id(p) in names and isinstance(value, torch.Tensor)
         }
-        arrays = {n: to_array(t, wanted[n]) for n, t in tensors.items() if n in wanted}
+        arrays = {n: self._array(n, t, wanted[n]) for n, t in tensors.items() if n in wanted}
         bound = tuple(_bound(program, numbers, arrays) for program in programs)
         integers = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and a.dtype.itemsize >= 4}
         self._session.launches.append(Launch(self.name, bound, integers))
@@ -217,6 +218,12 @@ class Kernel:
         for name, array in left.tensors.items():
             if name in tensors:
                 put_back(array, tensors[name], wanted[name])
+
+    def _array(self, name: str, tensor: Any, dtype: str) -> np.ndarray:
+        bits = tensor.element_size() * 8
+        if bits != DTYPES[dtype].bits and not (DTYPES[dtype].bits == 4 and bits == 8):
+            raise NumericsError(f"{self.name} takes {name} as {dtype}; it was given {tensor.dtype}")
+        return to_array(tensor, dtype)
 
 
 _MADE = object()

@@ -155,6 +155,12 @@ def test_what_a_chip_leaves_undefined_is_raised_or_told(package: Any) -> None:
     assert session.launches[-1].undefined["B"].all()
 
 
+def test_a_tensor_of_another_type_is_named(package: Any) -> None:
+    said = r"twice takes A as float32; it was given torch.bfloat16"
+    with pytest.raises(NumericsError, match=said), hosted("h200-sxm"):
+        package.doubled(64)(torch.zeros(64, dtype=torch.bfloat16))
+
+
 def test_no_kernel_of_a_session_stays_behind(package: Any) -> None:
     for _ in range(2):
         with hosted("h200-sxm") as session:
