@@ -10,23 +10,23 @@ import difflib
 from typing import Any
 
 from foretile.kernels import allocations, mathops, notes, products, threads, tileops
-from foretile.kernels.allocations import *  # noqa: F403
+from foretile.kernels.allocations import *
 from foretile.kernels.blocks import Kernel, StridedTensor, Tensor, dynamic
 from foretile.kernels.errors import TraceError
 from foretile.kernels.frontend import macro, prim_func
 from foretile.kernels.loops import Parallel, Persistent, Pipelined, grid, serial, unroll, vectorized
-from foretile.kernels.mathops import *  # noqa: F403
+from foretile.kernels.mathops import *
 from foretile.kernels.mathops import absolute as abs
 from foretile.kernels.mathops import if_then_else as Select
 from foretile.kernels.mathops import maximum as max
 from foretile.kernels.mathops import minimum as min
 from foretile.kernels.mathops import power as pow
 from foretile.kernels.mathops import round_ as round
-from foretile.kernels.notes import *  # noqa: F403
-from foretile.kernels.products import *  # noqa: F403
-from foretile.kernels.threads import *  # noqa: F403
+from foretile.kernels.notes import *
+from foretile.kernels.products import *
+from foretile.kernels.threads import *
 from foretile.kernels.threads import hint
-from foretile.kernels.tileops import *  # noqa: F403
+from foretile.kernels.tileops import *
 from foretile.kernels.values import DTypeName, cast, reinterpret
 
 Buffer = Tensor

@@ -116,7 +116,7 @@ def hosted(chip: str | Chip = "h200-sxm", *, failed: Failure | None = None) -> I
         try:
             yield session
         finally:
-            for function in compiled:  # or a later call would find this session's kernels
+            for function in compiled:  # or a later call would find kernels made here
                 function._kernel_cache.clear()
                 function._call_form_cache.clear()
 

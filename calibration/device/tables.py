@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,10 @@ def check_format(path: Path) -> None:
     """
     if path.suffix not in FORMATS:
         raise DeviceError(f"{path}: a table's name ends in {', '.join(FORMATS)}")
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError:
-            raise DeviceError(
-                f"{path}: Parquet needs pyarrow (pip install pyarrow); names that end in .csv or .json do not"
-            ) from None
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise DeviceError(
+            f"{path}: Parquet needs pyarrow (pip install pyarrow); names that end in .csv or .json do not"
+        )
     if not path.parent.is_dir():
         raise DeviceError(f"{path}: there is no folder {path.parent}")
 
