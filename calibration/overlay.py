@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from foretile.calibration.device.tables import write_whole
 from foretile.hwmodels import Chip
 from foretile.hwmodels.quantity import Quantity
 
@@ -64,12 +63,4 @@ def write_overlay(base: Chip, made: Chip, path: Path) -> None:
         changes(base, made), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from foretile.calibration.device.micro.estimates import estimates
 from foretile.calibration.device.micro.memory_estimates import bandwidth_bytes_per_s
 from foretile.calibration.device.micro.rowfile import RowFile
 from foretile.calibration.device.micro.series import Estimate
+from foretile.calibration.device.tables import write_whole
 from foretile.hwmodels.fields import fields
 
 _HEADER = """\
@@ -230,15 +229,7 @@ def write_chip(described: Described, path: Path) -> None:
     text = _HEADER.format(name=described.data["name"]) + yaml.safe_dump(
         described.data, sort_keys=False, allow_unicode=True, width=118, default_flow_style=None
     )
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())
 
 
 def plausibility(path: Path) -> Sequence[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 from foretile.calibration.device.driver import DeviceError
 from foretile.calibration.device.micro.details import Details
 from foretile.calibration.device.micro.points import Row
+from foretile.calibration.device.tables import write_whole
 
 _VERSION = 1
 
@@ -62,12 +61,4 @@ def write_lines(path: Path, details: Details, date: str, rows: Iterable[str]) ->
     """As :func:`write_rows`, of rows that are lines already."""
     head = {"foretile_microbenchmarks": _VERSION, "date": date, "device": details.to_json()}
     text = "\n".join([json.dumps(head), *rows]) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())
