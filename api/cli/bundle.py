@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,11 @@ import typer
 
 from foretile.cli.arguments import JSON
 from foretile.cli.errors import WRONG_REQUEST, reported
+from foretile.cli.show import progress
 
 if TYPE_CHECKING:
     from foretile.calibration.device.session import Summary
 
-Tell = Callable[[int, int, str], None]
 
 app = typer.Typer(no_args_is_help=True, help="Kernels compiled here and measured where a device is.")
 
@@ -57,7 +56,7 @@ def build(
         from foretile.calibration.device.suites import load_suite
         from foretile.hwmodels import load_chip
 
-        with _progress("compiling") as tell:
+        with progress("compiling") as tell:
             on = load_chip(chip) if chip is not None else None
             manifest = build_bundle(load_suite(suite), arch, out, on, tell, jobs, __version__)
         for line in _left_out(manifest["left_out"]):
@@ -112,7 +111,7 @@ def run(
 
         module = "foretile.calibration.device.main"
         command = [sys.executable, "-m", module, str(file), "worker", "--device", str(device)]
-        with open_bundle(file) as bundle, _progress("measuring") as tell:
+        with open_bundle(file) as bundle, progress("measuring") as tell:
             summary: Summary = run_session(
                 bundle, out, Process(command), budget_s=budget, chip=chip, again=again, tell=tell
             )
@@ -187,20 +186,3 @@ def _shown(file: Path, as_json: bool) -> None:
         for name, value in facts(bundle).items():
             shown.add_row(name, str(value))
         console().print(shown)
-
-
-@contextmanager
-def _progress(doing: str) -> Iterator[Tell]:
-    """A bar on standard error, and what moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from foretile.cli.show import console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(err=True), transient=True) as bar:
-        task = bar.add_task(doing)
-
-        def tell(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{doing} {what[:70]}")
-
-        yield tell

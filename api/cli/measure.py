@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from foretile.cli.arguments import JSON, comma_list
-from foretile.cli.bundle import _progress as progress
 from foretile.cli.errors import reported
+from foretile.cli.show import progress
 
 if TYPE_CHECKING:
     from foretile.calibration.device.driver import DeviceProperties

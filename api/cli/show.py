@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from foretile.report import units
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 120  # columns when standard output is no terminal and COLUMNS is not set
 CONFIDENCE_STYLE = {"measured": "green", "datasheet": "cyan", "derived": "blue", "inferred": "yellow"}
+
+Tell = Callable[[int, int, str], None]
+"""What moves a bar: how many are done, of how many, and which is next."""
 
 
 def console(*, err: bool = False) -> Console:
@@ -79,3 +83,18 @@ def heading(text: str) -> Text:
     from rich.text import Text
 
     return Text(text, style="bold")
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Tell]:
+    """A bar on standard error, and what moves it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console(err=True), transient=True) as bar:
+        task = bar.add_task(doing)
+
+        def tell(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{doing} {what[:70]}")
+
+        yield tell
