@@ -15,7 +15,7 @@ from foretile.simulator.review.finding import Finding, saved
 from foretile.simulator.search import Launches, evaluate_config
 
 WORTH = 0.02  # of the time: what brings less is not said
-_DEEPEST = 6
+_DEEPEST = 6  # stages tried
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,12 @@ def _walk(
         yield Placed(stmt, around, None if times is None else float(times.sum()))
         if isinstance(stmt, For):
             inside, now = dict(env), times
+            if stmt.kind == "persistent" and times is not None:
+                now = times / times.sum()  # all blocks together go through the nest once
             for v, extent in zip(stmt.vars, stmt.extents, strict=True):
                 count = _value(extent, env)
                 inside[v.name] = _middle(stmt, count, env)
-                if stmt.kind == "persistent":
-                    blocks = times.sum() if times is not None else 1.0
-                    now = None if now is None or count is None else now * (count / blocks)
-                    times = np.full_like(times, 1.0) if times is not None else None
-                elif stmt.kind != "parallel":
+                if stmt.kind != "parallel":
                     now = None if now is None or count is None else now * np.maximum(count, 0)
             yield from _walk(stmt.body, inside, (*around, stmt), now)
         elif isinstance(stmt, While):

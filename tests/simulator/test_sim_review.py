@@ -192,6 +192,21 @@ def test_chips_that_cannot_run_it_say_why() -> None:
         assert port.reason
 
 
+def test_points_dealt_to_blocks_are_counted_once_and_what_follows_once_a_block() -> None:
+    @T.prim_func
+    def dealt(A: T.Tensor((640, 640), "float32"), B: T.Tensor((132,), "float32")):  # type: ignore[no-untyped-def]
+        with T.Kernel(132, threads=128) as b:
+            x = T.alloc_fragment((128, 128), "float32")
+            for i, j in T.Persistent([5, 5], 132, b):
+                for _k in T.serial(3):
+                    T.copy(A[i * 128, j * 128], x)
+            B[b] = 1.0
+
+    by_kind = {type(p.stmt).__name__: p.executions for p in placed(dealt)}
+    assert by_kind["Copy"] == pytest.approx(5 * 5 * 3)
+    assert by_kind["Store"] == pytest.approx(132)
+
+
 def test_executions_count_every_block_and_iteration() -> None:
     program = gemm(300, 500, 640, stages=2)
     products = [p for p in placed(program) if type(p.stmt).__name__ == "Gemm"]
