@@ -10,7 +10,7 @@ import numpy as np
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Expr, Load, evaluate, walk
 from foretile.kernels.ir import AtomicAdd, Buffer, Region, Stmt, Store, TileProgram, walk_stmts
-from foretile.kernels.operator import Tolerance
+from foretile.kernels.operator import OperatorError, Tolerance
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.execute import execute
 from foretile.simulator.numerics.formats import round_to, storage
@@ -31,6 +31,9 @@ def tried(
 
     Floating-point operands are normal numbers, integers zero. ``reference`` takes the operands by name (in
     float64, integers as they are) and gives the outputs: a mapping by name, or the only one.
+
+    Raises:
+        OperatorError: the reference fails, or gives something else than the kernel's outputs.
     """
     given = operands(programs, seed) | dict(tensors)
     try:
@@ -98,16 +101,21 @@ def _compared(
     program: TileProgram,
 ) -> list[Finding]:
     wide = {name: a.astype(np.float64) if _kind(program, name) == "float" else a for name, a in given.items()}
-    right = reference(**wide)
+    try:
+        right = reference(**wide)
+    except Exception as error:  # the author's code: whatever it raises, the remark is for him
+        raise OperatorError(
+            f"the reference failed on {', '.join(wide)}: {type(error).__name__}: {error}"
+        ) from error
     outputs = [n for n in (p.name for p in program.params) if n in found and n not in given]
     if not isinstance(right, Mapping):
         if len(outputs) != 1:
-            raise ValueError(f"the reference gives one result, the kernel writes {', '.join(outputs)}")
+            raise OperatorError(f"the reference gives one result, the kernel writes {', '.join(outputs)}")
         right = {outputs[0]: right}
     said = []
     for name, want in right.items():
         if name not in found:
-            raise ValueError(f"the reference gives {name!r}; the kernel has {', '.join(found)}")
+            raise OperatorError(f"the reference gives {name!r}; the kernel has {', '.join(found)}")
         check = compare(name, found[name], np.asarray(want), _tolerance(program.buffer(name).dtype))
         if check.within:
             said.append(

@@ -16,6 +16,7 @@ from foretile.kernels import language as T
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Const, Var, binary, evaluate
 from foretile.kernels.ir import Buffer, For, Region, TileProgram, walk_stmts
+from foretile.kernels.operator import OperatorError
 from foretile.simulator.review import Finding, Review, review
 from foretile.simulator.review.conflicts import degree
 from foretile.simulator.review.moves import VECTOR_BYTES, divisor, width_bytes
@@ -174,6 +175,18 @@ def test_a_reference_tells_right_from_wrong() -> None:
         wrong = looked_over(program, reference=reference)
         assert not wrong.ok
         assert [said in f.message for f in about(wrong, "numerics")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (lambda A, B: {"D": A @ B}, r"gives 'D'; the kernel has A, B, C"),
+        (lambda A: A, r"the reference failed on A, B: TypeError"),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_told(reference: Any, said: str) -> None:
+    with pytest.raises(OperatorError, match=said):
+        looked_over(gemm(128, 128, 128, stages=2), reference=reference)
 
 
 def test_operands_that_are_given_are_used() -> None:
