@@ -100,9 +100,24 @@ class _Block:
         elif isinstance(s, For):
             self.loop(s)
         elif isinstance(s, If):
-            self.run(s.then if self.at(s.cond) else s.orelse)
+            cond = self.at(s.cond)
+            if np.ndim(cond):  # inside a parallel loop: the points where it holds, then the others
+                self.among(np.broadcast_to(cond, np.broadcast_shapes(*self.grid())), s.then)
+                self.among(~np.broadcast_to(cond, np.broadcast_shapes(*self.grid())), s.orelse)
+            else:
+                self.run(s.then if cond else s.orelse)
         else:
             raise AssertionError(f"the oracle does not know {type(s).__name__}")
+
+    def grid(self) -> list[tuple[int, ...]]:
+        return [np.shape(v) for v in self.env.values() if np.ndim(v)]
+
+    def among(self, chosen: np.ndarray, body: tuple[Stmt, ...]) -> None:
+        """Run ``body`` at the chosen points of the parallel loop around it."""
+        whole = dict(self.env)
+        self.env.update({n: np.broadcast_to(v, chosen.shape)[chosen] for n, v in whole.items() if np.ndim(v)})
+        self.run(body)
+        self.env.update(whole)
 
     def loop(self, s: For) -> None:
         extents = [int(self.at(e)) for e in s.extents]
