@@ -65,21 +65,19 @@ def mainloop(shape: Shape, config: Config) -> tuple[tuple[int, int], tuple[int, 
     return a_tile, b_tile, multiply
 
 
-def result(shape: Shape, config: Config) -> tuple[tuple[int, int], Any]:
+def result(config: Config) -> tuple[tuple[int, int], Any]:
     """Shape of the accumulators, and the macro that stores them at the tile of a row and a column.
 
     With ``swap`` they hold the transposed tile: the instruction's rows, of which it wants 64 or 128,
     are columns of C, and rows of C come in steps of eight.
     """
     block_M, block_N, swap = config["block_m"], config["block_n"], config.get("swap", 0)
-    M, N = shape["m"], shape["n"]
 
     @T.macro
     def store(C_local: Any, C: Any, bz: Any, by: Any, bx: Any) -> None:
         if swap:
             for i, j in T.Parallel(block_M, block_N):
-                if T.all_of(by * block_M + i < M, bx * block_N + j < N):
-                    C[bz, by * block_M + i, bx * block_N + j] = C_local[j, i]
+                C[bz, by * block_M + i, bx * block_N + j] = C_local[j, i]
         else:
             T.copy(C_local, C[bz, by * block_M, bx * block_N])
 

@@ -37,7 +37,7 @@ def _tile(shape: Shape, config: Config) -> TileProgram:
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     threads, swizzle = config["threads"], config["swizzle"]
     a_tile, b_tile, multiply = mainloop(shape, config)
-    c_tile, store = result(shape, config)
+    c_tile, store = result(config)
 
     @T.prim_func
     def gemm(
@@ -66,7 +66,7 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
     threads, cores, group_size = config["threads"], config["cores"], max(1, config["swizzle"])
     m_tiles, n_tiles = T.ceildiv(M, block_M), T.ceildiv(N, block_N)
     a_tile, b_tile, multiply = mainloop(shape, config)
-    c_tile, store = result(shape, config)
+    c_tile, store = result(config)
 
     @T.prim_func
     def gemm_persistent(

@@ -96,28 +96,17 @@ class _Block:
         elif isinstance(s, Store):
             index = tuple(self.at(e) for e in s.indices)
             buffer = self.tensors[s.buffer]
-            buffer[index] = np.asarray(self.at(s.value)).astype(buffer.dtype)
+            value = np.asarray(self.at(s.value)).astype(buffer.dtype)
+            # TileLang leaves out what a parallel loop stores beyond a tensor (LegalizeSafeMemoryAccess).
+            *places, value = np.broadcast_arrays(*index, value)
+            inside = np.all([i < n for i, n in zip(places, buffer.shape, strict=True)], axis=0)
+            buffer[tuple(i[inside] for i in places)] = value[inside]
         elif isinstance(s, For):
             self.loop(s)
         elif isinstance(s, If):
-            cond = self.at(s.cond)
-            if np.ndim(cond):  # inside a parallel loop: the points where it holds, then the others
-                self.among(np.broadcast_to(cond, np.broadcast_shapes(*self.grid())), s.then)
-                self.among(~np.broadcast_to(cond, np.broadcast_shapes(*self.grid())), s.orelse)
-            else:
-                self.run(s.then if cond else s.orelse)
+            self.run(s.then if self.at(s.cond) else s.orelse)
         else:
             raise AssertionError(f"the oracle does not know {type(s).__name__}")
-
-    def grid(self) -> list[tuple[int, ...]]:
-        return [np.shape(v) for v in self.env.values() if np.ndim(v)]
-
-    def among(self, chosen: np.ndarray, body: tuple[Stmt, ...]) -> None:
-        """Run ``body`` at the chosen points of the parallel loop around it."""
-        whole = dict(self.env)
-        self.env.update({n: np.broadcast_to(v, chosen.shape)[chosen] for n, v in whole.items() if np.ndim(v)})
-        self.run(body)
-        self.env.update(whole)
 
     def loop(self, s: For) -> None:
         extents = [int(self.at(e)) for e in s.extents]
