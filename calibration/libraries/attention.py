@@ -242,7 +242,7 @@ ATTENTION: tuple[Library, ...] = (
         _decode(
             "torch_flow torch_flow/*", _MASKED, engine, shapes=_ungrouped(cores), parts=masked, merges="last"
         )
-        for engine, cores in (("wgmma", 132), ("mma_sync", 142), ("mma_sync+bulk", 188))
+        for engine, cores in (("wgmma", 132), ("mma_sync mma_sync/fp8", 142), ("mma_sync+bulk", 188))
     ),
     # The fp8 kernel of chips without wgmma does not split.
     _decode("torch_flow", _XQA_SMALL, "mma_sync*", shapes=_fp8_cache, parts=whole, beside=("cache",)),

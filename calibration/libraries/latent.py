@@ -50,7 +50,7 @@ LATENT: tuple[Library, ...] = (
     _prefill("default", "tcgen05", (256, 64, 2, 512), _TRTLLM_1_3),
     _prefill("trtllm_mla", "tcgen05", (256, 64, 2, 512), _SGLANG),
     _prefill("default", "wgmma", (128, 128, 1, 256), _TRTLLM_1_3),
-    _prefill("default", "mma_sync", (64, 64, 1, 128), _TRTLLM_1_0),
+    _prefill("default", "mma_sync mma_sync/fp8", (64, 64, 1, 128), _TRTLLM_1_0),
     _prefill("default", "mma_sync*", (64, 64, 1, 128), _TRTLLM_1_3),  # RTX PRO 6000
     # DeepGEMM: a block does all keys of its queries, on Blackwell with one product for its 128 columns of
     # heads and queries. The tile of half the keys, two blocks a core, stands for blocks that stay and load

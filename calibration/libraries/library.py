@@ -162,7 +162,10 @@ def _named(name: str, patterns: str) -> bool:
 
 
 def engine_of(chip: Chip) -> str:
-    """What decides which kernels a chip runs: its matrix instruction, and bulk copies beside the oldest."""
+    """What decides which kernels a chip runs: its matrix instruction; if the oldest, bulk copies or fp8."""
     instruction = chip.matrix.instruction
-    bulk = instruction == "mma_sync" and chip.features.bulk_copy
-    return f"{instruction}+bulk" if bulk else instruction
+    if instruction == "mma_sync" and chip.features.bulk_copy:
+        return f"{instruction}+bulk"
+    if instruction == "mma_sync" and "fp8" in chip.matrix.flop_per_cycle:
+        return f"{instruction}/fp8"
+    return instruction

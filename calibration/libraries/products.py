@@ -112,6 +112,16 @@ _VLLM_ADA = (
     ),
     (always, {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64}),
 )
+# cuBLAS on Ada and GB20x: no sum is split in products of less than 2^21 multiply-adds, however few blocks
+# there are (4 × 64 × 6144 takes 27 us on L40S, 4 × 64 × 8192 five). Seen in the tables; of the powers of two
+# from 2^19 to 2^24 it fits the fit rows of both chips best. One row is another kernel's. A100's tables,
+# measured with older versions, have no such bound.
+_WHOLE_SUMS = (
+    (
+        lambda s: (s["m"] * s["n"] * s["k"] < 2**21) & (s["m"] > 1) & (s["batch"] == 1),
+        {"split_k": 1},
+    ),
+)
 # One tile whatever the shape: time a step of k is that of the whole tile even for one row or 128 columns
 # (nvfp4 on Blackwell: 65536 of k take as long for 128 columns as for 2048, in the tables themselves).
 _TILE_128 = ((always, {"variant": "persistent", "block_m": 128, "block_n": 128}),)
@@ -122,17 +132,20 @@ _CUTE_DSL = "FlashInferCuteDslNvFp4LinearKernel sglang_flashinfer_cutedsl_nvfp4"
 _VLLM, _SGLANG = "CutlassFP8ScaledMMLinearKernel", "sglang_sgl_kernel_fp8_scaled_mm"
 
 
+_ADA = "mma_sync/fp8"
+
 PRODUCTS: tuple[Library, ...] = (
+    Library("gemm", "*", f"{_ADA} mma_sync+bulk", choices=_WHOLE_SUMS),
     Library("gemm_fp8", _VLLM, "wgmma", tiles=_in_turn, choices=_HOPPER),
     Library("gemm_fp8", _SGLANG, "wgmma", choices=_HOPPER),
     Library("gemm_fp8", _VLLM, "tcgen05", tiles=_in_turn, choices=_BLACKWELL),
     Library("gemm_fp8", _SGLANG, "tcgen05", choices=_SGL_BLACKWELL),
-    Library("gemm_fp8", _SGLANG, "mma_sync", choices=_SGL_ADA),
+    Library("gemm_fp8", _SGLANG, _ADA, choices=_SGL_ADA),
     Library("quantize", "static_scaled_fp8_quant", choices=_BLOCK_A_ROW),
     Library("gemm_nvfp4", _CUTE_DSL, "tcgen05", choices=_TILE_128),
     Library("gemm_nvfp4", "torch_flow", "tcgen05", choices=_TILE_256),
     Library("gemm_nvfp4", "*", "mma_sync+bulk", choices=_TILE_128),
     Library("gemm_fp8", _SGLANG, "mma_sync+bulk", choices=_SGL_BULK),
-    Library("gemm_fp8", _VLLM, "mma_sync", tiles=_in_turn, choices=_VLLM_ADA),
+    Library("gemm_fp8", _VLLM, _ADA, tiles=_in_turn, choices=_VLLM_ADA),
     Library("gemm_fp8", _VLLM, "mma_sync+bulk", tiles=_in_turn, choices=_VLLM_BULK),
 )

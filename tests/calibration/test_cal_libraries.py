@@ -29,6 +29,7 @@ CHIPS = {
     "wgmma": "h200-sxm",
     "tcgen05": "b200-sxm",
     "mma_sync": "a100-sxm4-80gb",
+    "mma_sync/fp8": "l40s",
     "mma_sync+bulk": "rtx-pro-6000",
 }
 GROUPED = {"heads": 32, "kv_heads": 8}
@@ -318,3 +319,24 @@ def test_tiles_of_mixtures_of_experts_compute_what_the_operator_does(
     assert library is not None
     assert library.tiles is not None
     assert all(verify(moe, shape, config).ok for config in library.tiles(shape))
+
+
+@pytest.mark.parametrize(
+    ("chip", "whole"), [("l40s", True), ("rtx-pro-6000", True), ("a100-sxm4-80gb", False)]
+)
+def test_small_products_are_split_only_by_libraries_that_do(chip: str, whole: bool) -> None:
+    """Below 2^21 multiply-adds on Ada and GB20x: never; above, and for one row, where it is faster."""
+    library = library_of("gemm", "torch_flow", engine_of(load_chip(chip)), {})
+    assert (library is not None) is whole
+    if library is None:
+        return
+    configs = [{"split_k": 1}, {"split_k": 8}]
+    shape = {
+        "m": np.array([4, 4, 1, 4]),
+        "n": np.array([64, 64, 64, 64]),
+        "k": np.array([6144, 8192, 6144, 6144]),
+        "batch": np.array([1, 1, 1, 2]),
+    }
+    launched = library.launched(configs, shape, 4)
+    assert launched[0].all()
+    assert launched[1].tolist() == [False, True, True, True]
