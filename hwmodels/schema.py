@@ -208,7 +208,7 @@ class Launch(Frozen):
     graph_s: NonNegative | None = None
 
 
-Tiles = Literal["any", "one_a_block", "powers_of_two"]
+Tiles = Literal["any", "few_parts", "one_a_block", "powers_of_two"]
 
 
 class KernelProfile(Frozen):
@@ -216,9 +216,9 @@ class KernelProfile(Frozen):
 
     ``core_fraction`` scales the rates of the cores' engines, ``memory_fraction`` those of DRAM, L2 and
     ports, ``launch_fraction`` the cost of a launch. ``tiles``: which configurations the library has;
-    ``one_a_block``: no persistent blocks; ``powers_of_two``: none either, and block sides that are powers
-    of two from 64 on (as in the names of cuBLAS kernels: ampere_bf16_s16816gemm_bf16_256x128_…,
-    nvjet_sm120_tst_mma_64x64x128_…).
+    ``few_parts``: sums split into sixteen parts at most; ``one_a_block``: no persistent blocks;
+    ``powers_of_two``: none either, and block sides that are powers of two from 64 on (as in the names of
+    cuBLAS kernels: ampere_bf16_s16816gemm_bf16_256x128_…, nvjet_sm120_tst_mma_64x64x128_…).
     """
 
     core_fraction: Positive

@@ -281,12 +281,15 @@ def space(
 
 
 _LEAST_SIDE = 64  # of a library's blocks
+_FEW_PARTS = 16  # into which a library splits a sum
 
 
 def _in_library(config: Config, tiles: Tiles) -> bool:
     """Whether a library that has such ``tiles`` (see :class:`KernelProfile`) has this configuration."""
     if tiles == "any":
         return True
+    if tiles == "few_parts":
+        return bool(config.get("split_k", 1) <= _FEW_PARTS)
     if config.get("variant") == "persistent":
         return False
     sides = [value for name, value in config.items() if name in ("block_m", "block_n")]

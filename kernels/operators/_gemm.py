@@ -30,6 +30,7 @@ def mainloop(shape: Shape, config: Config) -> tuple[tuple[int, int], tuple[int, 
     """Shapes of the shared tiles, laid out as the operands are, and the K loop every variant shares."""
     trans_A, trans_B, num_stages = shape["trans_a"], shape["trans_b"], config["num_stages"]
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
+    swap = config.get("swap", 0)
 
     @T.macro
     def multiply(
@@ -54,11 +55,33 @@ def mainloop(shape: Shape, config: Config) -> tuple[tuple[int, int], tuple[int, 
                 T.copy(B[bz, bx * block_N, ko * block_K], B_shared)
             else:
                 T.copy(B[bz, ko * block_K, bx * block_N], B_shared)
-            T.gemm(A_shared, B_shared, C_local, transpose_A=trans_A, transpose_B=trans_B)
+            if swap:  # Cᵀ = Bᵀ · Aᵀ
+                T.gemm(B_shared, A_shared, C_local, transpose_A=not trans_B, transpose_B=not trans_A)
+            else:
+                T.gemm(A_shared, B_shared, C_local, transpose_A=trans_A, transpose_B=trans_B)
 
     a_tile = (block_K, block_M) if trans_A else (block_M, block_K)
     b_tile = (block_N, block_K) if trans_B else (block_K, block_N)
     return a_tile, b_tile, multiply
+
+
+def result(config: Config) -> tuple[tuple[int, int], Any]:
+    """Shape of the accumulators, and the macro that stores them at the tile of a row and a column.
+
+    With ``swap`` they hold the transposed tile: the instruction's rows, of which it wants 64 or 128,
+    are columns of C, and rows of C come in steps of eight.
+    """
+    block_M, block_N, swap = config["block_m"], config["block_n"], config.get("swap", 0)
+
+    @T.macro
+    def store(C_local: Any, C: Any, bz: Any, by: Any, bx: Any) -> None:
+        if swap:
+            for i, j in T.Parallel(block_M, block_N):
+                C[bz, by * block_M + i, bx * block_N + j] = C_local[j, i]
+        else:
+            T.copy(C_local, C[bz, by * block_M, bx * block_N])
+
+    return (block_N, block_M) if swap else (block_M, block_N), store
 
 
 def split_k(shape: Shape, config: Config) -> tuple[TileProgram, TileProgram]:

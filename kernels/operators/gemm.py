@@ -20,7 +20,7 @@ from foretile.kernels.operator import (
     storage_tolerance,
 )
 from foretile.kernels.operators._common import full, random_operand, size, smallest_normal, whole
-from foretile.kernels.operators._gemm import accumulator, mainloop, sizes, split_k, stream_k
+from foretile.kernels.operators._gemm import accumulator, mainloop, result, sizes, split_k, stream_k
 
 _OUT_DTYPES = {
     "bf16": ("bf16", "fp32"),
@@ -37,6 +37,7 @@ def _tile(shape: Shape, config: Config) -> TileProgram:
     block_M, block_N, block_K = config["block_m"], config["block_n"], config["block_k"]
     threads, swizzle = config["threads"], config["swizzle"]
     a_tile, b_tile, multiply = mainloop(shape, config)
+    c_tile, store = result(config)
 
     @T.prim_func
     def gemm(
@@ -47,11 +48,11 @@ def _tile(shape: Shape, config: Config) -> TileProgram:
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), batch, threads=threads) as (bx, by, bz):
             A_shared = T.alloc_shared(a_tile, dtype)
             B_shared = T.alloc_shared(b_tile, dtype)
-            C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
+            C_local = T.alloc_fragment(c_tile, accum_dtype)
             if swizzle:
                 T.use_swizzle(panel_size=swizzle)
             multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, 0, T.ceildiv(K, block_K))
-            T.copy(C_local, C[bz, by * block_M, bx * block_N])
+            store(C_local, C, bz, by, bx)
 
     traced: TileProgram = gemm
     return traced
@@ -65,6 +66,7 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
     threads, cores, group_size = config["threads"], config["cores"], max(1, config["swizzle"])
     m_tiles, n_tiles = T.ceildiv(M, block_M), T.ceildiv(N, block_N)
     a_tile, b_tile, multiply = mainloop(shape, config)
+    c_tile, store = result(config)
 
     @T.prim_func
     def gemm_persistent(
@@ -75,11 +77,11 @@ def _persistent(shape: Shape, config: Config) -> TileProgram:
         with T.Kernel(cores, threads=threads) as block_id:
             A_shared = T.alloc_shared(a_tile, dtype)
             B_shared = T.alloc_shared(b_tile, dtype)
-            C_local = T.alloc_fragment((block_M, block_N), accum_dtype)
+            C_local = T.alloc_fragment(c_tile, accum_dtype)
             for bx, row in T.Persistent([n_tiles, batch * m_tiles], cores, block_id, group_size=group_size):
                 bz, by = row // m_tiles, row % m_tiles
                 multiply(A, B, A_shared, B_shared, C_local, bz, by, bx, 0, T.ceildiv(K, block_K))
-                T.copy(C_local, C[bz, by * block_M, bx * block_N])
+                store(C_local, C, bz, by, bx)
 
     traced: TileProgram = gemm_persistent
     return traced
@@ -94,17 +96,22 @@ _VARIANTS: dict[str, Any] = {
 
 
 def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ...]:
-    """The variant ``config["variant"]`` names.
+    """The variant ``config["variant"]`` names; ``swap``: the block computes the transpose of its tile.
 
     Raises:
-        OperatorError: an unknown variant, or a tile that is no multiple of 16.
+        OperatorError: an unknown variant, a tile that is no multiple of 16 (``block_m`` of 8 with
+            ``swap``), or ``swap`` with a variant whose blocks share a tile.
     """
     variant = config["variant"]
     if variant not in _VARIANTS:
         raise OperatorError(f"gemm: variant={variant!r} is not one of {', '.join(_VARIANTS)}")
+    swap = config.get("swap", 0)
+    if swap and variant in ("split_k", "stream_k"):
+        raise OperatorError(f"gemm: swap does not go with variant={variant!r}; tile and persistent have it")
     for key in ("block_m", "block_n", "block_k"):
-        if config[key] % 16:
-            raise OperatorError(f"gemm: {key}={config[key]} is not a multiple of 16")
+        step = 8 if key == "block_m" and swap else 16
+        if config[key] % step:
+            raise OperatorError(f"gemm: {key}={config[key]} is not a multiple of {step}")
     traced: TileProgram | tuple[TileProgram, ...] = _VARIANTS[variant](shape, config)
     return traced
 
@@ -113,36 +120,36 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
 _TILES = (
     (128, 256, 256, 8, ((128, 3), (128, 4), (64, 4), (128, 2))),
     (256, 128, 256, 8, ((128, 3), (128, 4), (64, 4), (128, 2))),
-    (128, 128, 256, 8, ((128, 4), (128, 3), (128, 5), (128, 2), (64, 4), (64, 3), (64, 2))),
-    (128, 192, 256, 8, ((128, 4), (128, 3))),
-    (192, 128, 256, 8, ((128, 4), (128, 3))),
-    (128, 64, 128, 8, ((128, 4), (128, 3), (64, 4), (64, 2))),
-    (64, 128, 128, 8, ((128, 4), (128, 3), (64, 4), (64, 2))),
-    (64, 256, 256, 8, ((128, 4), (128, 3))),
+    (128, 128, 256, 8, ((128, 4), (128, 3), (128, 6), (128, 5), (128, 2), (64, 4), (64, 3), (64, 2))),
+    (128, 192, 256, 8, ((128, 4), (128, 5), (128, 3))),
+    (192, 128, 256, 8, ((128, 4), (128, 5), (128, 3))),
+    (128, 64, 128, 8, ((128, 4), (128, 8), (128, 3), (64, 4), (64, 2))),
+    (64, 128, 128, 8, ((128, 4), (128, 8), (128, 3), (64, 4), (64, 2))),
+    (64, 256, 256, 8, ((128, 4), (128, 5), (128, 3))),
     (256, 64, 256, 8, ((128, 4),)),
-    (64, 64, 128, 0, ((128, 5), (128, 3), (256, 3), (64, 2))),
-    (16, 128, 128, 0, ((128, 5), (256, 4))),
-    (32, 128, 128, 0, ((128, 5), (256, 3))),
-    (16, 64, 128, 0, ((256, 4), (128, 6))),
-    (32, 64, 128, 0, ((128, 5),)),
-    (128, 32, 128, 0, ((128, 4), (128, 6))),
+    (64, 64, 128, 0, ((128, 5), (128, 12), (128, 3), (256, 3), (64, 2))),
+    (16, 128, 128, 0, ((128, 5), (128, 12), (256, 4))),
+    (32, 128, 128, 0, ((128, 5), (128, 10), (256, 3))),
+    (16, 64, 128, 0, ((256, 4), (128, 6), (128, 16))),
+    (32, 64, 128, 0, ((128, 5), (128, 16))),
+    (128, 32, 128, 0, ((128, 4), (128, 6), (128, 10))),
     (256, 256, 512, 8, ((128, 2), (64, 4))),
     # Between the powers of two, where asynchronous matrix units take any width: fewer idle cores in the
     # last wave.
-    (128, 96, 256, 8, ((128, 4),)),
+    (128, 96, 256, 8, ((128, 4), (128, 7))),
     (128, 160, 256, 8, ((128, 4),)),
     (128, 224, 256, 8, ((128, 4),)),
-    (64, 96, 128, 8, ((128, 4),)),
+    (64, 96, 128, 8, ((128, 4), (128, 10))),
     (64, 160, 128, 8, ((128, 4),)),
-    (64, 192, 128, 8, ((128, 4),)),
+    (64, 192, 128, 8, ((128, 4), (128, 6))),
     (192, 96, 384, 8, ((128, 4),)),
     (192, 192, 384, 8, ((128, 3),)),
     (192, 256, 384, 8, ((128, 3),)),
     (256, 96, 256, 8, ((128, 4),)),
     (256, 160, 256, 8, ((128, 3),)),
     (256, 192, 256, 8, ((128, 3),)),
-    (64, 32, 128, 0, ((128, 6),)),
-    (64, 16, 128, 0, ((128, 8),)),
+    (64, 32, 128, 0, ((128, 6), (128, 16))),
+    (64, 16, 128, 0, ((128, 8), (128, 16))),
 )
 # (variant, block_m, block_n, threads, swizzle, bytes of a K row, stages): long rows, for cores with half a
 # megabyte and more of memory of their own, whose copies move them faster. No other has room for them.
@@ -155,13 +162,49 @@ _DEEP_TILES = (
 # (block_m, block_n, threads, bytes of a K row, stages, parts of the sum)
 _SPLIT_TILES = (
     (128, 128, 256, 128, 4, (4, 2, 8, 16)),
+    (128, 128, 256, 128, 6, (4, 2, 8, 16)),
     (64, 128, 128, 128, 4, (4, 2, 8, 16)),
+    (64, 128, 128, 128, 8, (4, 2, 8, 16)),
     (64, 64, 128, 128, 5, (4, 2, 8, 16, 32, 64)),
+    (64, 64, 128, 128, 12, (4, 2, 8, 16, 32, 64)),
     (16, 128, 128, 256, 4, (4, 2, 8, 16)),
     (16, 64, 128, 256, 4, (4, 2, 8, 16, 32, 64)),
     (128, 256, 256, 128, 3, (2, 3, 4, 6)),
     (128, 96, 256, 128, 4, (4, 8)),
     (64, 192, 128, 128, 4, (4,)),
+)
+# (block_m, block_n, threads, stages) of blocks that compute the transpose of their tile: its rows come in
+# steps of eight, so that 257 rows are two tiles and not three, and 17 do not take 64. Such tiles, and
+# pipelines as deep as the scratchpad allows, are cuBLAS's on Hopper and Blackwell, by its kernels' names
+# (nvjet_tst_64x8_64x16, …_64x72_64x12, …_64x136_64x8, …_128x136_64x6, …_128x152_64x6, …_192x144_64x5).
+_SWAPPED_TILES = (
+    (8, 64, 128, 16),
+    (16, 64, 128, 16),
+    (24, 64, 128, 16),
+    (32, 64, 128, 16),
+    (40, 64, 128, 14),
+    (48, 64, 128, 14),
+    (56, 64, 128, 13),
+    (72, 64, 128, 12),
+    (88, 64, 128, 10),
+    (104, 64, 128, 10),
+    (120, 64, 128, 9),
+    (136, 64, 128, 8),
+    (176, 64, 128, 6),
+    (16, 128, 256, 10),
+    (40, 128, 256, 9),
+    (72, 128, 256, 8),
+    (88, 128, 256, 8),
+    (104, 128, 256, 7),
+    (120, 128, 256, 6),
+    (136, 128, 256, 6),
+    (152, 128, 256, 6),
+    (176, 128, 256, 5),
+    (200, 128, 256, 5),
+    (232, 128, 256, 4),
+    (144, 192, 384, 5),
+    (136, 256, 256, 4),
+    (88, 256, 256, 5),
 )
 _PERSISTENT_TILES = (
     (128, 256, 256, 4),
@@ -178,12 +221,13 @@ def configs(shape: Shape) -> list[Config]:
 
     ``swizzle`` is the panel (or group) size of the raster order in tile rows, 0 for none;
     ``cores`` the number of blocks of the persistent and stream-K variants, to be set to the chip's.
+    ``swap``: the matrix instruction's rows are columns of C, see :data:`_SWAPPED_TILES`.
     ``variant="stream_k"`` is made on request only: its blocks differ by an iteration and cut tiles
     meet through atomics, which the closed form that searches the space misjudges by up to a half.
     """
 
     def config(variant: str, m: int, n: int, threads: int, row: int, stages: int, **other: int) -> Config:
-        base = {"swizzle": 0, "split_k": 1, "cores": 132}
+        base = {"swizzle": 0, "split_k": 1, "cores": 132, "swap": 0}
         block_k = row // size(shape["dtype"])
         tile = {"block_m": m, "block_n": n, "block_k": block_k, "num_stages": stages, "threads": threads}
         return {"variant": variant, **tile, **base, **other}
@@ -202,6 +246,7 @@ def configs(shape: Shape) -> list[Config]:
         for m, n, threads, row, stages, splits in _SPLIT_TILES
         for split in splits
     ]
+    space += [config("tile", m, n, threads, 128, stages, swap=1) for m, n, threads, stages in _SWAPPED_TILES]
     space += [
         config(variant, m, n, threads, row, stages, swizzle=swizzle)
         for variant, m, n, threads, swizzle, row, stages in _DEEP_TILES

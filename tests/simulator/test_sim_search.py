@@ -8,10 +8,11 @@ from simcases import sample
 
 from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
+from foretile.hwmodels.schema import KernelProfile, Quantity
 from foretile.kernels.operator import OperatorError, load_operator
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import best, chosen, play, rank, space, workloads
+from foretile.simulator.search import best, chosen, evaluate_config, play, rank, space, workloads
 
 
 def test_the_search_finds_the_best_of_the_whole_space_or_nearly() -> None:
@@ -136,3 +137,35 @@ def test_a_given_configuration_is_the_one_used(model: str) -> None:
     p = predict("gemm", "h100", m=512, n=512, k=512, config=config, model=model)  # type: ignore[arg-type]
     assert {k: p.config[k] for k in config} == config
     assert p.occupancy["blocks"] == 64
+
+
+def test_rows_just_above_a_power_of_two_take_no_whole_tile_more() -> None:
+    """257 rows are two transposed tiles of 136; an instruction of 64 or 128 rows would compute 320 or 384."""
+    operator = load_operator("gemm")
+    for chip in ("h200-sxm", "b200-sxm"):
+        machine = machine_of(load_chip(chip, calibrated=False), "")
+        shape = operator.shape(m=257, n=16384, k=8192, trans_b=True)
+        configs = space(operator, shape, machine)
+        seconds = [float(evaluate_config(operator, shape, c, machine).time_s[0]) for c in configs]
+        plain = min(t for c, t in zip(configs, seconds, strict=True) if not c["swap"])
+        assert min(seconds) < 0.95 * plain
+        assert configs[int(np.argmin(seconds))]["swap"]
+
+
+def test_libraries_of_few_parts_split_no_sum_further() -> None:
+    operator, chip = load_operator("gemm"), load_chip("b200-sxm", calibrated=False)
+    shape, machine = operator.shape(m=16, n=32, k=65536, trans_b=True), machine_of(chip, "")
+    one = Quantity[float](value=1.0, source="test", confidence="measured")
+    parts = {
+        tiles: {
+            c["split_k"]
+            for c in space(
+                operator,
+                shape,
+                machine,
+                KernelProfile(core_fraction=one, memory_fraction=one, launch_fraction=one, tiles=tiles),
+            )
+        }
+        for tiles in ("any", "few_parts")
+    }
+    assert max(parts["any"]) > 16 >= max(parts["few_parts"]) > 1

@@ -56,7 +56,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "silu_mul": {"rows": 5, "cols": 96},
     "copy": {"bytes": 1001},
 }
-SPACE_SIZES = {"gemm": range(40, 101), "attention_prefill": range(12, 41), "attention_decode": range(30, 91)}
+SPACE_SIZES = {"gemm": range(40, 181), "attention_prefill": range(12, 41), "attention_decode": range(30, 91)}
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -156,7 +156,9 @@ def test_refusals_say_what_is_right(name: str, given: dict[str, Any], message: s
     ("name", "change", "message"),
     [
         ("gemm", {"variant": "x"}, "variant='x' is not one of tile, split_k, persistent, stream_k"),
-        ("gemm", {"block_m": 40}, "block_m=40 is not a multiple of 16"),
+        ("gemm", {"block_m": 20}, "block_m=20 is not a multiple of 16"),
+        ("gemm", {"block_m": 44, "swap": 1}, "block_m=44 is not a multiple of 8"),
+        ("gemm", {"variant": "split_k", "swap": 1}, "swap does not go with variant='split_k'"),
         ("rmsnorm", {"variant": "x"}, "variant='x' is not one of row, tiled"),
         ("softmax", {"variant": "x"}, "variant='x' is not one of row, tiled"),
         ("copy", {"staging": "x"}, "staging='x' is not one of fragment, shared"),

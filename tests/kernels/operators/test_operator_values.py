@@ -88,6 +88,21 @@ def test_split_k_leaves_its_workspace_as_it_found_it() -> None:
     np.testing.assert_array_equal(first["C"], again["C"])
 
 
+@pytest.mark.parametrize("variant", ["tile", "persistent"])
+@pytest.mark.parametrize("transposed", [(False, True), (True, False)])
+def test_blocks_may_compute_the_transpose_of_their_tile(variant: str, transposed: tuple[bool, bool]) -> None:
+    """Rows in steps of eight, of which neither the tile nor the shape is a power of two; two batches."""
+    gemm = load_operator("gemm")
+    trans_a, trans_b = transposed
+    shape = gemm.shape(m=73, n=150, k=100, batch=2, trans_a=trans_a, trans_b=trans_b)
+    tile = {"block_m": 40, "block_n": 64, "block_k": 32, "threads": 128, "num_stages": 2, "cores": 5}
+    config = gemm.config(shape, **tile, variant=variant, swap=1, swizzle=0, split_k=1)
+    inputs = gemm.inputs(shape, np.random.default_rng(6))
+    found = execute(gemm.program(shape, config), inputs)["C"].astype(np.float64)
+    want = gemm.reference(shape, **inputs)["C"]
+    assert np.linalg.norm(found - want) <= gemm.tolerance(shape).norm * np.linalg.norm(want)
+
+
 def test_decode_parts_without_keys_weigh_nothing() -> None:
     decode = load_operator("attention_decode")
     shape = decode.shape(**{**DECODE, "kv_len": 65})

@@ -96,7 +96,11 @@ class _Block:
         elif isinstance(s, Store):
             index = tuple(self.at(e) for e in s.indices)
             buffer = self.tensors[s.buffer]
-            buffer[index] = np.asarray(self.at(s.value)).astype(buffer.dtype)
+            value = np.asarray(self.at(s.value)).astype(buffer.dtype)
+            # TileLang leaves out what a parallel loop stores beyond a tensor (LegalizeSafeMemoryAccess).
+            *places, value = np.broadcast_arrays(*index, value)
+            inside = np.all([i < n for i, n in zip(places, buffer.shape, strict=True)], axis=0)
+            buffer[tuple(i[inside] for i in places)] = value[inside]
         elif isinstance(s, For):
             self.loop(s)
         elif isinstance(s, If):
