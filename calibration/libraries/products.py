@@ -22,6 +22,15 @@ def _in_turn(shape: Shape) -> list[Config]:
     return [{**config, "in_turn": True} for config in load_operator("gemm_fp8").configs(shape)]
 
 
+def _few_warps(shape: Shape) -> list[Config]:
+    """The operator's space, behind few warps that quantise row after row, four groups of 128 in turn.
+
+    TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py (FP8BlockScalesLinearMethod) for compute capability
+    12.0, and the Triton kernel in tensorrt_llm/quantization/utils/fp8_utils.py that it calls.
+    """
+    return [{**config, "in_turn": True} for config in load_operator("gemm_fp8_block").configs(shape)]
+
+
 def _rows(most: int) -> Where:
     return lambda s: s["m"] <= most
 
@@ -125,6 +134,7 @@ _WHOLE_SUMS = (
 # One tile whatever the shape: time a step of k is that of the whole tile even for one row or 128 columns
 # (nvfp4 on Blackwell: 65536 of k take as long for 128 columns as for 2048, in the tables themselves).
 _TILE_128 = ((always, {"variant": "persistent", "block_m": 128, "block_n": 128}),)
+_BLOCK_32 = ((always, {"block_m": 32, "block_n": 128, "product": "fp8"}),)
 _TILE_256 = ((always, {"variant": "persistent", "block_m": 128, "block_n": 256}),)
 # vLLM, csrc/quantization/w8a8/fp8/common.cu: a block of 256 threads a row.
 _BLOCK_A_ROW = ((always, {"variant": "walk"}),)
@@ -142,6 +152,8 @@ PRODUCTS: tuple[Library, ...] = (
     Library("gemm_fp8", _SGLANG, "tcgen05", choices=_SGL_BLACKWELL),
     Library("gemm_fp8", _SGLANG, _ADA, choices=_SGL_ADA),
     Library("quantize", "static_scaled_fp8_quant", choices=_BLOCK_A_ROW),
+    Library("gemm_fp8_block", "torch_flow", _ADA, choices=_BLOCK_32),
+    Library("gemm_fp8_block", "torch_flow", "mma_sync+bulk", tiles=_few_warps, choices=_BLOCK_32),
     Library("gemm_nvfp4", _CUTE_DSL, "tcgen05", choices=_TILE_128),
     Library("gemm_nvfp4", "torch_flow", "tcgen05", choices=_TILE_256),
     Library("gemm_nvfp4", "*", "mma_sync+bulk", choices=_TILE_128),

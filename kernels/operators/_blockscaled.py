@@ -192,6 +192,41 @@ def quantise_fp8(M: Any, K: Any, packed: bool) -> TileProgram:
     return traced
 
 
+_WALKERS = 64  # blocks that share the rows of four groups
+
+
+def quantise_fp8_in_turn(M: Any, K: Any, packed: bool) -> TileProgram:
+    """:func:`quantise_fp8` by few warps, each of which takes row after row and group after group of four.
+
+    None begins before the one before has ended: ``per_token_quant_and_transform`` of TensorRT-LLM
+    (tensorrt_llm/quantization/utils/fp8_utils.py), a Triton kernel of (ceil(k / 512), 64) blocks of one warp.
+    """
+    stored = FP8_E8M0.scales(M, K) if packed else (M, groups_of(K))
+
+    @T.prim_func
+    def quantise_fp8_in_turn(
+        X: T.Tensor((M, K), "bfloat16"),
+        A: T.Tensor((M, K), "float8_e4m3fn"),
+        A_scale: T.Tensor(stored, "float8_e8m0fnu" if packed else "float32"),
+    ) -> None:
+        with T.Kernel(T.ceildiv(K, PACKED * BLOCK), _WALKERS, threads=32) as (bx, by):
+            X_local = T.alloc_fragment((1, BLOCK), "float32")
+            A_local = T.alloc_fragment((1, BLOCK), "float8_e4m3fn")
+            for turn in T.serial(T.ceildiv(M, _WALKERS)):
+                row = turn * _WALKERS + by
+                for group in T.serial(PACKED):
+                    T.copy(X[row, (bx * PACKED + group) * BLOCK], X_local)
+                    scale = quantised_rows(X_local, A_local, packed)
+                    T.copy(A_local, A[row, (bx * PACKED + group) * BLOCK])
+                    if packed:
+                        T.copy(scale, A_scale[bx, row : row + 1, group])
+                    else:
+                        T.copy(scale, A_scale[row : row + 1, bx * PACKED + group])
+
+    traced: TileProgram = quantise_fp8_in_turn
+    return traced
+
+
 @T.macro
 def nvfp4_rows(values: Any, tensor_scale: Any, result: Any) -> Any:
     """``values``, (rows, columns), rounded to e2m1 in ``result``; returns the scales of groups, in e4m3."""

@@ -17,6 +17,7 @@ from foretile.kernels.operators._blockscaled import (
     blockscaled_product,
     check_blockscaled,
     quantise_fp8,
+    quantise_fp8_in_turn,
 )
 from foretile.kernels.operators._common import full, random_operand, size, whole
 from foretile.kernels.operators._quant import (
@@ -103,12 +104,17 @@ def _in_engine(shape: Shape, config: Config) -> TileProgram:
 def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ...]:
     """The product in the form that the scales allow; with ``quantize_a`` behind the launch that makes A.
 
+    ``in_turn`` in the configuration (not in the space): few warps make A, row after row.
+
     Raises:
         OperatorError: a tile that does not go with the blocks of the scales.
     """
     packed = shape["scale_dtype"] == "fp8_e8m0"
     product = (_in_engine if packed else _two_level)(shape, config)
-    return (quantise_fp8(shape["m"], shape["k"], packed), product) if shape["quantize_a"] else product
+    if not shape["quantize_a"]:
+        return product
+    quantise = quantise_fp8_in_turn if config.get("in_turn") else quantise_fp8
+    return quantise(shape["m"], shape["k"], packed), product
 
 
 # (variant, block_m, block_n, block_k, num_stages, threads, swizzle, product) with scales in the engine.

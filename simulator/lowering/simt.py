@@ -90,6 +90,10 @@ class SimtRules:
     def agents(self) -> tuple[int, float]:
         return max(1, self._warps // SCHEDULERS), min(1.0, self._warps / SCHEDULERS)
 
+    def _alone(self, latency: float) -> float:
+        """What a latency adds to the duration of a block's work: fewer warps than schedulers wait no longer."""
+        return latency * self.agents()[1]
+
     def runs_ahead(self) -> bool:
         return self.machine.warp_specialisation and self.machine.bulk_copy and bool(self.roles.staged)
 
@@ -309,7 +313,7 @@ class SimtRules:
             work["tensor_memory"] = tensor_bytes / m.tensor_memory_bytes_per_s
         latency = count.depth * m.vector_latency_s + (m.scratchpad_latency_s if pad_bytes else 0.0)
         latency += count.shuffles * m.scratchpad_latency_s
-        return Cost(work, max(work.values()) + latency)
+        return Cost(work, max(work.values()) + self._alone(latency))
 
     def gather(self, elements: int, source: Buffer, target: Buffer) -> Cost:
         # Tensor copies take rows that registers name (tile::gather4) where the matrix engine has a memory
@@ -364,7 +368,7 @@ class SimtRules:
         latency = steps * m.scratchpad_latency_s
         if lanes > m.warp_size:
             latency += 2 * m.scratchpad_latency_s + self.barrier().serial_s
-        return Cost(work, max(work.values()) + latency)
+        return Cost(work, max(work.values()) + self._alone(latency))
 
     def fill(self, stmt: Fill, elements: int, target: Buffer) -> Cost:
         m = self.machine

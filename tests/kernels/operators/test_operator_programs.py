@@ -9,7 +9,7 @@ from tile_oracle import gemm_flops
 
 from foretile.kernels import language as T
 from foretile.kernels.expr import Binary, Call, Expr, evaluate
-from foretile.kernels.ir import Copy, TileProgram, walk_stmts
+from foretile.kernels.ir import Copy, Store, TileProgram, walk_stmts
 from foretile.kernels.operator import load_operator
 from foretile.kernels.rewrite import map_exprs
 
@@ -80,9 +80,10 @@ def test_tensors_are_the_inputs_and_the_results(name: str, given: dict[str, Any]
         tensors = {p.name: tuple(evaluate(e, {}) for e in p.shape) for q in launches for p in q.params}
         for key, array in (inputs | results).items():
             assert tensors[key] == array.shape, (config, key)
-        written = {
-            s.dst.buffer for q in launches for s in walk_stmts(q.body) if isinstance(s, Copy)
-        } & tensors.keys()
+        statements = [s for q in launches for s in walk_stmts(q.body)]
+        copied = {s.dst.buffer for s in statements if isinstance(s, Copy)}
+        stored = {s.buffer for s in statements if isinstance(s, Store)}
+        written = (copied | stored) & tensors.keys()
         assert set(results) <= written
         assert not set(inputs) & written
 
