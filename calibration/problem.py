@@ -12,6 +12,7 @@ from foretile.calibration.trials import Trials
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
 from foretile.simulator.alternatives import outside_numbers
+from foretile.simulator.ensemble import Store
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import Frozen, core_of, frozen, static_part
 
@@ -53,8 +54,9 @@ class Problem:
         self.pool: Pool = {} if pool is None else pool
         self.latency = np.concatenate([b.latency_s for b in self.batches])
         self.parts: list[_Part] = []
+        self._store = Store()
         self._trials = Trials([])
-        self._spaces = _Spaces(self.batches)
+        self._spaces = _Spaces(self.batches, self._store)
         self._around = _Around(self.batches)
         self._found: _Found | None = None
 
@@ -86,7 +88,8 @@ class Problem:
                 (part.batch, config, None if len(part.batch) <= _FEW_ROWS else rows)
                 for part in self.parts
                 for config, rows in zip(part.configs, part.keep, strict=True)
-            ]
+            ],
+            self._store,
         )
 
     def residuals(self, x: Array) -> Array:
@@ -152,26 +155,41 @@ class _Found:
 class _Spaces:
     """Times of whole spaces: of few rows all at once, and kept; of many a batch at a time."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
+    def __init__(self, batches: Sequence[Batch], store: Store) -> None:
         self.batches = list(batches)
-        self._spaces: list[list[Config]] = []
+        self._store = store
+        self._places: list[dict[int, int]] = []  # by batch, of its configurations (by identity) in the trials
         self._trials = Trials([])
 
     def times(self, chip: Chip, spaces: Sequence[list[Config]], around: Sequence[Array]) -> list[Array]:
         """By batch, seconds by configuration and row."""
-        few = [i for i, batch in enumerate(self.batches) if len(batch) <= _FEW_ROWS]
-        if [spaces[i] for i in few] != self._spaces:
-            self._spaces = [spaces[i] for i in few]
-            self._trials = Trials([(self.batches[i], config, None) for i in few for config in spaces[i]])
-        seconds = iter(self._trials.seconds([chip]))
+        few = [
+            configs if len(b) <= _FEW_ROWS else [] for b, configs in zip(self.batches, spaces, strict=True)
+        ]
+        self._hold(few)
+        seconds = self._trials.seconds([chip])
         found: list[Array] = []
-        for batch, configs, beside in zip(self.batches, spaces, around, strict=True):
+        for batch, configs, places, beside in zip(self.batches, spaces, self._places, around, strict=True):
             if len(batch) > _FEW_ROWS:
                 found.append(times(chip, batch, configs))
                 continue
-            mine = np.stack([next(seconds)[0] for _ in configs])
+            mine = np.stack([seconds[places[id(config)]][0] for config in configs])
             found.append(launched(batch, configs, mine) + beside)
         return found
+
+    def _hold(self, spaces: Sequence[list[Config]]) -> None:
+        """Have trials of all these configurations, and perhaps of others that were dropped meanwhile."""
+        pairs = list(zip(self.batches, spaces, strict=True))
+        held = self._places and all(
+            id(config) in places
+            for places, (_, configs) in zip(self._places, pairs, strict=True)
+            for config in configs
+        )
+        if not held:
+            trials = [(batch, config, None) for batch, configs in pairs for config in configs]
+            numbers = iter(range(len(trials)))
+            self._places = [{id(config): next(numbers) for config in configs} for configs in spaces]
+            self._trials = Trials(trials, self._store)
 
 
 class _Around:

@@ -10,7 +10,7 @@ from foretile.calibration.predictions import Batch, Split, profile_key
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config, Shape
 from foretile.simulator.conditions import Conditions
-from foretile.simulator.ensemble import Case, Ensemble
+from foretile.simulator.ensemble import Case, Ensemble, Store
 from foretile.simulator.machine import Machine
 from foretile.simulator.predictor import machine_of
 
@@ -21,11 +21,13 @@ Trial = tuple[Batch, Config, Array | None]  # ``None`` for all rows of the batch
 class Trials:
     """What :func:`config_s` finds for every trial, on several chips at once.
 
-    The chips have the same kernel profiles, of whatever numbers.
+    The chips have the same kernel profiles, of whatever numbers. ``store``: shared with other trials of
+    the same batches.
     """
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
+    def __init__(self, trials: Sequence[Trial], store: Store | None = None) -> None:
         self.trials = list(trials)
+        self._store = store
         self._groups: list[_Group] = []
 
     def seconds(self, chips: Sequence[Chip]) -> list[Array]:
@@ -38,7 +40,7 @@ class Trials:
             keys: dict[str, list[int]] = {}
             for number, (batch, _, _) in enumerate(self.trials):
                 keys.setdefault(profile_key(chips[0], batch.family, batch.source), []).append(number)
-            self._groups = [_Group(key, numbers, self.trials) for key, numbers in keys.items()]
+            self._groups = [_Group(key, numbers, self.trials, self._store) for key, numbers in keys.items()]
         found: list[Array] = [np.empty(0)] * len(self.trials)
         for group in self._groups:
             machines = [machine_of(chip, group.key) for chip in chips]
@@ -50,12 +52,12 @@ class Trials:
 class _Group:
     """Trials whose kernels have the same profile, ``key`` of the chips' ``kernels``."""
 
-    def __init__(self, key: str, numbers: list[int], trials: Sequence[Trial]) -> None:
+    def __init__(self, key: str, numbers: list[int], trials: Sequence[Trial], store: Store | None) -> None:
         self.key = key
         self.numbers = numbers
         self.trials = [trials[number] for number in numbers]
         pieces: dict[tuple[int, bytes], tuple[Shape, Conditions]] = {}  # one object for the same rows
-        self.ensemble = Ensemble([_case(*trial, pieces) for trial in self.trials])
+        self.ensemble = Ensemble([_case(*trial, pieces) for trial in self.trials], store)
         self.splits: list[Split | None] | None = None
 
     def time_s(self, machines: Sequence[Machine]) -> list[Array]:

@@ -45,15 +45,49 @@ class _Filling:
     rows: int
 
 
+class Store:
+    """Launches filled in for the machine asked for last: what ensembles of the same shapes have in common."""
+
+    def __init__(self) -> None:
+        self._core: Core | None = None
+        self._key: Hashable = None
+        # Keyed by identity; what the numbers stand for is held with them.
+        self._fillings: dict[tuple[int, int, int], tuple[Case, Workload, list[_Filling]]] = {}
+        self._launches: dict[int, tuple[_Filling, Launch]] = {}
+        self._bound: dict[tuple[int, int], tuple[Case, list[Bound]]] = {}
+
+    def fillings(self, case: Case, workload: Workload, core: Core) -> list[_Filling]:
+        """A workload at the shapes of a case, as many together as memory allows."""
+        if core != self._core:
+            self._fillings, self._launches, self._core, self._key = {}, {}, core, None
+        key = id(case.shape), id(case.conditions), id(workload)
+        if key not in self._fillings:
+            rows = key[:2]
+            if rows not in self._bound:
+                self._bound[rows] = case, bound(case.operator, case.shape, case.conditions)
+            self._fillings[key] = case, workload, _filled(workload, self._bound[rows][1], case.count)
+        return self._fillings[key][2]
+
+    def launch(self, filling: _Filling, machine: Machine) -> Launch:
+        """The launch with its traffic."""
+        key = traffic_numbers(machine)
+        if key != self._key:
+            self._launches, self._key = {}, key
+        if id(filling) not in self._launches:
+            self._launches[id(filling)] = filling, _launch(filling, machine)
+        return self._launches[id(filling)][1]
+
+
 class Ensemble:
     """The cost model for many cases.
 
     What shapes and cores decide is worked out once, and kept for the machine asked for last; machines that
-    differ in rates only take the rest of the way.
+    differ in rates only take the rest of the way. ``store``: shared with other ensembles.
     """
 
-    def __init__(self, cases: Sequence[Case]) -> None:
+    def __init__(self, cases: Sequence[Case], store: Store | None = None) -> None:
         self.cases = list(cases)
+        self._store = store or Store()
         self._core: Core | None = None
         self._fillings: list[list[_Filling]] = []  # by different launch, its shapes as memory allows
         self._launches: list[list[int]] = []  # by case, the different launches
@@ -104,20 +138,15 @@ class Ensemble:
         if core == self._core:
             return
         self._fillings, self._launches, self._joined, self._key = [], [], [], None
-        numbers: dict[tuple[tuple[int, int], int], int] = {}
-        together: dict[tuple[int, int], list[Bound]] = {}
+        numbers: dict[int, int] = {}
         for case in self.cases:
-            rows = id(case.shape), id(case.conditions)
-            some = together.setdefault(rows, [])
-            if not some:
-                some.extend(bound(case.operator, case.shape, case.conditions))
             mine: list[int] = []
             for workload in lowered(case.operator, case.shape, case.config, machine):
-                key = rows, id(workload)
-                if key not in numbers:
-                    numbers[key] = len(self._fillings)
-                    self._fillings.append(_filled(workload, some, case.count))
-                mine.append(numbers[key])
+                found = self._store.fillings(case, workload, core)
+                if id(found) not in numbers:
+                    numbers[id(found)] = len(self._fillings)
+                    self._fillings.append(found)
+                mine.append(numbers[id(found)])
             self._launches.append(mine)
         self._core = core
 
@@ -129,7 +158,7 @@ class Ensemble:
         like: dict[Hashable, list[tuple[Launch, tuple[int, int, int]]]] = {}
         for number, parts in enumerate(self._fillings):
             for p in parts:
-                launch = _launch(p, machine)
+                launch = self._store.launch(p, machine)
                 place = number, p.first, p.rows
                 like.setdefault(launch.structure(), []).append((launch, place))
         self._joined = [
