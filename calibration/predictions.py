@@ -203,26 +203,58 @@ def config_s(
     launches = evaluate_config(batch.operator, shape, config, machine, conditions, shared=shared)
     seconds = launches.time_s
     if library is not None and "num_split" in config:
-        hidden = {"": 0.0, "dependent": machine.launch_s, "last": machine.launch_s + machine.ramp_s}
-        if config["num_split"] > 1:
-            seconds = seconds - hidden[library.merges]
-        idle = machine.launch_s + machine.ramp_s - hidden[library.merges]
-        seconds = seconds + np.where(library.launches_merge(shape, config, machine.cores), idle, 0.0)
         plan = launches.plans[0]
-        run = np.broadcast_to(library.splits(shape, config, machine.cores), (count,))
-        if library.fills and config["num_split"] > 1:
-            run = run & (plan.blocks.reshape(-1) <= plan.slots)
-        seconds = np.where(run, seconds, np.inf)
+        split = Split.of(library, shape, config, machine.cores, plan.blocks.reshape(-1), plan.slots)
+        seconds = split.time_s(seconds, machine)
     return np.asarray(np.broadcast_to(seconds, (count,)))
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a library makes of a configuration that splits keys.
+
+    ``parts``: whether there are several; ``merges``: how they are combined (see :class:`Library`); by row,
+    ``combined``: whether the combination is launched for one part; ``run``: whether the library runs it.
+    """
+
+    parts: bool
+    merges: str
+    combined: Array
+    run: Array
+
+    @classmethod
+    def of(
+        cls, library: Library, shape: Shape, config: Config, cores: int, blocks: Array, slots: int
+    ) -> Split:
+        """``blocks`` of the first launch, by row, of which ``slots`` run at once."""
+        run = np.asarray(library.splits(shape, config, cores))
+        if library.fills and config["num_split"] > 1:
+            run = run & (blocks <= slots)
+        combined = np.asarray(library.launches_merge(shape, config, cores))
+        return cls(config["num_split"] > 1, library.merges, combined, run)
+
+    def time_s(self, seconds: Array, machine: Machine) -> Array:
+        """Seconds by row from those of all launches; infinite where the library runs something else."""
+        hidden = {"": 0.0, "dependent": machine.launch_s, "last": machine.launch_s + machine.ramp_s}
+        if self.parts:
+            seconds = seconds - hidden[self.merges]
+        idle = machine.launch_s + machine.ramp_s - hidden[self.merges]
+        seconds = seconds + np.where(self.combined, idle, 0.0)
+        return np.where(self.run, seconds, np.inf)
 
 
 def times(chip: Chip, batch: Batch, configs: Sequence[Config]) -> Array:
     """Seconds by configuration (rows) and row of the batch (columns)."""
     shared: Evaluated = {}
     found = np.stack([config_s(chip, batch, config, shared=shared) for config in configs])
-    if batch.library is not None:
-        found = np.where(batch.library.launched(configs, batch.shape, len(batch)), found, np.inf)
-    return np.asarray(found + around_s(chip, batch))
+    return np.asarray(launched(batch, configs, found) + around_s(chip, batch))
+
+
+def launched(batch: Batch, configs: Sequence[Config], seconds: Array) -> Array:
+    """``seconds`` by configuration and row, infinite where the library launches another configuration."""
+    if batch.library is None:
+        return seconds
+    return np.where(batch.library.launched(configs, batch.shape, len(batch)), seconds, np.inf)
 
 
 def predict_table(frame: pd.DataFrame, chip_of: Callable[[str], Chip] | None = None) -> pd.DataFrame:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from foretile.calibration.predictions import Batch, allowed, around_s, config_s, times
+from foretile.calibration.predictions import Batch, allowed, around_s, launched, times
+from foretile.calibration.trials import Trials
 from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
-from foretile.simulator.search import Evaluated, Frozen, frozen, static_part
+from foretile.simulator.alternatives import outside_numbers
+from foretile.simulator.ensemble import Store
+from foretile.simulator.predictor import machine_of
+from foretile.simulator.search import Frozen, core_of, frozen, static_part
 
 Array = np.ndarray
 Pool = dict[tuple[str, int, Frozen], list[Config]]  # by operator, library and static shape
@@ -50,17 +54,25 @@ class Problem:
         self.pool: Pool = {} if pool is None else pool
         self.latency = np.concatenate([b.latency_s for b in self.batches])
         self.parts: list[_Part] = []
-        self._choices: list[Array] = []
+        self._store = Store()
+        self._trials = Trials([])
+        self._spaces = _Spaces(self.batches, self._store)
+        self._around = _Around(self.batches)
+        self._found: _Found | None = None
 
     def refresh(self, x: Array) -> None:
         """Take the shortlist at these parameters."""
         chip = self.chip_at(x)
         self.parts = []
+        self._found = None
+        spaces: list[list[Config]] = []
+        keys: list[tuple[str, int, Frozen]] = []
         for batch in self.batches:
             library = id(batch.library) if batch.library is not None else 0
-            key = batch.operator.name, library, frozen(static_part(batch.operator, batch.shape))
-            configs = self.pool.get(key) or allowed(chip, batch)
-            seconds = times(chip, batch, configs)
+            keys.append((batch.operator.name, library, frozen(static_part(batch.operator, batch.shape))))
+            spaces.append(self.pool.get(keys[-1]) or allowed(chip, batch))
+        ranked = self._spaces.times(chip, spaces, self._around.seconds(chip))
+        for batch, key, configs, seconds in zip(self.batches, keys, spaces, ranked, strict=True):
             near = (seconds <= _HOPELESS * seconds.min(axis=0)).any(axis=1)
             self.pool.setdefault(key, [c for c, kept in zip(configs, near, strict=True) if kept])
             used = portfolio(seconds)
@@ -69,44 +81,132 @@ class Problem:
                 np.flatnonzero((order == i).any(axis=0) & np.isfinite(seconds[c])) for i, c in enumerate(used)
             ]
             self.parts.append(_Part(batch, [configs[c] for c in used], rows))
+        self._trials = Trials(
+            [
+                # Few rows cost as much as one: with all of them configurations share what their
+                # launches have in common.
+                (part.batch, config, None if len(part.batch) <= _FEW_ROWS else rows)
+                for part in self.parts
+                for config, rows in zip(part.configs, part.keep, strict=True)
+            ],
+            self._store,
+        )
 
     def residuals(self, x: Array) -> Array:
         """log(predicted / measured) by row, each with the fastest configuration of its shortlist."""
-        chip = self.chip_at(x)
-        found: list[Array] = []
-        self._choices = []
-        for part in self.parts:
-            best = np.full(len(part.batch), np.inf)
-            choice = np.zeros(len(part.batch), dtype=np.int64)
-            shared: Evaluated = {}
-            for c, rows in enumerate(part.keep):
-                seconds = _times_of(chip, part, c, rows, shared)
-                faster = seconds < best[rows]
-                best[rows[faster]] = seconds[faster]
-                choice[rows[faster]] = c
-            found.append(best + around_s(chip, part.batch))
-            self._choices.append(choice)
-        return np.asarray(np.log(np.concatenate(found) / self.latency))
+        return self._at(x).residuals
 
     def jacobian(self, x: Array) -> Array:
         """Derivatives of the residuals, of shape (rows, parameters).
 
         The fastest configuration stays the same under a small step (and where two tie, either's slope
-        is one of the minimum), so only that one is evaluated again.
+        is one of the minimum), so only that one is looked at again.
         """
-        base = self.residuals(x)
-        choices = self._choices
-        slopes = np.empty((len(base), len(x)))
-        for j in range(len(x)):
-            stepped = x.copy()
-            stepped[j] += _STEP
-            chip = self.chip_at(stepped)
-            moved = np.concatenate(
-                [_chosen(chip, p, choice) for p, choice in zip(self.parts, choices, strict=True)]
-            )
-            slopes[:, j] = (np.log(moved / self.latency) - base) / _STEP
-        self._choices = choices
-        return slopes
+        base = self._at(x)
+        if not len(x):
+            return np.empty((len(self.latency), 0))
+        chips = [self.chip_at(x + step) for step in _STEP * np.eye(len(x))]
+        seconds = iter(self._trials.seconds(chips))
+        around = [self._around.seconds(chip) for chip in chips]
+        moved: list[Array] = []
+        for number, (part, choice) in enumerate(zip(self.parts, base.choices, strict=True)):
+            found = np.full((len(chips), len(part.batch)), np.nan)
+            for c, rows in enumerate(part.keep):
+                each, mine = next(seconds), choice[rows] == c
+                some = each[:, rows] if len(part.batch) <= _FEW_ROWS else each
+                found[:, rows[mine]] = some[:, mine]
+            moved.append(found + np.stack([each[number] for each in around]))
+        stepped = np.log(np.concatenate(moved, axis=1) / self.latency)
+        return np.asarray(((stepped - base.residuals) / _STEP).T)
+
+    def _at(self, x: Array) -> _Found:
+        if self._found is not None and np.array_equal(self._found.x, x):
+            return self._found
+        chip = self.chip_at(x)
+        seconds = iter(self._trials.seconds([chip]))
+        around = self._around.seconds(chip)
+        found: list[Array] = []
+        choices: list[Array] = []
+        for part, beside in zip(self.parts, around, strict=True):
+            best = np.full(len(part.batch), np.inf)
+            choice = np.zeros(len(part.batch), dtype=np.int64)
+            for c, rows in enumerate(part.keep):
+                (each,) = next(seconds)
+                some = each[rows] if len(part.batch) <= _FEW_ROWS else each
+                faster = some < best[rows]
+                best[rows[faster]] = some[faster]
+                choice[rows[faster]] = c
+            found.append(best + beside)
+            choices.append(choice)
+        residuals = np.asarray(np.log(np.concatenate(found) / self.latency))
+        self._found = _Found(x.copy(), residuals, choices)
+        return self._found
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Residuals at ``x``, and by batch and row the fastest configuration of the shortlist."""
+
+    x: Array
+    residuals: Array
+    choices: list[Array]
+
+
+class _Spaces:
+    """Times of whole spaces: of few rows all at once, and kept; of many a batch at a time."""
+
+    def __init__(self, batches: Sequence[Batch], store: Store) -> None:
+        self.batches = list(batches)
+        self._store = store
+        self._places: list[dict[int, int]] = []  # by batch, of its configurations (by identity) in the trials
+        self._trials = Trials([])
+
+    def times(self, chip: Chip, spaces: Sequence[list[Config]], around: Sequence[Array]) -> list[Array]:
+        """By batch, seconds by configuration and row."""
+        few = [
+            configs if len(b) <= _FEW_ROWS else [] for b, configs in zip(self.batches, spaces, strict=True)
+        ]
+        self._hold(few)
+        seconds = self._trials.seconds([chip])
+        found: list[Array] = []
+        for batch, configs, places, beside in zip(self.batches, spaces, self._places, around, strict=True):
+            if len(batch) > _FEW_ROWS:
+                found.append(times(chip, batch, configs))
+                continue
+            mine = np.stack([seconds[places[id(config)]][0] for config in configs])
+            found.append(launched(batch, configs, mine) + beside)
+        return found
+
+    def _hold(self, spaces: Sequence[list[Config]]) -> None:
+        """Have trials of all these configurations, and perhaps of others that were dropped meanwhile."""
+        pairs = list(zip(self.batches, spaces, strict=True))
+        held = self._places and all(
+            id(config) in places
+            for places, (_, configs) in zip(self._places, pairs, strict=True)
+            for config in configs
+        )
+        if not held:
+            trials = [(batch, config, None) for batch, configs in pairs for config in configs]
+            numbers = iter(range(len(trials)))
+            self._places = [{id(config): next(numbers) for config in configs} for configs in spaces]
+            self._trials = Trials(trials, self._store)
+
+
+class _Around:
+    """:func:`around_s` of every batch, worked out anew where it changes."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = list(batches)
+        self._held: dict[Hashable, list[Array]] = {}
+
+    def seconds(self, chip: Chip) -> list[Array]:
+        """By batch, seconds by row."""
+        machine = machine_of(chip, "")
+        gap = chip.launch.graph_s.value if chip.launch.graph_s else 0.0
+        key = gap, core_of(machine), outside_numbers(machine)
+        if key not in self._held:
+            self._held = {key: [around_s(chip, batch) for batch in self.batches]}
+        return self._held[key]
 
 
 def portfolio(seconds: Array) -> list[int]:
@@ -121,24 +221,3 @@ def portfolio(seconds: Array) -> list[int]:
         found.append(int(np.argmin(np.minimum(left, behind).mean(axis=1))))
         left = np.minimum(left, behind[found[-1]])
     return found
-
-
-def _times_of(chip: Chip, part: _Part, c: int, rows: Array, shared: Evaluated) -> Array:
-    """Seconds of some rows with configuration ``c``.
-
-    Few rows cost as much as one: all of them are evaluated, so that configurations share what their
-    launches have in common (``shared``).
-    """
-    batch = part.batch
-    if len(batch) <= _FEW_ROWS:
-        return np.asarray(config_s(chip, batch, part.configs[c], shared=shared)[rows])
-    return config_s(chip, batch, part.configs[c], rows)
-
-
-def _chosen(chip: Chip, part: _Part, choice: Array) -> Array:
-    found = np.empty(len(part.batch))
-    shared: Evaluated = {}
-    for c in np.unique(choice):
-        rows = np.flatnonzero(choice == c)
-        found[rows] = _times_of(chip, part, int(c), rows, shared)
-    return np.asarray(found + around_s(chip, part.batch))

@@ -21,7 +21,7 @@ import numpy as np
 from foretile.simulator.conditions import column
 from foretile.simulator.machine import SETTLE_DECADES
 from foretile.simulator.plan import Array, Plan
-from foretile.simulator.raster import ClassPlaces
+from foretile.simulator.raster import Dealing
 from foretile.simulator.timeline import Timeline, soft_max
 from foretile.simulator.workload import CLOCKED
 
@@ -30,7 +30,7 @@ _SPREAD = 0.3  # relative difference of block lengths beyond which waves no long
 
 @dataclass(frozen=True)
 class Estimate:
-    """Times in seconds, arrays of shape (shapes, 1).
+    """Times in seconds, arrays of shape (shapes, 1); with alternatives of a machine before it.
 
     ``block_s``: one block of the first round, of shape (shapes, samples); ``busy``: by engine, the
     mean over cores of its service time; ``tail_s``: idle cores in the last wave; ``epilogue_s``:
@@ -61,9 +61,12 @@ def joined(parts: Sequence[Estimate]) -> Estimate:
     )
 
 
-def estimate(plan: Plan) -> Estimate:
-    """Predicted time of the whole kernel, at the clock its matrix load leaves."""
-    return _at_clock(plan, core_slowdown(plan))
+def estimate(plan: Plan, dealing: Dealing | None = None) -> Estimate:
+    """Predicted time of the whole kernel, at the clock its matrix load leaves.
+
+    ``dealing``: the plan's own, where it is known already.
+    """
+    return _at_clock(plan, core_slowdown(plan), dealing or Dealing.of(plan))
 
 
 def core_slowdown(plan: Plan) -> Array:
@@ -75,15 +78,15 @@ def core_slowdown(plan: Plan) -> Array:
     that switch fewer bits draw less, and the clock sinks by as much less.
     """
     machine = plan.workload.machine
-    if not plan.workload.dtype or machine.matrix_sustained_ratio >= 1.0:
-        return np.full((1, 1), 1.0 / machine.pace)
+    if not plan.workload.dtype or np.all(machine.matrix_sustained_ratio >= 1.0):
+        return np.ones((1, 1)) / machine.pace
     busy = plan.core_busy["matrix"] * plan.blocks / machine.cores * column(plan.conditions.runs)
     decades = np.log10(np.maximum(1.0, busy / machine.settle_s))
     settled = np.minimum(1.0, decades / SETTLE_DECADES) * column(plan.conditions.switching)
     return 1.0 / (1.0 - (1.0 - machine.matrix_sustained_ratio) * settled) / machine.pace
 
 
-def _at_clock(plan: Plan, slow: Array) -> Estimate:
+def _at_clock(plan: Plan, slow: Array, dealing: Dealing) -> Estimate:
     w = plan.workload
     machine = w.machine
     resident = float(w.occupancy.blocks_per_core)
@@ -94,7 +97,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     company = [(resident, slots), (np.maximum(1.0, tail_resident), np.maximum(1.0, tail))]
     if resident > 1:
         company.append((1.0, np.minimum(float(machine.cores), plan.blocks)))
-    full, last, *single = _courses(plan, slow, company)
+    full, last, *single = _courses(plan, slow, company, dealing)
     alone = single[0] if single else full
     has_tail = tail > 0
     waves = plan.blocks / slots
@@ -118,7 +121,7 @@ def _at_clock(plan: Plan, slow: Array) -> Estimate:
     even = first + (waves - 1.0) * _mean(apart)
     course = np.where(pick, full.total, last.total)
     if plan.samples > 1:
-        lined_up = _unequal(plan, course, apart, np.minimum(apart, last.total), lined_up, even)
+        lined_up = _unequal(plan, dealing, course, apart, np.minimum(apart, last.total), lined_up, even)
 
     fill = _mean(np.where(pick, full.fill, last.fill))
     epilogue = _mean(np.where(pick, full.epilogue, last.epilogue))
@@ -163,7 +166,7 @@ def overlapped(time: Array, busy: Mapping[str, Array], exponent: float) -> Array
     whose matrix and memory time are alike takes longer than either (2^(1/p) at most for two).
     Faster engines never make it longer.
     """
-    if np.isinf(exponent):
+    if np.all(np.isinf(exponent)):
         return time
     shares = np.broadcast_arrays(*(seconds / np.maximum(time, 1e-30) for seconds in busy.values()))
     others = sum(s**exponent for s in shares) - np.max(shares, axis=0) ** exponent
@@ -181,16 +184,20 @@ class _Course:
     outside: Mapping[str, Array]
 
 
-def _courses(plan: Plan, slow: Array, company: Sequence[tuple[Array, Array]]) -> list[_Course]:
+def _courses(
+    plan: Plan, slow: Array, company: Sequence[tuple[Array, Array]], dealing: Dealing
+) -> list[_Course]:
     """One course for each (resident, active) pair, walked at once along a leading axis."""
+    axes = max(2, np.ndim(plan.workload.machine.launch_s))  # three with alternatives of a machine
     shapes = np.shape(plan.blocks)
+    shapes = (1,) * (axes - len(shapes)) + shapes
     resident, active = (
         np.stack([np.broadcast_to(v, shapes) for v in side]) for side in zip(*company, strict=True)
     )
-    walked = Timeline(plan, slow, resident, active).run()
+    walked = Timeline(plan, slow, resident, active, dealing).run()
 
     def part(values: Array, i: int) -> Array:
-        return values[i] if np.ndim(values) > 2 else values
+        return values[i] if np.ndim(values) > axes else values
 
     return [
         _Course(
@@ -204,28 +211,26 @@ def _courses(plan: Plan, slow: Array, company: Sequence[tuple[Array, Array]]) ->
     ]
 
 
-def _unequal(plan: Plan, course: Array, apart: Array, ending: Array, lined_up: Array, even: Array) -> Array:
+def _unequal(
+    plan: Plan, dealing: Dealing, course: Array, apart: Array, ending: Array, lined_up: Array, even: Array
+) -> Array:
     """Time of blocks of unequal length, dealt in raster order to whichever slot is free.
 
     Nearly equal blocks stay lined up in waves. Very unequal ones even out, but for half of a short
     block at the end, or for a long block that is dealt late. In between the two are mixed by the spread.
     ``ending``: times of blocks of the last, partial wave, which share the chip with fewer.
     """
-    course = np.broadcast_to(course, (len(plan.blocks), plan.samples))
+    course = np.broadcast_to(course, (*np.broadcast_shapes(np.shape(even), (1, 1))[:-1], plan.samples))
     longest = np.max(course, axis=-1, keepdims=True)
     shortest = np.min(course, axis=-1, keepdims=True)
     spread = (longest - shortest) / np.maximum(longest, 1e-30)
     alike = np.clip(1.0 - spread / _SPREAD, 0.0, 1.0)
-    places = ClassPlaces.of(plan)
-    if places is not None:
-        first, last = (
-            np.take_along_axis(np.broadcast_to(v, course.shape), np.argmax(course, axis=-1)[:, None], axis=-1)
-            for v in (places.first(), places.last())
-        )
-        opening = np.broadcast_to(places.among(plan.slots), course.shape)
-    else:
-        first, last = np.zeros((1, 1)), plan.blocks - 1.0
-        opening = np.full(course.shape, plan.slots / plan.samples)
+    slowest = np.argmax(course, axis=-1, keepdims=True)
+    first, last = (
+        np.take_along_axis(np.broadcast_to(v, course.shape), slowest, axis=-1)
+        for v in (dealing.first, dealing.last)
+    )
+    opening = np.broadcast_to(dealing.opening, course.shape)
     # The last of the longest blocks, and the last of them before the partial wave.
     whole = np.minimum(last, plan.blocks - plan.tail_blocks - 1.0)
     late = _dealt_at(plan, course, opening, apart, even, last) + np.max(ending, axis=-1, keepdims=True)
@@ -245,7 +250,7 @@ def _dealt_at(plan: Plan, course: Array, opening: Array, apart: Array, even: Arr
     """
     order = np.argsort(course, axis=-1, kind="stable")
     ended = np.cumsum(np.take_along_axis(opening, order, axis=-1), axis=-1)
-    turn = np.sum(ended <= np.minimum(at - plan.slots, ended[:, -1:] - 0.5), axis=-1, keepdims=True)
+    turn = np.sum(ended <= np.minimum(at - plan.slots, ended[..., -1:] - 0.5), axis=-1, keepdims=True)
     by_time = np.take_along_axis(course, order, axis=-1)
     second = np.take_along_axis(by_time, turn, axis=-1)
     later = np.maximum(0.0, even * at / plan.blocks - 0.5 * _mean(apart))

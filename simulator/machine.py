@@ -179,30 +179,16 @@ def _matrix(m: Machine, f: float) -> Machine:
     return replace(m, matrix_flop_per_s={k: v * f for k, v in m.matrix_flop_per_s.items()})
 
 
-# Numbers of what lies outside the cores: how a block's work falls into operations depends on none of them.
-_OUTSIDE = frozenset(
+# Rates and times that neither a block's operations nor the bytes that they move depend on.
+RATES = frozenset(
     {
-        "id",
-        "l2_bytes",
-        "l2_kept_bytes",
         "l2_chip_bytes_per_s",
         "port_bytes_per_s",
-        "store_cost",
         "l2_write_cost",
-        "l2_latency_s",
-        "l2_far_latency_s",
-        "l2_parts",
-        "line_bytes",
-        "dies",
-        "die_bytes",
-        "die_latency_s",
-        "fabric_cost",
-        "bulk_copy_s",
         "dram_bytes_per_s",
         "dram_read_fraction",
         "dram_write_fraction",
         "dram_copy_fraction",
-        "dram_latency_s",
         "matrix_sustained_ratio",
         "settle_s",
         "atomic_chip_bytes_per_s",
@@ -214,13 +200,32 @@ _OUTSIDE = frozenset(
         "pace",
     }
 )
+# Numbers of what lies outside the cores: how a block's work falls into operations depends on none of them.
+OUTSIDE = RATES | frozenset(
+    {
+        "id",
+        "l2_bytes",
+        "l2_kept_bytes",
+        "store_cost",
+        "l2_latency_s",
+        "l2_far_latency_s",
+        "l2_parts",
+        "line_bytes",
+        "dies",
+        "die_bytes",
+        "die_latency_s",
+        "fabric_cost",
+        "bulk_copy_s",
+        "dram_latency_s",
+    }
+)
 
 
 def core_numbers(machine: Machine) -> tuple[Any, ...]:
     """What lowering reads of a machine: equal for machines that differ only outside of their cores."""
     return tuple(
         tuple(sorted(value.items())) if isinstance(value, Mapping) else value
-        for value in (getattr(machine, f.name) for f in fields(machine) if f.name not in _OUTSIDE)
+        for value in (getattr(machine, f.name) for f in fields(machine) if f.name not in OUTSIDE)
     )
 
 

@@ -59,6 +59,26 @@ class Plan:
     tile_flops: Array
 
 
+@dataclass(frozen=True)
+class Filled:
+    """What of a plan depends on the shape and the cores, and on no number outside of them.
+
+    ``counts``: mean executions of each access per block; ``busy``: seconds of service per block by core
+    engine, without the port. The other fields are those of :class:`Plan`.
+    """
+
+    env: Mapping[str, Any]
+    blocks: Array
+    samples: int
+    period: int
+    trips: Mapping[int, Array]
+    chance: Mapping[int, Array]
+    counts: list[Array]
+    busy: Mapping[str, Array]
+    executed_flops: Array
+    tile_flops: Array
+
+
 def plan(
     workload: Workload,
     dims: Mapping[str, Any],
@@ -77,9 +97,19 @@ def plan(
     Raises:
         SimulationError: a trip count depends on the values of a tensor that is not given.
     """
+    filled = fill(workload, dims, tensors, resolution)
+    return planned(workload, filled, traffic_of(workload, filled, conditions), conditions)
+
+
+def fill(
+    workload: Workload,
+    dims: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray | Stacked] | None = None,
+    resolution: int | None = None,
+) -> Filled:
+    """The first step of :func:`plan`: the same for machines whose cores are alike."""
     env: dict[str, Any] = {k: np.asarray(v, dtype=np.float64).reshape(-1, 1) for k, v in dims.items()}
     env.update(tensors or {})
-    machine = workload.machine
     blocks: Array = np.ones((1, 1))
     for extent in workload.grid:
         blocks = blocks * np.maximum(1.0, evaluate(extent, env))
@@ -92,52 +122,71 @@ def plan(
             "give them to predict as tensors={name: array}"
         )
     env, samples, period = _with_samples(workload, env, resolution)
-
     counter = _Counter(workload, env, blocks)
     counter.visit(workload.nodes, np.ones((1, 1)))
-    counts = [np.mean(c, axis=-1, keepdims=True) for c in counter.counts]
+    return Filled(
+        env=env,
+        blocks=blocks,
+        samples=samples,
+        period=period,
+        trips=counter.trips,
+        chance=counter.chance,
+        counts=[np.mean(c, axis=-1, keepdims=True) for c in counter.counts],
+        busy={e: np.mean(t, axis=-1, keepdims=True) for e, t in counter.busy.items()},
+        executed_flops=np.mean(counter.flops, axis=-1, keepdims=True) * blocks,
+        tile_flops=np.mean(counter.tile_flops, axis=-1, keepdims=True) * blocks,
+    )
 
-    slots = machine.cores * workload.occupancy.blocks_per_core
-    moved = traffic(workload, counts, blocks, np.minimum(float(slots), blocks), env, conditions)
-    core_busy = {e: np.mean(t, axis=-1, keepdims=True) for e, t in counter.busy.items()}
+
+def traffic_of(workload: Workload, filled: Filled, conditions: Conditions) -> Traffic:
+    """The second step of :func:`plan`: the same for machines that differ in ``RATES`` only."""
+    wave = np.minimum(float(_slots(workload)), filled.blocks)
+    return traffic(workload, filled.counts, filled.blocks, wave, filled.env, conditions)
+
+
+def planned(workload: Workload, filled: Filled, moved: Traffic, conditions: Conditions) -> Plan:
+    """The last step of :func:`plan`; the machine may be one of alternatives (``alternatives.py``)."""
+    machine = workload.machine
+    slots = _slots(workload)
     port = sum(
-        (b * c for b, c in zip(moved.port_bytes, counts, strict=True)),
+        (b * c for b, c in zip(moved.port_bytes, filled.counts, strict=True)),
         np.zeros((1, 1)),
     )
-    core_busy["port"] = port / machine.port_bytes_per_s
-
     # The mix of what has to cross at least: with it a larger L2 never lowers the rate.
     rate = dram_rate(workload, moved.dram_first_bytes, moved.dram_write_bytes)
+    written = np.maximum(machine.l2_write_cost, machine.fabric_cost) * moved.l2_write_bytes
     chip_busy = {
-        "l2": (moved.l2_read_cost + max(machine.l2_write_cost, machine.fabric_cost) * moved.l2_write_bytes)
-        / machine.l2_chip_bytes_per_s,
+        "l2": (moved.l2_read_cost + written) / machine.l2_chip_bytes_per_s,
         "dram": (moved.dram_read_bytes + moved.dram_write_bytes) / rate,
         "atomic": moved.atomic_bytes / machine.atomic_chip_bytes_per_s,
     }
     assert tuple(chip_busy) == CHIP_ENGINES
     held = np.minimum(moved.dram_write_bytes, machine.l2_bytes)
-    dram_stall = chip_busy["dram"] - held / rate
-    full = np.floor(blocks / slots)
+    full = np.floor(filled.blocks / slots)
     return Plan(
         workload=workload,
         conditions=conditions,
-        env=env,
-        blocks=blocks,
+        env=filled.env,
+        blocks=filled.blocks,
         slots=slots,
         full_waves=full,
-        tail_blocks=blocks - full * slots,
-        samples=samples,
-        period=period,
-        trips=counter.trips,
-        chance=counter.chance,
+        tail_blocks=filled.blocks - full * slots,
+        samples=filled.samples,
+        period=filled.period,
+        trips=filled.trips,
+        chance=filled.chance,
         traffic=moved,
-        core_busy=core_busy,
+        core_busy={**filled.busy, "port": port / machine.port_bytes_per_s},
         chip_busy=chip_busy,
         dram_rate=rate,
-        dram_stall=dram_stall,
-        executed_flops=np.mean(counter.flops, axis=-1, keepdims=True) * blocks,
-        tile_flops=np.mean(counter.tile_flops, axis=-1, keepdims=True) * blocks,
+        dram_stall=chip_busy["dram"] - held / rate,
+        executed_flops=filled.executed_flops,
+        tile_flops=filled.tile_flops,
     )
+
+
+def _slots(workload: Workload) -> int:
+    return workload.machine.cores * workload.occupancy.blocks_per_core
 
 
 def dram_rate(workload: Workload, read: Array, write: Array) -> Array:

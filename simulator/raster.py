@@ -1,12 +1,13 @@
 """Which class of block comes when: blocks are dealt to the cores in raster order.
 
 :class:`Raster` is exact, for the event engine; :class:`ClassPlaces` and :func:`company` are closed
-forms over many shapes, for the cost model.
+forms over many shapes, for the cost model. :class:`Dealing` is what the latter say of a plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -142,6 +143,32 @@ def _product(sizes: Sequence[Array]) -> Array:
     for size in sizes:
         found = found * size
     return found
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """How the classes of a plan's blocks follow each other, by sample.
+
+    ``first`` and ``last``: places of each class's first and last block in raster order; ``opening``: its
+    blocks in the first wave (all None where all blocks are alike); ``company``: see :func:`company`, by
+    loop (keyed by identity).
+    """
+
+    first: Array
+    last: Array
+    opening: Array
+    company: Mapping[int, Array]
+
+    @classmethod
+    def of(cls, plan: Plan) -> Dealing:
+        """The dealing of a plan, whatever the rates of its machine."""
+        alike = {loop: company(plan, trips) for loop, trips in plan.trips.items()}
+        if plan.samples == 1:
+            return cls(None, None, None, alike)
+        places = ClassPlaces.of(plan)
+        if places is None:
+            return cls(np.zeros((1, 1)), plan.blocks - 1.0, plan.slots / plan.samples, alike)
+        return cls(places.first(), places.last(), places.among(plan.slots), alike)
 
 
 def company(p: Plan, trips: Array) -> Array:

@@ -54,23 +54,25 @@ def _programs(operator: Operator, static: Frozen, config: Frozen) -> tuple[TileP
     return (traced,) if isinstance(traced, TileProgram) else tuple(traced)
 
 
-class _Core:
+class Core:
     """A machine as a key: equal to others whose cores have the same numbers, which is what lowering reads."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.numbers = core_numbers(machine)
+        self._hash = hash(self.numbers)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Core) and self.numbers == other.numbers
+        return self is other or (isinstance(other, Core) and self.numbers == other.numbers)
 
     def __hash__(self) -> int:
-        return hash(self.numbers)
+        return self._hash
 
 
 @lru_cache(maxsize=256)
-def _core(machine: Machine) -> _Core:
-    return _Core(machine)
+def core_of(machine: Machine) -> Core:
+    """The key of a machine's cores."""
+    return Core(machine)
 
 
 class _Traced:
@@ -87,7 +89,7 @@ class _Traced:
 
 
 @lru_cache(maxsize=32768)
-def _lowered(traced: _Traced, core: _Core) -> Workload | SimulationError:
+def _lowered(traced: _Traced, core: Core) -> Workload | SimulationError:
     try:
         return lower(traced.program, core.machine)
     except SimulationError as error:
@@ -96,8 +98,8 @@ def _lowered(traced: _Traced, core: _Core) -> Workload | SimulationError:
 
 @lru_cache(maxsize=8192)
 def _launch(traced: _Traced, machine: Machine) -> Workload | SimulationError:
-    found = _lowered(traced, _core(machine))
-    return found if isinstance(found, SimulationError) else _set_up(found, machine)
+    found = _lowered(traced, core_of(machine))
+    return found if isinstance(found, SimulationError) else set_up(found, machine)
 
 
 @lru_cache(maxsize=8192)
@@ -113,9 +115,24 @@ def _workloads(
     return tuple(found)
 
 
-def _set_up(workload: Workload, machine: Machine) -> Workload:
+def lowered(operator: Operator, shape: Shape, config: Config, machine: Machine) -> tuple[Workload, ...]:
+    """As :func:`workloads`, before :func:`set_up`: the same objects for machines whose cores are alike.
+
+    Raises:
+        SimulationError: the configuration does not fit the machine.
+    """
+    found: list[Workload] = []
+    for program in _programs(operator, frozen(static_part(operator, shape)), frozen(config)):
+        launch = _lowered(_Traced(program), core_of(machine))
+        if isinstance(launch, SimulationError):
+            raise launch
+        found.append(launch)
+    return tuple(found)
+
+
+def set_up(workload: Workload, machine: Machine) -> Workload:
     """The workload on this machine; longer set-up comes at the start of every block that stages tiles."""
-    if not machine.setup_s:
+    if not np.any(machine.setup_s):
         return workload if workload.machine is machine else replace(workload, machine=machine)
     start, *rest = workload.nodes
     if isinstance(start, Op) and start.label == BLOCK_START:
@@ -201,12 +218,48 @@ def evaluate_config(
 def _evaluated(
     operator: Operator, shape: Shape, launches: tuple[Workload, ...], conditions: Conditions
 ) -> tuple[tuple[Plan, ...], tuple[Estimate, ...]]:
+    """Plans (of the first shapes, where not all go together) and estimates."""
+    plans: list[tuple[Plan, ...]] = []
+    estimates: list[tuple[Estimate, ...]] = []
+    for some in bound(operator, shape, conditions):
+        plans.append(tuple(plan(w, some.dims, some.tensors, conditions=some.conditions) for w in launches))
+        estimates.append(tuple(estimate(p) for p in plans[-1]))
+    if len(plans) == 1:
+        return plans[0], estimates[0]
+    return plans[0], tuple(joined(parts) for parts in zip(*estimates, strict=True))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Shapes that are evaluated together: their dynamic parts, and the tensors that decide trip counts."""
+
+    dims: Shape
+    tensors: Mapping[str, np.ndarray | Stacked] | None
+    conditions: Conditions
+
+
+def bound(operator: Operator, shape: Shape, conditions: Conditions) -> list[Bound]:
+    """All rows of ``shape`` at once; where each has tensors of its own, as many as memory allows."""
     dims = dynamic_part(operator, shape)
-    if operator.tensors is not None and any(np.size(v) > 1 for v in dims.values()):
-        return _with_tensors_by_row(operator, shape, launches, conditions)
-    tensors = bound_tensors(operator, shape)
-    plans = tuple(plan(w, dims, tensors, conditions=conditions) for w in launches)
-    return plans, tuple(estimate(p) for p in plans)
+    if operator.tensors is None or all(np.size(v) <= 1 for v in dims.values()):
+        return [Bound(dims, bound_tensors(operator, shape), conditions)]
+    columns = dict(zip(dims, np.broadcast_arrays(*dims.values()), strict=True))
+    length = len(next(iter(columns.values())))
+    found: list[Bound] = []
+    first = 0
+    while first < length:
+        rows: list[Mapping[str, np.ndarray]] = []
+        held = 0
+        while first + len(rows) < length and (not rows or held * (len(rows) + 1) <= _STACKED):
+            row = {n: v[first + len(rows)] for n, v in columns.items()}
+            tensors = bound_tensors(operator, {**shape, **row}) or {}
+            held = max(held, *(t.size for t in tensors.values()))
+            rows.append(tensors)
+        part = slice(first, first + len(rows))
+        stacked = {name: Stacked([t[name] for t in rows]) for name in rows[0]}
+        found.append(Bound({n: v[part] for n, v in columns.items()}, stacked, conditions.rows(part)))
+        first += len(rows)
+    return found
 
 
 def bound_tensors(operator: Operator, shape: Shape) -> Mapping[str, np.ndarray] | None:
@@ -221,38 +274,6 @@ def bound_tensors(operator: Operator, shape: Shape) -> Mapping[str, np.ndarray] 
 def _tensors(operator: Operator, shape: Frozen) -> Mapping[str, np.ndarray]:
     assert operator.tensors is not None
     return operator.tensors(dict(shape))
-
-
-def _with_tensors_by_row(
-    operator: Operator, shape: Shape, launches: tuple[Workload, ...], conditions: Conditions
-) -> tuple[tuple[Plan, ...], tuple[Estimate, ...]]:
-    """Shapes whose trip counts depend on tensors of their own, as many together as memory allows.
-
-    The plans are those of the first ones.
-    """
-    dims = dynamic_part(operator, shape)
-    columns = dict(zip(dims, np.broadcast_arrays(*dims.values()), strict=True))
-    length = len(next(iter(columns.values())))
-    plans: list[tuple[Plan, ...]] = []
-    estimates: list[tuple[Estimate, ...]] = []
-    first = 0
-    while first < length:
-        bound: list[Mapping[str, np.ndarray]] = []
-        held = 0
-        while first + len(bound) < length and (not bound or held * (len(bound) + 1) <= _STACKED):
-            row = {n: v[first + len(bound)] for n, v in columns.items()}
-            found = bound_tensors(operator, {**shape, **row}) or {}
-            held = max(held, *(t.size for t in found.values()))
-            bound.append(found)
-        part = slice(first, first + len(bound))
-        tensors = {name: Stacked([t[name] for t in bound]) for name in bound[0]}
-        here = {n: v[part] for n, v in columns.items()}
-        plans.append(tuple(plan(w, here, tensors, conditions=conditions.rows(part)) for w in launches))
-        estimates.append(tuple(estimate(p) for p in plans[-1]))
-        first += len(bound)
-    if len(plans) == 1:
-        return plans[0], estimates[0]
-    return plans[0], tuple(joined(parts) for parts in zip(*estimates, strict=True))
 
 
 def space(

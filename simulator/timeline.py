@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from foretile.simulator.plan import Array, Plan
-from foretile.simulator.raster import company
+from foretile.simulator.raster import Dealing
 from foretile.simulator.workload import CLOCKED, Branch, Loop, Node, Op
 
 
@@ -58,8 +58,9 @@ class _Queues:
 class Timeline:
     """The course of one block while ``resident`` blocks share its core and ``active`` the chip."""
 
-    def __init__(self, plan: Plan, slow: Array, resident: Array, active: Array) -> None:
+    def __init__(self, plan: Plan, slow: Array, resident: Array, active: Array, dealing: Dealing) -> None:
         self.plan = plan
+        self.dealing = dealing
         self.slow = slow
         self.resident = resident
         self.active = active
@@ -320,7 +321,7 @@ class Timeline:
         m = self.machine
         lead: dict[str, Any] = {"l2": 0.0, "dram": 0.0, "port": 0.0, "atomic": 0.0}
         self._collect(loop.loads[: loop.lead], 1.0, {}, lead)
-        alike = company(self.plan, self.plan.trips[id(loop)])
+        alike = self.dealing.company[id(loop)]
         resident = 1.0 / self.agents + (self.resident - 1.0 / self.agents) * alike
         active = self.active * resident / self.resident
         filling = {engine for op in loop.loads for engine, _ in op.work}
