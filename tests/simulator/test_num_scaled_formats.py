@@ -66,24 +66,28 @@ def test_fp16_holds_no_scales_that_are_powers_of_two() -> None:
         operator.program(shape, operator.config(shape, product="fp16"))
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_quantised_activations_are_those_of_quantize(packed: bool) -> None:
-    """The launch in front of the product writes what the operator ``quantize`` does, bit by bit."""
+def test_quantised_activations_are_those_of_quantize(packed: bool, in_turn: bool) -> None:
+    """The launch in front of the product writes what the operator ``quantize`` does, bit by bit.
+
+    So it does where few warps take row after row (70 are more than one turn of 64).
+    """
     product, quantize = load_operator("gemm_fp8_block"), load_operator("quantize")
     scale_dtype = "fp8_e8m0" if packed else "fp32"
-    shape = product.shape(m=50, n=16, k=700, quantize_a=True, scale_dtype=scale_dtype)
-    launches = product.program(shape, product.configs(shape)[-1])
+    shape = product.shape(m=70, n=16, k=700, quantize_a=True, scale_dtype=scale_dtype)
+    launches = product.program(shape, {**product.configs(shape)[-1], "in_turn": in_turn})
     assert isinstance(launches, tuple)
     inputs = product.inputs(shape, np.random.default_rng(0))
     given = {"X": inputs["X"]}
     if packed:  # the scales behind a row's last group belong to nothing
-        given["A_scale"] = np.ones((2, 50, 4), ml_dtypes.float8_e8m0fnu)
+        given["A_scale"] = np.ones((2, 70, 4), ml_dtypes.float8_e8m0fnu)
     got = execute(launches[0], given).tensors
-    rows = quantize.shape(rows=50, cols=700, round_scale=packed)
+    rows = quantize.shape(rows=70, cols=700, round_scale=packed)
     alone = quantize.program(rows, quantize.configs(rows)[0])
     want = execute(alone, {"X": inputs["X"]}).tensors
     np.testing.assert_array_equal(got["A"].astype(np.float32), want["Y"].astype(np.float32))
     scales = got["A_scale"].astype(np.float32)
     if packed:
-        scales = scales.swapaxes(0, 1).reshape(50, -1)[:, :6]
+        scales = scales.swapaxes(0, 1).reshape(70, -1)[:, :6]
     np.testing.assert_array_equal(scales, want["S"])

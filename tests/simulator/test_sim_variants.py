@@ -19,6 +19,7 @@ from foretile.simulator.machine import Machine, machine
 from foretile.simulator.plan import plan
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.search import workloads
+from foretile.simulator.simulate import simulate
 from foretile.simulator.workload import Occupancy
 
 TILE = {"variant": "tile", "block_m": 64, "block_n": 64, "block_k": 32, "threads": 128, "swizzle": 8}
@@ -166,3 +167,35 @@ def test_a_hit_in_a_dies_own_l2_is_quicker_than_one_in_the_cache_behind(name: st
     assert lines == sorted(lines, reverse=True)
     assert lines[-1] == pytest.approx(m.die_latency_s + (m.l2_latency_s - m.die_latency_s) / 64)
     assert latency_s(m, 32, COLD) == pytest.approx(m.dram_latency_s)
+
+
+# -- fewer warps than schedulers -----------------------------------------------------------------
+
+
+def _maxima(warps: int, turns: int) -> TileProgram:
+    """A block whose every warp takes the maximum of a row of 128, turn after turn."""
+
+    @T.prim_func
+    def maxima(X: T.Tensor((4096, 128), "float32"), Y: T.Tensor((4096,), "float32")) -> None:
+        with T.Kernel(1, threads=32 * warps) as _:
+            rows = T.alloc_fragment((warps, 128), "float32")
+            most = T.alloc_fragment((warps,), "float32")
+            for turn in T.serial(turns):
+                T.copy(X[turn * warps, 0], rows)
+                T.reduce_max(rows, most, dim=1)
+                T.copy(most, Y[turn * warps])
+
+    traced: TileProgram = maxima
+    return traced
+
+
+@pytest.mark.parametrize("chip", ["a100-sxm4-80gb", "h200-sxm", "rtx-pro-6000"])
+def test_a_warp_alone_waits_for_its_shuffles_no_longer_than_beside_others(chip: str) -> None:
+    """A chain of dependent instructions has its latency, whatever share of the core's rate a warp gets."""
+    described = machine_of(load_chip(chip))
+
+    def turn_s(warps: int) -> float:
+        times = [simulate(lower(_maxima(warps, n), described), {}).time_s for n in (100, 300)]
+        return (times[1] - times[0]) / 200
+
+    assert turn_s(1) == pytest.approx(turn_s(4), rel=0.05)
