@@ -38,6 +38,9 @@ def main() -> None:
     os.dup2(2, 1)  # what TileLang prints is no answer
     import tilelang
 
+    from foretile.kernels.tilelang.waits import write_out_waits_before_code
+
+    write_out_waits_before_code()
     logging.disable(logging.CRITICAL)  # errors are answers here
     answers.write(json.dumps({"tilelang": str(tilelang.__version__)}) + "\n")
     answers.flush()

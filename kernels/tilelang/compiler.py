@@ -26,6 +26,7 @@ from foretile.kernels.cuda.recipe import LaunchRecipe
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.tilelang.compiled import CompileError, Decisions, Generated
 from foretile.kernels.tilelang.export import source as text_of
+from foretile.kernels.tilelang.merge import one_pipeline
 from foretile.kernels.tilelang.versions import TileLangMissing, require
 
 Stop = Literal["prim_func", "layouts", "cuda"]
@@ -35,7 +36,7 @@ ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
 WORKER = (sys.executable, "-m", "foretile.kernels.tilelang.compile_worker")
 """The command of the process in which TileLang runs."""
 _WHAT = "compiling a tile program"
-_FORMAT = 1  # of what is kept
+_FORMAT = 2  # of what is kept
 _START_S = 600.0  # importing TileLang and torch on a slow disk
 
 
@@ -101,8 +102,10 @@ class Compiler:
         Raises:
             CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         """
-        answer = self._ask(program, "layouts", check_architecture(arch), pass_configs or {})
-        return Decisions.read(answer["layouts"], program)
+        check_architecture(arch)
+        asked = one_pipeline(program)
+        answer = self._ask(asked, "layouts", arch, pass_configs or {})
+        return Decisions.read(answer["layouts"], asked)
 
     def generate(self, program: TileProgram, arch: str, pass_configs: PassConfigs | None = None) -> Generated:
         """Device source and launch: all of the compiler's passes (seconds).
@@ -110,19 +113,21 @@ class Compiler:
         Raises:
             CompileError, TraceError: TileLang is missing, refuses the program or does not finish in time.
         """
-        answer = self._ask(program, "cuda", check_architecture(arch), pass_configs or {})
+        check_architecture(arch)
+        asked = one_pipeline(program)
+        answer = self._ask(asked, "cuda", arch, pass_configs or {})
         return Generated(
-            program,
+            asked,
             arch,
             answer["source"],
             answer["launch"],
-            Decisions.read(answer["layouts"], program),
+            Decisions.read(answer["layouts"], asked),
             answer["instructions"],
         )
 
     def has(self, program: TileProgram, arch: str) -> bool:
         """Whether the device source of a program is kept."""
-        return _kept(_request(program, "cuda", arch, {})).is_file()
+        return _kept(_request(one_pipeline(program), "cuda", arch, {})).is_file()
 
     # -- the process --------------------------------------------------------------------------
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +80,55 @@ def test_one_kernel_serves_all_sizes(compiler: Compiler) -> None:
         assert shapes == {"A": (1, m, 512), "B": (1, 512, 512), "C": (1, m, 512)}
     assert made.instructions["wgmma"]
     assert made.instructions["tma_load"]
+
+
+def two_pipelines() -> TileProgram:
+    """Two pipelined loops that fill the same tiles, each with two copies and a trip count that varies."""
+    rows = T.GemmWarpPolicy.FullRow
+
+    @T.macro
+    def attend(A: Any, B: Any, k: Any, tiles: Any, masked: bool) -> None:
+        left, right, scores, weights, total = tiles
+        T.copy(A[k * 64 : k * 64 + 64, :], left)
+        T.gemm(left, left, scores, transpose_B=True, policy=rows, clear_accum=True)
+        if masked:
+            for i, j in T.Parallel(64, 64):
+                scores[i, j] = T.if_then_else(i >= j, scores[i, j], 0.0)
+        T.copy(scores, weights)
+        T.copy(B[k * 64 : k * 64 + 64, :], right)
+        T.gemm(weights, right, total, policy=rows)
+
+    @T.prim_func
+    def products(
+        A: T.Tensor((1024, 64), "bfloat16"),
+        B: T.Tensor((1024, 64), "bfloat16"),
+        C: T.Tensor((8, 64, 64), "float32"),
+    ) -> None:
+        with T.Kernel(8, threads=128) as bx:
+            left = T.alloc_shared((64, 64), "bfloat16")
+            right = T.alloc_shared((64, 64), "bfloat16")
+            scores = T.alloc_fragment((64, 64), "float32")
+            weights = T.alloc_fragment((64, 64), "bfloat16")
+            total = T.alloc_fragment((64, 64), "float32")
+            T.clear(total)
+            for k in T.Pipelined(bx, num_stages=2):
+                attend(A, B, k, (left, right, scores, weights, total), False)
+            for k in T.Pipelined(bx, 2 * bx + 1, num_stages=2):
+                attend(A, B, k, (left, right, scores, weights, total), True)
+            T.copy(total, C[bx, :, :])
+
+    made: Any = products
+    return made  # type: ignore[no-any-return]
+
+
+def test_loops_that_share_tiles_and_vary_in_length_compile(compiler: Compiler) -> None:
+    hopper, ampere = (compiler.generate(two_pipelines(), arch) for arch in ("sm_90a", "sm_80"))
+    for made in (hopper, ampere):
+        shared = {t.name: t.versions for t in made.decisions.tiles if t.scope == "shared"}
+        assert shared == {"left": 2, "right": 2}
+    # Two copies each of two iterations ahead, of which the oldest is waited for; at the end all of them.
+    waits = [int(n) for n in re.findall(r"cp_async_wait<(\d+)>", ampere.source)]
+    assert waits == [3, 3, 3, 2, 1, 0]
 
 
 def test_what_was_made_is_kept(compiler: Compiler) -> None:
