@@ -35,8 +35,9 @@ class Plan:
     identity); ``counts`` executions per block by access; ``core_busy`` seconds of service per block
     by core engine; ``chip_busy`` seconds for the whole kernel by chip engine; ``dram_rate`` bytes a
     second for this kernel's mix of reads and writes; ``dram_stall`` the part of the DRAM's service
-    that holds up reads (the rest waits in the L2); ``executed_flops`` of the matrix instructions,
-    ``tile_flops`` of the tiles before padding to an instruction's shape.
+    that holds up reads (the rest waits in the L2); ``waiting`` seconds that a load holds its queue beyond
+    its own work, by access: for lines that others read too, and for DRAM; ``executed_flops`` of the
+    matrix instructions, ``tile_flops`` of the tiles before padding to an instruction's shape.
     """
 
     workload: Workload
@@ -55,8 +56,16 @@ class Plan:
     chip_busy: Mapping[str, Array]
     dram_rate: Array
     dram_stall: Array
+    waiting: Mapping[int, Array]
     executed_flops: Array
     tile_flops: Array
+
+    def work(self, op: Op) -> tuple[tuple[str, Array], ...]:
+        """Seconds of service of one execution of ``op`` by one block, by core engine."""
+        if op.access not in self.waiting or not op.work:
+            return op.work
+        (queue, seconds), *others = op.work
+        return ((queue, seconds + self.waiting[op.access]), *others)
 
 
 def plan(
@@ -105,9 +114,19 @@ def plan(
         np.zeros((1, 1)),
     )
     core_busy["port"] = port / machine.port_bytes_per_s
-
     # The mix of what has to cross at least: with it a larger L2 never lowers the rate.
     rate = dram_rate(workload, moved.dram_first_bytes, moved.dram_write_bytes)
+    waiting: dict[int, Array] = {}
+    for op in counter.waiting:
+        wait = op.from_memory
+        assert wait is not None
+        shared = wait.line_s * moved.readers[op.access] - wait.moved_s
+        missed = moved.missed_bytes[op.access] * np.minimum(blocks, float(machine.cores)) / rate
+        hit_s = wait.moved_s * moved.missed_share[op.access]  # what they would take from the L2
+        waiting[op.access] = np.maximum(0.0, np.maximum(shared, missed - hit_s))
+        queue, _ = op.work[0]
+        core_busy[queue] = core_busy[queue] + waiting[op.access] * counts[op.access]
+
     chip_busy = {
         "l2": (moved.l2_read_cost + max(machine.l2_write_cost, machine.fabric_cost) * moved.l2_write_bytes)
         / machine.l2_chip_bytes_per_s,
@@ -135,6 +154,7 @@ def plan(
         chip_busy=chip_busy,
         dram_rate=rate,
         dram_stall=dram_stall,
+        waiting=waiting,
         executed_flops=np.mean(counter.flops, axis=-1, keepdims=True) * blocks,
         tile_flops=np.mean(counter.tile_flops, axis=-1, keepdims=True) * blocks,
     )
@@ -249,6 +269,7 @@ class _Counter:
         self.busy: dict[str, Array] = {}
         self.flops: Array = np.zeros((1, 1))
         self.tile_flops: Array = np.zeros((1, 1))
+        self.waiting: list[Op] = []  # loads whose queue may have to wait for the memory
         self.open: dict[str, tuple[Array, int, Array]] = {}
 
     def visit(self, nodes: tuple[Node, ...], times: Array) -> None:
@@ -265,6 +286,8 @@ class _Counter:
             self.busy[engine] = self.busy.get(engine, 0.0) + seconds * times
         if op.access >= 0:
             self.counts[op.access] = self.counts[op.access] + times
+            if op.work and op.from_memory is not None:
+                self.waiting.append(op)
         if op.flops:
             self.flops = self.flops + op.flops * times
             self.tile_flops = self.tile_flops + op.tile_flops * times
