@@ -20,7 +20,10 @@ class Davinci(Frozen):
     ``gm_burst_bytes``: what a row of a tile takes of a copy from or to global memory at least, and in
     multiples of which it moves. ``l1_copy_cycles``, ``l1_row_cycles``: fixed cycles of a copy from global
     memory into L1, and of each row in it (its way into fractals). ``l0_issue_cycles``: of one from L1 to L0.
-    ``scalar_issue_cycles``: cycles of the scalar unit an instruction.
+    ``scalar_issue_cycles``: cycles of the scalar unit an instruction. ``gm_line_cycles``: how long a
+    burst of one core keeps its line from other cores that read it at the same time. ``unit_flag``: whether
+    the fix-pipe and the cube can hand over parts of L0C, so that a result leaves while the next one is
+    computed where it lies.
     """
 
     vector_cores_per_cube: Count
@@ -47,6 +50,8 @@ class Davinci(Frozen):
     l1_row_cycles: NonNegative | None = None
     l0_issue_cycles: NonNegative | None = None
     scalar_issue_cycles: NonNegative | None = None
+    gm_line_cycles: NonNegative | None = None
+    unit_flag: bool = False
 
     @model_validator(mode="after")
     def _has_its_paths(self) -> Davinci:

@@ -157,7 +157,7 @@ class Core:
                         return now + jumped
                 continue
             for target in instruction.waits:
-                if arrivals.get(target, 0) > now:
+                if arrivals.get(target, 0) - instruction.early_ps > now:
                     return self._ready(agent, instruction, now)
             agent.pc += 1
             if instruction.load is not None:
@@ -209,7 +209,7 @@ class Core:
         """When all the tiles that ``instruction`` reads are there, ``now`` at the earliest."""
         ready = now
         for target in instruction.waits:
-            arrived = agent.arrivals.get(target, 0)
+            arrived = agent.arrivals.get(target, 0) - instruction.early_ps
             if arrived > ready:
                 ready = arrived
         return ready

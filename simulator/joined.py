@@ -53,6 +53,7 @@ class Launch:
             len(w.accesses),
             tuple(self.filled.busy),
             tuple(_structure(node) for node in w.nodes),
+            id(self) if self.filled.waiting else 0,  # what waits is known by operation: such stay alone
         )
 
 
@@ -89,6 +90,7 @@ def joined(launches: Sequence[Launch]) -> Launch:
             chance=by_node([f.chance for f in filled]),
             counts=[_column(list(c), counts) for c in zip(*(f.counts for f in filled), strict=True)],
             busy={e: _column([f.busy[e] for f in filled], counts) for e in first.filled.busy},
+            waiting=[],
             executed_flops=_column([f.executed_flops for f in filled], counts),
             tile_flops=_column([f.tile_flops for f in filled], counts),
         ),

@@ -156,6 +156,9 @@ class Traffic:
     dram_share: list[Array]  # DRAM bytes per L2 byte
     stall_share: list[Array]  # of these, those that hold up reads (writes wait in the L2 as long as they fit)
     latency_s: list[Array]  # until a read's slowest line is on its way to the core
+    readers: list[Array]  # cores that read the same tile at the same time
+    missed_share: list[Array]  # of a tile, what comes from DRAM
+    missed_bytes: list[Array]
     dram_read_bytes: Array  # whole kernel
     dram_write_bytes: Array
     dram_first_bytes: Array  # of the reads, those of elements not seen before: what no cache can save
@@ -216,9 +219,11 @@ def traffic(
             seen = first_touch.get(access.tensor, 0.0)
             fresh = np.clip(in_total, 0.0, np.maximum(0.0, size - seen))
             first_touch[access.tensor] = seen + fresh
-            again = np.maximum(0.0, waves * in_wave - in_total)
+            again = (1.0 - survive) * np.maximum(0.0, waves * in_wave - in_total)
+            if workload.walks:
+                again = again + waves * _evicted(workload, access, side_by_side, env)
             fresh = fresh * (1.0 - held.get(access.tensor, 0.0))
-            dram = np.minimum(moved, fresh + (1.0 - survive) * again)
+            dram = np.minimum(moved, fresh + again)
             read = read + dram
             first = first + np.minimum(moved, fresh)
             pair = _pair(workload, access, env)
@@ -258,9 +263,71 @@ def traffic(
         s if access.direction == "read" else s * (1.0 - waiting)
         for access, s in zip(workload.accesses, share, strict=True)
     ]
+    cores = np.minimum(run, float(machine.cores))
+    readers = [
+        np.maximum(1.0, cores / _places(access, side_by_side, env)) if workload.walks else 1.0
+        for access in workload.accesses
+    ]
     return Traffic(
-        l2, port, share, stall, latency, read, write, first, l2_read, l2_write, atomic, cost, fabric
+        l2,
+        port,
+        share,
+        stall,
+        latency,
+        readers,
+        missed,
+        [tile * share for tile, share in zip(tile_bytes, missed, strict=True)],
+        read,
+        write,
+        first,
+        l2_read,
+        l2_write,
+        atomic,
+        cost,
+        fabric,
     )
+
+
+def _places(access: Access, side_by_side: Mapping[str, Array], env: Mapping[str, Any]) -> Array:
+    """How many different tiles the blocks of a wave want of an access at one time."""
+    places: Array = 1.0
+    for first in access.region.mins:
+        places = places * distinct(first, side_by_side, env)
+    return places
+
+
+def _evicted(
+    workload: Workload, access: Access, side_by_side: dict[str, Array], env: Mapping[str, Any]
+) -> Array:
+    """Bytes that the blocks of one wave read again after they have left the L2.
+
+    A loop that an access does not depend on comes back to the same bytes in every iteration. They are all
+    still there if what all blocks touch in one iteration fits what reuse can count on. Every byte beyond it
+    pushes out one that would have been found, so that of twice as much nothing is.
+    """
+    loops = {var: _longest(extent, env) for var, extent in access.loops}
+    names = list(loops)
+    tensor = workload.program.buffer(access.tensor)
+    inner = footprint(access, tensor, side_by_side, env)
+    read = inner
+    for depth in reversed(range(len(names))):
+        trips = loops[names[depth]]
+        whole = footprint(access, tensor, side_by_side | {n: loops[n] for n in names[depth:]}, env)
+        touched: dict[str, Array] = {}
+        for other in workload.accesses:
+            theirs = [var for var, _ in other.loops]
+            if theirs[: depth + 1] != names[: depth + 1]:
+                continue
+            below = {var: _longest(extent, env) for var, extent in other.loops[depth + 1 :]}
+            part = footprint(other, workload.program.buffer(other.tensor), side_by_side | below, env)
+            both = touched.get(other.tensor, 0.0) + part
+            touched[other.tensor] = np.minimum(both, _size(workload, other, env))
+        walked = np.maximum(1.0, sum(touched.values()))
+        lost = np.clip(2.0 * (1.0 - workload.machine.l2_bytes / walked), 0.0, 1.0)
+        new = np.minimum(trips, whole / np.maximum(1.0, inner))
+        read = read * (new + (trips - new) * lost)
+        inner = whole
+    return np.maximum(0.0, read - inner)
 
 
 def _between_dies(

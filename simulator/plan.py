@@ -15,7 +15,7 @@ import numpy as np
 
 from foretile.kernels.expr import Expr, Stacked, evaluate, variables
 from foretile.simulator.conditions import COLD, Conditions
-from foretile.simulator.machine import SimulationError
+from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.memory import Traffic, traffic
 from foretile.simulator.workload import CHIP_ENGINES, Branch, Loop, Node, Op, Workload
 
@@ -35,8 +35,9 @@ class Plan:
     identity); ``counts`` executions per block by access; ``core_busy`` seconds of service per block
     by core engine; ``chip_busy`` seconds for the whole kernel by chip engine; ``dram_rate`` bytes a
     second for this kernel's mix of reads and writes; ``dram_stall`` the part of the DRAM's service
-    that holds up reads (the rest waits in the L2); ``executed_flops`` of the matrix instructions,
-    ``tile_flops`` of the tiles before padding to an instruction's shape.
+    that holds up reads (the rest waits in the L2); ``waiting`` seconds that a load holds its queue beyond
+    its own work, by access: for lines that others read too, and for DRAM; ``executed_flops`` of the
+    matrix instructions, ``tile_flops`` of the tiles before padding to an instruction's shape.
     """
 
     workload: Workload
@@ -55,8 +56,16 @@ class Plan:
     chip_busy: Mapping[str, Array]
     dram_rate: Array
     dram_stall: Array
+    waiting: Mapping[int, Array]
     executed_flops: Array
     tile_flops: Array
+
+    def work(self, op: Op) -> tuple[tuple[str, Array], ...]:
+        """Seconds of service of one execution of ``op`` by one block, by core engine."""
+        if op.access not in self.waiting or not op.work:
+            return op.work
+        (queue, seconds), *others = op.work
+        return ((queue, seconds + self.waiting[op.access]), *others)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ class Filled:
     """What of a plan depends on the shape and the cores, and on no number outside of them.
 
     ``counts``: mean executions of each access per block; ``busy``: seconds of service per block by core
-    engine, without the port. The other fields are those of :class:`Plan`.
+    engine, without the port; ``waiting``: loads whose queue may have to wait for the memory. The other
+    fields are those of :class:`Plan`.
     """
 
     env: Mapping[str, Any]
@@ -75,6 +85,7 @@ class Filled:
     chance: Mapping[int, Array]
     counts: list[Array]
     busy: Mapping[str, Array]
+    waiting: list[Op]
     executed_flops: Array
     tile_flops: Array
 
@@ -133,6 +144,7 @@ def fill(
         chance=counter.chance,
         counts=[np.mean(c, axis=-1, keepdims=True) for c in counter.counts],
         busy={e: np.mean(t, axis=-1, keepdims=True) for e, t in counter.busy.items()},
+        waiting=counter.waiting,
         executed_flops=np.mean(counter.flops, axis=-1, keepdims=True) * blocks,
         tile_flops=np.mean(counter.tile_flops, axis=-1, keepdims=True) * blocks,
     )
@@ -154,6 +166,11 @@ def planned(workload: Workload, filled: Filled, moved: Traffic, conditions: Cond
     )
     # The mix of what has to cross at least: with it a larger L2 never lowers the rate.
     rate = dram_rate(workload, moved.dram_first_bytes, moved.dram_write_bytes)
+    core_busy = {**filled.busy, "port": port / machine.port_bytes_per_s}
+    waiting = _waiting(machine, filled, moved, rate)
+    for op in filled.waiting:
+        queue, _ = op.work[0]
+        core_busy[queue] = core_busy[queue] + waiting[op.access] * filled.counts[op.access]
     written = np.maximum(machine.l2_write_cost, machine.fabric_cost) * moved.l2_write_bytes
     chip_busy = {
         "l2": (moved.l2_read_cost + written) / machine.l2_chip_bytes_per_s,
@@ -176,10 +193,11 @@ def planned(workload: Workload, filled: Filled, moved: Traffic, conditions: Cond
         trips=filled.trips,
         chance=filled.chance,
         traffic=moved,
-        core_busy={**filled.busy, "port": port / machine.port_bytes_per_s},
+        core_busy=core_busy,
         chip_busy=chip_busy,
         dram_rate=rate,
         dram_stall=chip_busy["dram"] - held / rate,
+        waiting=waiting,
         executed_flops=filled.executed_flops,
         tile_flops=filled.tile_flops,
     )
@@ -187,6 +205,20 @@ def planned(workload: Workload, filled: Filled, moved: Traffic, conditions: Cond
 
 def _slots(workload: Workload) -> int:
     return workload.machine.cores * workload.occupancy.blocks_per_core
+
+
+def _waiting(machine: Machine, filled: Filled, moved: Traffic, rate: Array) -> dict[int, Array]:
+    """Seconds that a load holds its queue beyond its own work, by access: see :class:`Plan`."""
+    waiting: dict[int, Array] = {}
+    cores = np.minimum(filled.blocks, float(machine.cores))
+    for op in filled.waiting:
+        wait = op.from_memory
+        assert wait is not None
+        shared = wait.line_s * moved.readers[op.access] - wait.moved_s
+        missed = moved.missed_bytes[op.access] * cores / rate
+        hit_s = wait.moved_s * moved.missed_share[op.access]  # what they would take from the L2
+        waiting[op.access] = np.maximum(0.0, np.maximum(shared, missed - hit_s))
+    return waiting
 
 
 def dram_rate(workload: Workload, read: Array, write: Array) -> Array:
@@ -298,6 +330,7 @@ class _Counter:
         self.busy: dict[str, Array] = {}
         self.flops: Array = np.zeros((1, 1))
         self.tile_flops: Array = np.zeros((1, 1))
+        self.waiting: list[Op] = []  # loads whose queue may have to wait for the memory
         self.open: dict[str, tuple[Array, int, Array]] = {}
 
     def visit(self, nodes: tuple[Node, ...], times: Array) -> None:
@@ -314,6 +347,8 @@ class _Counter:
             self.busy[engine] = self.busy.get(engine, 0.0) + seconds * times
         if op.access >= 0:
             self.counts[op.access] = self.counts[op.access] + times
+            if op.work and op.from_memory is not None:
+                self.waiting.append(op)
         if op.flops:
             self.flops = self.flops + op.flops * times
             self.tile_flops = self.tile_flops + op.tile_flops * times

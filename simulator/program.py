@@ -49,7 +49,7 @@ class Instruction:
     ``duration_ps`` when nothing competes, ``beyond_ps`` the part of it beyond its longest single
     service; ``target`` is where an empty loop continues, or where the next iteration begins.
     ``result``: what is ready when a queued operation ends; the agent itself goes on when it starts (-1:
-    the agent waits for the end).
+    the agent waits for the end). ``early_ps``: how long before what it waits for it can start.
     """
 
     kind: Literal["op", "enter", "end"]
@@ -63,6 +63,7 @@ class Instruction:
     loop: LoopSpec | None = None
     target: int = 0
     result: int = -1
+    early_ps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +272,7 @@ class _Compiler:
                 waits,
                 write,
                 result=result,
+                early_ps=_ps(op.early_s * self.slow / self.agents),
             )
         load = self.load(op, chance) if op.kind == "load" else None
         service = () if load else _service(seconds)
@@ -290,7 +292,7 @@ class _Compiler:
 
     def load(self, op: Op, chance: float) -> LoadSpec:
         traffic = self.plan.traffic
-        seconds = {engine: busy * chance / self.agents for engine, busy in op.work}
+        seconds = {e: self.own(busy) * chance / self.agents for e, busy in self.plan.work(op)}
         port = self.own(traffic.port_bytes[op.access]) * chance / self.agents
         seconds["port"] = port / self.machine.port_bytes_per_s
         self._chip(op, chance, seconds)

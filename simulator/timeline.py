@@ -23,11 +23,11 @@ def soft_max(a: Array, b: Array) -> Array:
     return np.sqrt(np.sqrt(a2 * a2 + b2 * b2))
 
 
-def _after(t: Array, pending: dict[str, Array], names: tuple[str, ...]) -> Array:
-    """``t`` or, if later, when those of ``names`` that are on their way have arrived."""
+def _after(t: Array, pending: dict[str, Array], names: tuple[str, ...], early: Array = 0.0) -> Array:
+    """``t`` or, if later, ``early`` before those of ``names`` that are on their way have arrived."""
     for name in names:
         if name in pending:
-            t = np.maximum(t, pending.pop(name))
+            t = np.maximum(t, pending.pop(name) - early)
     return t
 
 
@@ -106,7 +106,7 @@ class Timeline:
             service["port"] = service["port"] + t.port_bytes[op.access] / m.port_bytes_per_s
             service["l2"] = service["l2"] + moved / m.l2_chip_bytes_per_s
             service["dram"] = service["dram"] + moved * t.stall_share[op.access] / self.plan.dram_rate
-            for engine, seconds in op.work:
+            for engine, seconds in self.plan.work(op):
                 service[engine] = service.get(engine, 0.0) + seconds
             queue: Array = 0.0  # this tile's own turn and those of the tiles issued before it
             for seconds in service.values():
@@ -150,7 +150,8 @@ class Timeline:
         for node in nodes:
             before = t
             if isinstance(node, Op):
-                t = _after(_after(t, pending, node.reads), sent.ends, node.reads)
+                early = node.early_s * self.slow / self.agents
+                t = _after(_after(t, pending, node.reads, early), sent.ends, node.reads, early)
                 began = t
                 if node.queued:
                     began = t = sent.send(node, t, self.duration(node))
@@ -218,8 +219,9 @@ class Timeline:
             if isinstance(node, Op):
                 duration = self.duration(node)
                 before = queued
-                queued = _after(queued, pending, node.reads)
-                quiet = _after(quiet, pending_quiet, node.reads)
+                early = node.early_s * self.slow / self.agents
+                queued = _after(queued, pending, node.reads, early)
+                quiet = _after(quiet, pending_quiet, node.reads, early)
                 if node.queued:
                     pending[node.writes], pending_quiet[node.writes] = queued + duration, quiet + duration
                 else:
@@ -259,7 +261,7 @@ class Timeline:
         if op.access >= 0:
             port = self.plan.traffic.port_bytes[op.access] / self.machine.port_bytes_per_s
             self.outside["port"] = self.outside.get("port", 0.0) + port
-        for engine, seconds in op.work:
+        for engine, seconds in self.plan.work(op):
             service = seconds * self.slow if engine in CLOCKED else seconds
             self.outside[engine] = self.outside.get(engine, 0.0) + service
 
@@ -351,7 +353,7 @@ class Timeline:
         t = self.plan.traffic
         for node in nodes:
             if isinstance(node, Op):
-                for engine, seconds in node.work:
+                for engine, seconds in self.plan.work(node):
                     core[engine] = core.get(engine, 0.0) + seconds * times
                 if node.access >= 0:
                     chip["port"] = chip["port"] + t.port_bytes[node.access] * times

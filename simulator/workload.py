@@ -56,15 +56,29 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class FromMemory:
+    """How long a load holds its queue (the first engine of its work) for what the memory does, seconds.
+
+    ``moved_s``: of its work, the bytes' way, heads apart. ``line_s``: how long each core that reads the same
+    lines at the same time keeps them from the others. The queue works in order: while bytes come from DRAM,
+    nothing comes from the L2.
+    """
+
+    moved_s: float
+    line_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Op:
     """One step of an agent, in program order.
 
     ``work``: core engine → seconds of service for the whole block; ``serial_s``: its duration when
     nothing competes (whole block, all agents together); ``latency_s``: from issue of the last
     instruction until the result can be used; ``reads``: buffers whose loads it waits for;
-    ``access``: index of the memory access a load or store makes; ``writes``: buffer a load or a queued
-    operation fills; ``queued``: sent to an in-order queue of its own: the agent goes on as soon as it
-    starts there, and who reads ``writes`` waits for its end.
+    ``access``: index of the memory access a load or store makes; ``from_memory``: what else it may wait
+    for there; ``writes``: buffer a load or a queued operation fills; ``queued``: sent to an in-order
+    queue of its own: the agent goes on as soon as it starts there, and who reads ``writes`` waits for
+    its end.
     """
 
     label: str
@@ -79,6 +93,8 @@ class Op:
     tile_flops: float = 0.0  # of the tile itself
     line: int = 0
     queued: bool = False
+    from_memory: FromMemory | None = None
+    early_s: float = 0.0  # how long before what it reads is complete it can start
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +164,7 @@ class Workload:
     sampled: tuple[str, ...]  # block variables on which trip counts or branches depend
     period: int  # they do so only modulo this number (one variable); 0: otherwise
     deciding: frozenset[str]  # tensors whose values decide trip counts or branches
+    walks: bool = False  # blocks stay so long that what their own loops come back to may have left the L2
     notes: tuple[str, ...] = ()  # what the source asks for and the machine does in another way
 
 

@@ -16,7 +16,7 @@ from foretile.hwmodels.quantity import Quantity
 from foretile.kernels.affine import terms
 from foretile.kernels.dtypes import DTYPES
 from foretile.kernels.expr import Const, evaluate, variables
-from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram
+from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region, TileProgram, walk_stmts
 from foretile.simulator.lowering.elementwise import Count, convert_count
 from foretile.simulator.lowering.placement import (
     ACCUMULATOR_BYTES,
@@ -27,7 +27,7 @@ from foretile.simulator.lowering.placement import (
 )
 from foretile.simulator.lowering.rules import Cost, Queued, Roles, require_block_scaling
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.workload import Occupancy
+from foretile.simulator.workload import FromMemory, Occupancy
 
 # Repeats one vector instruction makes at most, each of the width of the vector unit.
 _REPEATS = 255
@@ -56,8 +56,18 @@ class DavinciRules(Queued):
         self.out_of_ub = "drain" if self.fused else "vector_drain"
         self.copy_s = machine.cycle_s / machine.copy_pace  # of one cycle of a copy between buffers
         self._overwritten = overwritten(program)
+        self._handed_over = self.d.unit_flag and _asked(program, "unit_flag", True)
+        self._last_s = 0.0  # the last instruction of the product computed last
         self._fetched: set[str] = set()  # accumulators that lie in UB as of now
         self._plain: set[str] = set()  # those whose last product overwrote what was there
+
+    def walks(self) -> bool:
+        """See :class:`~foretile.simulator.lowering.rules.Rules`."""
+        return True
+
+    def steering(self, operations: int) -> float:
+        """See :class:`~foretile.simulator.lowering.rules.Rules`: the scalar unit sends everything."""
+        return operations * _value(self.d.scalar_issue_cycles) * self.machine.cycle_s
 
     def agents(self) -> tuple[int, float]:
         mixed = bool(self.placement.fetched) or bool(self.roles.operands & self.roles.made_on_core)
@@ -92,6 +102,7 @@ class DavinciRules(Queued):
             + columns * depth * element / d.l1_to_l0b_bytes_per_cycle.value
             + 2 * pieces * _value(d.l0_issue_cycles)
         )
+        self._last_s = matrix_s / pieces
         first_s = feed_cycles / pieces * self.copy_s
         rest_s = (pieces - 1) * first_s
         issued = 3 * pieces * _value(d.scalar_issue_cycles) * machine.cycle_s
@@ -206,7 +217,8 @@ class DavinciRules(Queued):
         if source.scope == "global":
             rows, size = self._in_bursts(stmt.src, elements, source)
             engine, cycles = self._load(rows, size, target)
-            return Cost({engine: cycles * self.copy_s}, cycles * self.copy_s)
+            wait = self._from_memory(size, target)
+            return Cost({engine: cycles * self.copy_s}, cycles * self.copy_s, from_memory=wait)
         if target.scope == "global":
             _, size = self._in_bursts(stmt.dst, elements, target)
             if source.name in self.roles.accumulators and source.name not in self._fetched:
@@ -225,7 +237,9 @@ class DavinciRules(Queued):
         d = self.d
         if not self.fused:
             seconds = size / self._rate(d.l0c_to_gm_bytes_per_cycle) * self.copy_s
-            return Cost({"drain": seconds}, seconds, queued=self.placement.doubled)
+            if not self._handed_over:
+                return Cost({"drain": seconds}, seconds, queued=self.placement.doubled)
+            return Cost({"drain": seconds}, seconds, queued=True, early_s=min(seconds, self._last_s))
         moved = elements * ACCUMULATOR_BYTES / self._rate(d.l0c_to_ub_bytes_per_cycle) * self.copy_s
         out = size / d.ub_to_gm_bytes_per_cycle.value * self.copy_s
         return Cost({"vector": moved, "drain": out}, max(moved, out), queued=self.placement.doubled)
@@ -246,6 +260,17 @@ class DavinciRules(Queued):
             heads = copies * _value(d.l1_copy_cycles) + rows * _value(d.l1_row_cycles)
             return "feed", heads + size / d.gm_to_l1_bytes_per_cycle.value
         return self.into_ub, self._into_ub(size)
+
+    def _from_memory(self, size: float, target: Buffer) -> FromMemory:
+        """What a copy of ``size`` bytes, in whole bursts, may have to wait for."""
+        d = self.d
+        bursts = size / (d.gm_burst_bytes.value if d.gm_burst_bytes else self.machine.line_bytes)
+        line = bursts * _value(d.gm_line_cycles)
+        if target.name in self.roles.operands:
+            moved = size / d.gm_to_l1_bytes_per_cycle.value
+        else:
+            moved, line = self._into_ub(size), line / d.vector_cores_per_cube.value
+        return FromMemory(moved * self.copy_s, line * self.copy_s)
 
     def _into_ub(self, size: float) -> float:
         return size / (self.d.gm_to_ub_bytes_per_cycle.value * self.d.vector_cores_per_cube.value)
@@ -273,6 +298,13 @@ class DavinciRules(Queued):
                 break
         rows = elements / max(1.0, run)
         return rows, rows * self._burst(run * element, _step(region, tensor) * element)
+
+
+def _asked(program: TileProgram, hint: str, otherwise: bool) -> bool:
+    """Whether a program's products ask for ``hint``; where none says a word of it, ``otherwise``."""
+    said = [dict(s.hints).get(hint) for s in walk_stmts(program.body) if isinstance(s, Gemm)]
+    asked = [word in ("True", "1") for word in said if word is not None]
+    return all(asked) if asked else otherwise
 
 
 def _value(quantity: Quantity[float] | None) -> float:

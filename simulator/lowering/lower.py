@@ -43,6 +43,7 @@ from foretile.simulator.lowering.elementwise import Count, count, store_count, u
 from foretile.simulator.lowering.explicit import as_tf32, degraded, timed
 from foretile.simulator.lowering.rules import Cost, Rules, operation
 from foretile.simulator.lowering.special import special
+from foretile.simulator.lowering.steering import parameters, steering
 from foretile.simulator.lowering.styles import RULES
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
@@ -68,7 +69,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     # Barriers, descriptors and the scratchpad's layout are set up where tiles are staged in it.
     staged = machine.block_s and any(b.scope == "shared" for b in program.buffers)
     started = (Op(BLOCK_START, "barrier", serial_s=machine.block_s),) if staged else ()
-    nodes = settle((*started, *walker.block(program.body)), loaded, cyclic=False)
+    nodes = settle((*started, *parameters(program, rules), *walker.block(program.body)), loaded, cyclic=False)
     agents, rate = rules.agents()
     digits, ranges, tiles = raster(program)
     accesses = tuple(walker.accesses)
@@ -92,6 +93,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         sampled=sampled,
         period=period(shapes, sampled),
         deciding=frozenset(x.buffer for e in shapes for x in loads(e)),
+        walks=rules.walks(),
         notes=notes,
     )
 
@@ -149,7 +151,7 @@ class _Walker:
             self.starts[stmt.vars[0].name] = binary("add", stmt.start, stmt.vars[0])
         pipelined = stmt.kind == "pipelined" and stmt.num_stages > 0
         ahead: list[Op] = []
-        body: list[Node] = []
+        body: list[Node] = [*steering(self.rules, stmt)]
         for inner in stmt.body:
             if pipelined and (rows := gathered(inner, self.program)) is not None:
                 ahead.append(self.gather(inner, rows))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, TileProgram
 from foretile.simulator.lowering.elementwise import Count
 from foretile.simulator.machine import Machine, SimulationError
-from foretile.simulator.workload import Occupancy, Op
+from foretile.simulator.workload import FromMemory, Occupancy, Op
 
 OWN_PRODUCERS = "own_producers"  # annotation: no warps but the program's own fetch its tiles
 
@@ -18,7 +18,8 @@ class Cost:
     """Seconds of service per core engine for a whole block, duration alone, and result latency.
 
     ``queued``: the instruction stream sends it to a queue and goes on when it starts there;
-    ``before``: a step that the stream takes first.
+    ``before``: a step that the stream takes first; ``from_memory`` and ``early_s``: see
+    :class:`~foretile.simulator.workload.Op`.
     """
 
     work: dict[str, float]
@@ -27,6 +28,8 @@ class Cost:
     flops: float = 0.0
     queued: bool = False
     before: Cost | None = None
+    from_memory: FromMemory | None = None
+    early_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,12 @@ class Rules(Protocol):
     def runs_ahead(self) -> bool:
         """Whether copies are issued by warps of their own, across loop boundaries."""
 
+    def walks(self) -> bool:
+        """Whether blocks stay so long that what their own loops come back to may have left the L2."""
+
+    def steering(self, operations: int) -> float:
+        """Seconds that a block's stream spends on so many operations on numbers known at run time only."""
+
 
 class Queued:
     """What machines have in common whose copies go through queues of their own, joined by flags.
@@ -100,6 +109,14 @@ class Queued:
     def runs_ahead(self) -> bool:
         """See :class:`Rules`."""
         return True
+
+    def walks(self) -> bool:
+        """See :class:`Rules`."""
+        return False
+
+    def steering(self, operations: int) -> float:
+        """See :class:`Rules`."""
+        return 0.0
 
     def stages(self, requested: int) -> int:
         """See :class:`Rules`."""
@@ -140,4 +157,6 @@ def operation(kind: Any, label: str, cost: Cost, reads: tuple[str, ...] = ()) ->
         reads=reads,
         flops=cost.flops,
         queued=cost.queued,
+        from_memory=cost.from_memory,
+        early_s=cost.early_s,
     )

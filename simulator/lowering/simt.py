@@ -97,6 +97,12 @@ class SimtRules:
     def runs_ahead(self) -> bool:
         return self.machine.warp_specialisation and self.machine.bulk_copy and bool(self.roles.staged)
 
+    def walks(self) -> bool:
+        return False
+
+    def steering(self, operations: int) -> float:
+        return 0.0  # threads have an arithmetic unit of their own for it
+
     def stages(self, requested: int) -> int:
         # Without asynchronous copies the next tile waits in registers: one iteration ahead at most.
         return max(1, requested) if self.machine.async_copy else min(2, max(1, requested))

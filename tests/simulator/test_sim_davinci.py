@@ -81,12 +81,13 @@ def placed(program: TileProgram, name: str = SPLIT) -> Placement:
 
 
 def played_us(step: Step, name: str) -> float:
-    return simulate(lower(ladder(step), machine(name)), {}).time_s * 1e6
+    return simulate(lower(ladder(step), machine(name)), dict(step.given)).time_s * 1e6
 
 
 @cache
-def climbed() -> dict[str, float]:
-    return {step.name: played_us(step, SPLIT) for step in LADDER_910B1}
+def climbed(name: str = SPLIT) -> dict[str, float]:
+    steps = LADDER_910B1 if name == SPLIT else LADDER_950PR
+    return {step.name: played_us(step, name) for step in steps}
 
 
 @pytest.mark.parametrize("step", LADDER_910B1, ids=lambda step: step.name)
@@ -95,24 +96,30 @@ def test_each_step_of_the_vendors_ladder_lies_within_a_fifth(step: Step) -> None
 
 
 def test_the_steps_of_the_ladder_come_in_order() -> None:
-    """Strictly where silicon gains more than 3 %; where it gains less, the model sees less too."""
+    """Every step is faster than the one before; where silicon gains less than 3 %, by less than 5 % here."""
     for before, after in pairwise(LADDER_910B1):
         ratio = climbed()[after.name] / climbed()[before.name]
-        if after.measured_us < 0.97 * before.measured_us:
-            assert ratio < 0.97, after.name
-        else:
-            assert 0.97 < ratio < 1.005, after.name
+        assert ratio < 1.0, after.name
+        assert (ratio < 0.95) == (after.measured_us < 0.97 * before.measured_us), after.name
 
 
 @pytest.mark.parametrize("step", LADDER_950PR, ids=lambda step: step.name)
 def test_the_next_generations_ladder_lies_within_a_fifth(step: Step) -> None:
-    assert played_us(step, DIRECT) == pytest.approx(step.measured_us, rel=0.20)
+    assert climbed(DIRECT)[step.name] == pytest.approx(step.measured_us, rel=0.20)
+
+
+def test_the_next_generations_ladder_does_not_climb_back() -> None:
+    """Once the cube decides (from step 4 on), the L2 and the tiling bring nothing, the unit flag a little."""
+    for before, after in pairwise(LADDER_950PR):
+        assert climbed(DIRECT)[after.name] < 1.001 * climbed(DIRECT)[before.name], after.name
+    *_, constant, flagged = climbed(DIRECT).values()
+    assert flagged < 0.99 * constant  # silicon: 1.2 %
 
 
 def test_the_cost_model_climbs_the_ladder_too() -> None:
     for step in LADDER_910B1:
         workload = lower(ladder(step), machine(SPLIT))
-        modelled = float(estimate(plan(workload, {})).time_s[0, 0]) * 1e6
+        modelled = float(estimate(plan(workload, step.given)).time_s[0, 0]) * 1e6
         assert modelled == pytest.approx(climbed()[step.name], rel=0.10), step.name
 
 
@@ -229,16 +236,162 @@ def test_rows_move_in_whole_bursts(k: int, bursts: int) -> None:
 
 
 def test_rows_that_start_between_bursts_take_one_more() -> None:
-    aligned, shifted = (
-        busy(lower(ladder(step), machine(SPLIT)), "drain") for step in (LADDER_910B1[3], LADDER_910B1[2])
-    )
-    assert shifted == pytest.approx(1.5 * aligned, rel=0.01)
+    whole, dealt = (lower(ladder(LADDER_910B1[i]), machine(SPLIT)) for i in (3, 2))
+    tiles = [dict(op.work)["drain"] for op in operations(dealt.nodes) if op.kind == "store"]
+    aligned = busy(whole, "drain")
+    assert tiles[0] == pytest.approx(1.5 * aligned, rel=0.01)  # 3 bursts instead of 2
+    assert tiles[1] == pytest.approx(1.17 * aligned, rel=0.01)  # 171 columns: 2 bursts or 3
 
 
 def test_more_of_a_copy_queue_is_not_slower() -> None:
     m = machine(SPLIT)
     base = time_of(product(), m)
     assert time_of(product(), m.improved("scratchpad", 2.0)) < 0.9 * base
+
+
+# -- what copies wait for ---------------------------------------------------------------------------
+
+
+def stream(
+    rows: int, columns: int, tile: tuple[int, int], order: str, parts: int = 1, repeats: int = 1
+) -> TileProgram:
+    """Copies of a matrix into L1 on 24 cores, with hardly any product.
+
+    ``order``: whether every core reads rows of its ``own``, or each reads all of them, the ``same`` ones at a
+    time or ``elsewhere`` than the others; ``parts`` of the columns are read ``repeats`` times each.
+    """
+    tall, wide = tile
+    own = rows // 24
+
+    @T.prim_func
+    def copies(
+        A: T.Tensor((rows, columns), "float16"),
+        B: T.Tensor((16, wide), "float16"),
+        C: T.Tensor((24 * tall, 16), "float32"),
+    ) -> None:
+        with T.Kernel(24, threads=128) as bx:
+            a = T.alloc_shared((tall, wide), "float16")
+            b = T.alloc_shared((16, wide), "float16")
+            c = T.alloc_fragment((tall, 16), "float32")
+            T.copy(B, b)
+            T.clear(c)
+            for part in T.serial(parts):
+                for _repeat in T.serial(repeats):
+                    for i in T.serial((own if order == "own" else rows) // tall):
+                        row = bx * own + i * tall if order == "own" else i * tall
+                        if order == "elsewhere":
+                            row = (i + bx) % 24 * tall
+                        for j in T.Pipelined(columns // parts // wide, num_stages=2):
+                            T.copy(A[row, part * (columns // parts) + j * wide], a)
+                            T.gemm(a, b, c, transpose_B=True)
+            T.copy(c, C[bx * tall, 0])
+
+    traced: TileProgram = copies
+    return traced
+
+
+def streamed_us(name: str = SPLIT, **how: Any) -> float:
+    return simulate(lower(stream(**how), machine(name)), {}).time_s * 1e6
+
+
+# mirror-cann/asc-devkit, examples/01_simd_cpp_api/05_best_practices/04_memory_access/data_copy/README.md:
+# GM to L1 on Atlas A2, Task Duration in microseconds. Nothing in the chip's file is from these four.
+STREAMS = [
+    ({"tile": (64, 64)}, 300.7),
+    ({"tile": (64, 256)}, 230.24),
+    ({"tile": (64, 1024), "repeats": 4}, 899.34),  # 302 MB, again and again: 0.006 % hits
+    ({"tile": (64, 1024), "parts": 4, "repeats": 4}, 414.96),  # 75 MB at a time: all hits but the first
+]
+
+
+@pytest.mark.parametrize(("how", "measured_us"), STREAMS, ids=["rows", "long rows", "whole", "in parts"])
+def test_published_streams_into_l1_lie_within_a_fifth(how: dict[str, Any], measured_us: float) -> None:
+    found = streamed_us(rows=12288, columns=12288, order="own", **how)
+    assert found == pytest.approx(measured_us, rel=0.20)
+
+
+def test_what_a_block_comes_back_to_is_read_from_dram_if_it_did_not_fit() -> None:
+    def read(**how: Any) -> float:
+        workload = lower(stream(12288, 12288, (64, 1024), "own", repeats=4, **how), machine(SPLIT))
+        return float(plan(workload, {}).traffic.dram_read_bytes.max())
+
+    size = 12288 * 12288 * 2
+    assert read() == pytest.approx(4 * size, rel=0.001)
+    assert read(parts=4) == pytest.approx(size, rel=0.001)
+
+
+def test_cores_that_read_the_same_rows_queue_for_them() -> None:
+    """The figure of the chip's file is from the first of these: 245 us on a core (data_copy, scenario 6)."""
+    matrix = {"rows": 6144, "columns": 512, "tile": (256, 64)}
+    same, elsewhere = (streamed_us(**matrix, order=order) for order in ("same", "elsewhere"))
+    launched = (machine(SPLIT).launch_s + machine(SPLIT).ramp_s) * 1e6
+    assert same - launched == pytest.approx(245, rel=0.05)
+    assert elsewhere < 0.5 * same
+    both = [streamed_us(DIRECT, **matrix, order=order) for order in ("same", "elsewhere")]
+    assert both[0] == pytest.approx(both[1], rel=0.02)  # no rate is known there
+
+
+def test_a_copy_waits_for_as_many_cores_as_read_its_rows() -> None:
+    workloads = [lower(ladder(LADDER_910B1[i]), machine(SPLIT)) for i in (2, 3)]
+    found = [plan(w, s.given).traffic.readers for w, s in zip(workloads, LADDER_910B1[2:4], strict=True)]
+    assert [float(np.max(n)) for n in found[0][:2]] == [12.0, 2.0]
+    assert [float(np.max(n)) for n in found[1][:2]] == [6.0, 4.0]
+
+
+# -- the scalar unit and the fix-pipe ---------------------------------------------------------------
+
+
+def narrow(cores: int, tiles: int, flag: bool, given: bool = False) -> TileProgram:
+    """The product of the vendor's pages on the unit flag and on constant tiling: 128 x 30720, 64 deep."""
+
+    @T.prim_func
+    def product(
+        A: T.Tensor((128, 64), "float16"),
+        B: T.Tensor((64, 30720), "float16"),
+        C: T.Tensor((128, 30720), "float16"),
+        count: T.int32,
+    ) -> None:
+        with T.Kernel(cores, threads=128) as bx:
+            a = T.alloc_shared((128, 64), "float16")
+            b = T.alloc_shared((64, 256), "float16")
+            c = T.alloc_fragment((128, 256), "float32")
+            T.copy(A, a)
+            for j in T.Pipelined(count, num_stages=2):
+                column = (bx * count + j) * 256
+                T.copy(B[0, column], b)
+                T.gemm(a, b, c, clear_accum=True, unit_flag=flag)
+                T.copy(c, C[0, column])
+
+    traced: TileProgram = product
+    return traced if given else traced.bind(count=tiles)
+
+
+def core_us(workload: Workload, **given: int) -> float:
+    """Time of one core, whatever DRAM has to write at the end."""
+    return max(simulate(workload, dict(given)).run.finish_ps) * 1e-6
+
+
+def test_the_unit_flag_hides_the_way_out_behind_the_next_product() -> None:
+    """The vendor's page: 2.7 us of 37 on 20 cores with six tiles each, most of the fix-pipe's 3.3."""
+    m = machine_of(load_chip("ascend-910b3"))
+    without, flagged = (core_us(lower(narrow(20, 6, flag), m)) for flag in (False, True))
+    assert without - flagged == pytest.approx(2.73, rel=0.25)
+    silent = replace(m, davinci=m.davinci and m.davinci.model_copy(update={"unit_flag": False}))
+    assert core_us(lower(narrow(20, 6, True), silent)) == pytest.approx(without)
+
+
+def test_numbers_given_at_run_time_cost_the_scalar_unit_time() -> None:
+    m = machine(SPLIT)
+    constant, given = (lower(narrow(24, 5, True, late), m) for late in (False, True))
+    labels = [op.label for op in operations(given.nodes) if op.kind == "barrier"]
+    assert labels == ["parameters", "addresses"]
+    assert not [op for op in operations(constant.nodes) if op.kind == "barrier"]
+    # Once a block: count, bx * count. Each tile: + j, * 256.
+    scalar = [dict(op.work)["scalar"] / m.cycle_s for op in operations(given.nodes) if op.kind == "barrier"]
+    assert scalar == pytest.approx([2 * 17, 2 * 17])
+    late, early = core_us(given, count=5), core_us(constant)
+    read_s = m.dram_latency_s + 2 * 17 * m.cycle_s
+    assert 0.999 * read_s < (late - early) * 1e-6 < 1e-6
 
 
 # -- cube and vector -------------------------------------------------------------------------------

@@ -231,9 +231,9 @@ def test_gap_stream_k_is_not_searched() -> None:
     assert predict("gemm", "h100", m=512, n=512, k=4096, config=config).time_s > 0
 
 
-def ascend_s(program: TileProgram) -> float:
+def ascend_s(program: TileProgram, given: dict[str, int]) -> float:
     chip = load_chip(str(Path(__file__).parent / "chips" / "split-24-cores.yaml"))
-    return simulate(lower(program, machine_of(chip)), {}).time_s
+    return simulate(lower(program, machine_of(chip)), dict(given)).time_s
 
 
 def test_gap_ascend_hands_over_without_l2_traffic() -> None:
@@ -248,12 +248,28 @@ def test_gap_ascend_hands_over_without_l2_traffic() -> None:
     assert float(moved.l2_read_bytes.max()) < scores
 
 
-def test_gap_ascend_cores_read_the_same_rows_for_free() -> None:
-    documented("Same addresses and alternating passes on Ascend")
-    steps = {step.name[0]: step for step in LADDER_910B1}
-    dealt, even, split = (ascend_s(ladder(steps[name])) for name in ("2", "3", "6"))
-    assert dealt == pytest.approx(even, rel=0.01)
-    assert split == pytest.approx(ascend_s(ladder(steps["5"])), rel=0.005)
+def test_gap_ascend_hides_what_happens_between_tiles() -> None:
+    """Constant tiling and the unit flag gain silicon 1 % each: here copies run on meanwhile."""
+    documented("Nothing shows between tiles on Ascend")
+    given, constant, flagged = (ascend_s(ladder(step), step.given) for step in LADDER_910B1[-3:])
+    assert 0.999 < constant / given < 1.0
+    assert 0.999 < flagged / constant < 1.0
+
+
+def test_gap_ascend_cores_stay_in_step() -> None:
+    """Queuing for the same keys lengthens attention over many keys as much as over few."""
+    documented("Cores stay in step on Ascend")
+    chip = load_chip("ascend-910b2")
+    assert chip.davinci is not None
+    free = chip.model_copy(update={"davinci": chip.davinci.model_copy(update={"gm_line_cycles": None})})
+    shape = {"batch": 1, "heads": 1, "head_dim": 128, "causal": False, "dtype": "fp16"}
+    long, short = (
+        predict("attention_prefill", chip, seq=n, **shape).time_s
+        / predict("attention_prefill", free, seq=n, **shape).time_s
+        for n in (32768, 8192)
+    )
+    assert long > 1.1
+    assert long == pytest.approx(short, rel=0.1)
 
 
 def test_gap_cambricon_weights_arrive_in_their_layout() -> None:
