@@ -91,7 +91,7 @@ class SimtRules:
         return max(1, self._warps // SCHEDULERS), min(1.0, self._warps / SCHEDULERS)
 
     def _alone(self, latency: float) -> float:
-        """What a latency adds to the duration of a block's work: fewer warps than schedulers wait no longer."""
+        """What a latency adds to the duration of a block: few warps wait no longer than many."""
         return latency * self.agents()[1]
 
     def runs_ahead(self) -> bool:
