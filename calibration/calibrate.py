@@ -19,6 +19,7 @@ from foretile.calibration.parameters import prepared, with_factors
 from foretile.calibration.profiles import RESULTS, FamilyFit, FamilyResult, fit_family, spread
 from foretile.hwmodels import Chip
 from foretile.hwmodels.schema import Calibration
+from foretile.kernels.operator import load_operator
 
 Progress = Callable[[str], None]
 # The chip's parameters are fitted to kernels that are the tile program and nothing else.
@@ -85,7 +86,7 @@ def _families(
     chip: Chip, rows: Mapping[str, pd.DataFrame], jobs: int, progress: Progress | None
 ) -> Iterator[FamilyResult]:
     """Fit every family, several at a time; results come as they are done."""
-    largest_first = sorted(rows, key=lambda f: -rows[f]["shape"].nunique())
+    largest_first = sorted(rows, key=lambda f: _effort(rows[f]), reverse=True)
     done = 0
     with _pool(min(jobs, len(rows))) as run:
         for result in run(chip, [rows[f] for f in largest_first]):
@@ -93,6 +94,12 @@ def _families(
             if progress:
                 progress(f"family {result.family}: {done} of {len(rows)}")
             yield result
+
+
+def _effort(rows: pd.DataFrame) -> tuple[bool, int]:
+    """Sorts families by how long their fits take: most where each row has tensors of its own."""
+    operator = load_operator(str(rows["operator"].iloc[0]))
+    return operator.tensors is not None, rows["shape"].nunique()
 
 
 @contextmanager
