@@ -149,6 +149,8 @@ class Workload:
     period: int  # they do so only modulo this number (one variable); 0: otherwise
     deciding: frozenset[str]  # tensors whose values decide trip counts or branches
     notes: tuple[str, ...] = ()  # what the source asks for and the machine does in another way
+    instructions: frozenset[str] = frozenset()  # matrix instructions of its products
+    grounds: tuple[str, ...] = ()  # what was assumed of the compiler that makes the kernel, and why
 
 
 def shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:

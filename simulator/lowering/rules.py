@@ -18,7 +18,8 @@ class Cost:
     """Seconds of service per core engine for a whole block, duration alone, and result latency.
 
     ``queued``: the instruction stream sends it to a queue and goes on when it starts there;
-    ``before``: a step that the stream takes first.
+    ``before``: a step that the stream takes first; ``bulk``: a load into the scratchpad is a bulk tensor
+    copy where the machine has them.
     """
 
     work: dict[str, float]
@@ -27,6 +28,7 @@ class Cost:
     flops: float = 0.0
     queued: bool = False
     before: Cost | None = None
+    bulk: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,15 @@ class Rules(Protocol):
 
     def occupancy(self) -> Occupancy:
         """How a block sits on a core; raises SimulationError if it does not fit."""
+
+    def paired(self) -> bool:
+        """Whether neighbouring blocks that read tiles in common form clusters to fetch them once."""
+
+    def instructions(self) -> frozenset[str]:
+        """The matrix instructions of the products that were costed."""
+
+    def grounds(self) -> tuple[str, ...]:
+        """What was assumed of who compiles the program, and why, in words; empty for a library's kernel."""
 
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         """A tile product."""
@@ -112,6 +123,18 @@ class Queued:
     def barrier(self) -> Cost:
         """See :class:`Rules`."""
         return Cost({}, self.machine.barrier_s)
+
+    def paired(self) -> bool:
+        """See :class:`Rules`."""
+        return True
+
+    def instructions(self) -> frozenset[str]:
+        """See :class:`Rules`."""
+        return frozenset({self.machine.matrix_instruction})
+
+    def grounds(self) -> tuple[str, ...]:
+        """See :class:`Rules`."""
+        return ()
 
 
 def require_block_scaling(machine: Machine, stmt: Gemm) -> None:
