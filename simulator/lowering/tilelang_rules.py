@@ -106,6 +106,15 @@ class TileLangRules(SimtRules):
         )
         return replace(self._moved(elements, source, target, bulk=bulk), bulk=bulk)
 
+    def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
+        """See :class:`Rules`. Values that do not fit registers are stored and loaded with each product."""
+        cost = super().gemm(stmt, m, n, k, dtype)
+        moved = 2 * 4 * self._spilled() * self._lanes / self.machine.scratchpad_bytes_per_s
+        if not moved:
+            return cost
+        work = {**cost.work, "scratchpad": cost.work.get("scratchpad", 0.0) + moved}
+        return replace(cost, work=work, serial_s=cost.serial_s + moved)
+
     # -- occupancy ---------------------------------------------------------------------------
 
     def _block_threads(self) -> int:
@@ -127,6 +136,10 @@ class TileLangRules(SimtRules):
         blocks = int(self._source.annotation("min_blocks_per_sm") or 1)
         share = self.machine.register_bytes // 4 // (self._block_threads() * blocks)
         return max(_ALLOCATED, min(_MOST_REGISTERS, share // _ALLOCATED * _ALLOCATED))
+
+    def _spilled(self) -> int:
+        """Registers that a computing thread uses and does not have."""
+        return max(0, ceil(self._needed()) - (self._made.given or self._most_registers()))
 
     def _needed(self) -> float:
         """Registers of a thread that nvcc would give it if there were enough."""
@@ -227,10 +240,9 @@ class TileLangRules(SimtRules):
         limit, threads = self._most_registers(), self._block_threads()
         if self._made.given:
             said.append(f"{threads} threads are launched with {self._registers()} registers each")
-        elif (needed := ceil(self._needed())) > limit:
-            said.append(
-                f"{threads} threads get {limit} registers each where some {needed} are used: values spill"
-            )
+        if self._spilled():
+            room, needed = self._made.given or limit, ceil(self._needed())
+            said.append(f"computing threads have {room} registers each and use some {needed}: values spill")
         return tuple(said)
 
 
