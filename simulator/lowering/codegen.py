@@ -3,7 +3,8 @@
 Its rules, as they stand in its sources (TileLang 0.1.15, src/cuda: transform/producer_consumer_ws.cc,
 transform/annotate_warp_group_reg_alloc.cc, op/copy_analysis.cc, op/gemm.cc), as far as they decide who
 copies, which instruction copies and multiplies, and what registers a thread is launched with. They need the
-program only; ``tests/kernels/tilelang`` holds them to what the compiler does.
+program only; ``tests/simulator/compiled_launches.py`` holds them to what the
+compiler does.
 """
 
 from __future__ import annotations
