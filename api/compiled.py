@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from foretile import hwmodels
 from foretile.frontdoor import ChipRef, Op, resolve
 from foretile.hwmodels.schema import Chip
 from foretile.kernels.cuda.nvcc import NvccError
-from foretile.kernels.ir import TileProgram
+from foretile.kernels.ir import TILELANG, TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.kernels.tilelang.compiled import CompileError
 from foretile.kernels.tilelang.compiler import CompiledKernel, Compiler, compile_cuda
 from foretile.kernels.tilelang.versions import installed, require
-from foretile.simulator.lowering.analysis import roles
 from foretile.simulator.lowering.lower import lower
+from foretile.simulator.lowering.tilelang_rules import INSTRUCTIONS
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.prediction import Prediction
 from foretile.simulator.predictor import target
-from foretile.simulator.workload import Occupancy
+from foretile.simulator.workload import Branch, Loop, Node, Workload
 
 # The architecture that a family of chips takes code for (CUDA C++ Programming Guide 13.0, "Compute
 # Capabilities"; NVIDIA, "CUDA GPU Compute Capability"), where kernels are generated for it.
@@ -76,7 +76,8 @@ def compare_compiled(
 ) -> tuple[Comparison, ...]:
     """The launches of an operator's configuration, compiled for ``chip`` and compared.
 
-    Empty where ``chip`` takes no CUDA code, or where a ``compiler`` that starts nothing has not kept it.
+    What was assumed is what is assumed of programs that TileLang compiles. Empty where ``chip`` takes no CUDA
+    code, or where a ``compiler`` that starts nothing has not kept it.
 
     Raises:
         TraceError: TileLang is not installed.
@@ -84,6 +85,7 @@ def compare_compiled(
     arch = architecture(chip)
     if not arch:
         return ()
+    operator = replace(operator, toolchain=TILELANG)
     machine = target(operator, shape, chip).machine
     programs = operator.program(shape, config)
     several = (programs,) if isinstance(programs, TileProgram) else programs
@@ -91,7 +93,7 @@ def compare_compiled(
     for program in several:
         if compiler.only_kept and not compiler.has(program, arch):
             return ()
-        found.append(_compared(program, machine, arch, compiler))
+        found.append(_compared(replace(program, toolchain=TILELANG), machine, arch, compiler))
     return tuple(found)
 
 
@@ -101,32 +103,47 @@ def _compared(program: TileProgram, machine: Machine, arch: str, compiler: Compi
     except (CompileError, NvccError) as error:
         return Comparison(program.name, arch, refused=str(error))
     try:
-        assumed = lower(program, machine).occupancy
+        assumed = lower(program, machine)
     except SimulationError as error:
         return Comparison(program.name, arch, refused=f"it is not predicted: {error}")
     return Comparison(program.name, arch, tuple(_facts(program, machine, assumed, kernel)))
 
 
 def _facts(
-    program: TileProgram, machine: Machine, assumed: Occupancy, kernel: CompiledKernel
+    program: TileProgram, machine: Machine, assumed: Workload, kernel: CompiledKernel
 ) -> Iterator[Difference]:
     decided, resources, recipe = kernel.generated.decisions, kernel.resources, kernel.recipe
-    used = roles(program)
-    own = -(-program.threads // machine.warp_size) * machine.warp_size
-    staged = max(used.staged.values(), default=1)
-    yield _fact("threads of a block", assumed.threads, recipe.threads)
-    yield _fact("threads that only copy", assumed.threads - own, decided.producers)
-    yield _fact("stages", staged, decided.stages)
+    block, own = assumed.occupancy, -(-program.threads // machine.warp_size) * machine.warp_size
+    yield _fact("threads of a block", block.threads, recipe.threads)
+    yield _fact("threads that only copy", block.threads - own, decided.producers)
+    yield _fact("stages", _deepest(assumed.nodes), decided.stages)
+    if machine.bulk_copy:
+        bulk = sum(access.bulk for access in assumed.accesses)
+        yield _fact("bulk tensor copies that load", bulk, decided.operations.get("tma_copy", 0))
     shared = recipe.shared_bytes + resources.static_shared_bytes
-    yield _fact("shared memory of a block (bytes)", assumed.scratchpad_bytes, shared)
-    yield _fact("registers of a thread", assumed.registers_per_thread, resources.registers)
+    yield _fact("shared memory of a block (bytes)", block.scratchpad_bytes, shared)
+    yield _fact("registers of a thread", block.registers_per_thread, resources.registers)
     yield _fact("spilled bytes of a thread", 0, resources.spill_store_bytes)
     resident = _resident(machine, recipe.threads, shared, resources.registers)
-    yield _fact("blocks on a core", assumed.blocks_per_core, resident)
-    if used.accumulators:
+    yield _fact("blocks on a core", block.blocks_per_core, resident)
+    if assumed.instructions:
         counts = kernel.generated.instructions
-        kinds = [name for name in ("tcgen05", "wgmma", "mma_sync") if counts[name]]
-        yield _fact("matrix instruction", machine.matrix_instruction, " and ".join(kinds) or "none")
+        yield _fact(
+            "matrix instruction",
+            " and ".join(name for name in INSTRUCTIONS if name in assumed.instructions),
+            " and ".join(name for name in INSTRUCTIONS if counts[name]) or "none",
+        )
+
+
+def _deepest(nodes: tuple[Node, ...]) -> int:
+    """Iterations that loads run ahead, at most."""
+    found = 1
+    for node in nodes:
+        if isinstance(node, Loop):
+            found = max(found, node.stages if node.loads else 1, _deepest(node.body))
+        elif isinstance(node, Branch):
+            found = max(found, _deepest(node.then), _deepest(node.orelse))
+    return found
 
 
 def _fact(what: str, assumed: float | str, actual: float | str) -> Difference:

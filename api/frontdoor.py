@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ChipRef = str | Path | Chip
 Cache = Literal["cold", "warm"]
+Toolchain = Literal["library", "tilelang"]
 Op = Any
 """A library name, ``path/to/file.py:function``, a traced program (or several launches), or a kernel of
 TileLang's: a PrimFunc, or a ``@tilelang.jit`` function (the shape is its arguments)."""
@@ -104,6 +105,7 @@ def predict(
     tensors: Mapping[str, np.ndarray] | None = None,
     extern: Mapping[str, float] | None = None,
     trips: Mapping[int, int] | None = None,
+    toolchain: Toolchain | None = None,
     **shape: Any,
 ) -> Prediction:
     """Predict the time of ``op`` on ``chip``, with interval, bound, breakdown and configuration.
@@ -115,6 +117,9 @@ def predict(
     ``extern``: instructions that a call of opaque device code takes in each thread, by name; ``trips``: how
     often a loop that values of the kernel itself decide runs, by line of its source.
 
+    ``toolchain``: who decides roles, registers and instructions. A kernel of TileLang's is predicted as its
+    compiler makes it (``tilelang``), everything else as a tuned ``library`` does, unless this says otherwise.
+
     An operator whose default element type the chip's matrix engine does not take is predicted in another
     of that width (bf16 in fp16), unless ``shape`` says which; a warning in ``model`` tells.
 
@@ -125,7 +130,7 @@ def predict(
     from foretile.simulator.predictor import predict as run
 
     operator, full, machine, note = _on(op, shape, chip, tensors)
-    operator = assumed(operator, extern, trips)
+    operator = assumed(operator, extern, trips, toolchain)
     settings = dict(config) if config is not None else None
     return _noted(run(operator, full, machine, settings, model, _conditions(cache)), note)
 
@@ -211,6 +216,7 @@ def explain(
     config: Mapping[str, Any] | None = None,
     extern: Mapping[str, float] | None = None,
     trips: Mapping[int, int] | None = None,
+    toolchain: Toolchain | None = None,
     **shape: Any,
 ) -> Explanation:
     """Why ``op`` takes as long as it does on ``chip``: words, bounds, and what more of each resource brings.
@@ -222,7 +228,7 @@ def explain(
     from foretile.simulator.predictor import assumed
 
     operator, full, machine, note = _on(op, shape, chip)
-    operator = assumed(operator, extern, trips)
+    operator = assumed(operator, extern, trips, toolchain)
     found = run(operator, full, machine, dict(config) if config is not None else None)
     return replace(found, prediction=_noted(found.prediction, note))
 

@@ -93,6 +93,11 @@ class Swizzle:
     order: Literal["row", "col"] = "row"
 
 
+LIBRARY, TILELANG = "library", "tilelang"
+TOOLCHAINS = (LIBRARY, TILELANG)
+"""Who decides a kernel's schedule: the authors of a tuned library, or TileLang's compiler and nvcc."""
+
+
 @dataclass(frozen=True, slots=True)
 class TileProgram:
     """One kernel: tensors in, a grid of blocks, what one block does.
@@ -105,6 +110,9 @@ class TileProgram:
     along x, y and z as far as they are used, ``thread_shape`` the extents where there is more than one
     axis (their product is ``threads``). ``cluster``: blocks along x, y, z that share a cluster.
     ``scalars``: parameters that are numbers, after the tensors.
+
+    ``toolchain``: who decides its schedule, one of :data:`TOOLCHAINS`; empty: nobody said. It is no part of
+    what the program says: two that differ in it are equal.
     """
 
     name: str
@@ -122,6 +130,7 @@ class TileProgram:
     cluster: tuple[int, ...] = ()
     scalars: tuple[Var, ...] = ()
     loc: Loc | None = field(default=None, compare=False, repr=False)
+    toolchain: str = field(default="", compare=False, repr=False)
 
     def buffer(self, name: str) -> Buffer:
         """The tensor or allocation called ``name``.

@@ -91,7 +91,8 @@ class Operator:
     results to; ``adversarial`` names further ``inputs``-like functions that provoke an operator's
     special cases (ties, empty groups); ``comparable(shape, inputs, outputs)`` turns results of which
     several are right (indices of equal values, rows in any order) into arrays that can be compared.
-    ``example`` is a small shape that divides no tile, for verification and documentation.
+    ``example`` is a small shape that divides no tile, for verification and documentation. ``toolchain``:
+    who decides the schedule of its programs (:class:`~foretile.kernels.ir.TileProgram`); empty: they say.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Operator:
     example: Mapping[str, Any] = field(default_factory=dict, compare=False)
     comparable: Callable[[Shape, Arrays, Arrays], Arrays] = lambda shape, inputs, outputs: outputs
     compute_dtype: Callable[[Shape], str] = field(default=lambda shape: str(shape.get("dtype", "bf16")))
+    toolchain: str = ""
 
     def param(self, name: str) -> Param:
         """The parameter called ``name``.

@@ -83,6 +83,8 @@ def _sentences(p: Prediction, bounds: dict[str, float], gains: dict[str, float])
             f"alone gains at most {max(0.0, 1 - max(seconds, p.time_s - longest) / p.time_s):.0%}."
         )
     words.append(_occupancy(p))
+    if grounds := p.model.get("assumed"):
+        words.append(f"As its compiler makes it ({p.model['toolchain']}): {'; '.join(grounds)}.")
     best = [(r, g) for r, g in gains.items() if g < -_WORTH_SAYING]
     if best:
         listed = ", ".join(f"{_label(r)} {g:+.1%}" for r, g in best[:4])

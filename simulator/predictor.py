@@ -10,7 +10,7 @@ import numpy as np
 
 from foretile.hwmodels.schema import Chip, KernelProfile
 from foretile.kernels.families import family_of
-from foretile.kernels.ir import TileProgram
+from foretile.kernels.ir import LIBRARY, TOOLCHAINS, TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.conditions import COLD, Conditions
 from foretile.simulator.cost import Estimate
@@ -78,8 +78,12 @@ class Target:
 
 
 def target(operator: Operator, shape: Shape, chip: Chip) -> Target:
-    """The target of an operator at a shape (values may be arrays); user programs have no family."""
-    family = family_of(operator.name, shape) if operator.params else ""
+    """The target of an operator at a shape (values may be arrays); user programs have no family.
+
+    Nor has an operator that a compiler makes: what is known of a family is known of a library's kernels.
+    """
+    compiled = operator.toolchain not in ("", LIBRARY)
+    family = family_of(operator.name, shape) if operator.params and not compiled else ""
     profile = chip.kernels.get(family)
     return Target(machine_of(chip, family if profile else ""), family, profile)
 
@@ -118,13 +122,20 @@ def as_operator(
 
 
 def assumed(
-    operator: Operator, extern: Mapping[str, float] | None = None, trips: Mapping[int, int] | None = None
+    operator: Operator,
+    extern: Mapping[str, float] | None = None,
+    trips: Mapping[int, int] | None = None,
+    toolchain: str | None = None,
 ) -> Operator:
-    """The operator with what only its user knows of its programs, see :func:`assume`.
+    """The operator with what only its user knows of its programs, see :func:`assume`, and who makes them.
 
     Raises:
-        ValueError: a name that is not called, or a number below zero.
+        ValueError: a name that is not called, a number below zero, or a toolchain that is not known.
     """
+    if toolchain:
+        if toolchain not in TOOLCHAINS:
+            raise ValueError(f"toolchain {toolchain!r} is not one of {', '.join(TOOLCHAINS)}")
+        operator = replace(operator, toolchain=toolchain)
     if not extern and not trips:
         return operator
 
@@ -273,6 +284,7 @@ def _assemble(
     if tile:
         overhead["tile_padding_and_masking"] = max(0.0, tile - useful)
     notes = list(dict.fromkeys(note for p in plans for note in p.workload.notes))
+    grounds = list(dict.fromkeys(ground for p in plans for ground in p.workload.grounds))
     inferred = chip.inferred()
     first = plans[0].workload.occupancy
     return Prediction(
@@ -306,6 +318,8 @@ def _assemble(
             "inputs": len(chip.described()),
             "carried_by": list(carriers(chip, dtype, elastic)),
             "elasticity": {r: round(s, 4) for r, s in elastic.items()},
+            "toolchain": plans[0].workload.program.toolchain or LIBRARY,
+            **({"assumed": grounds} if grounds else {}),
             **({"warnings": notes} if notes else {}),
         },
     )

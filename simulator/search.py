@@ -44,6 +44,11 @@ def dynamic_part(operator: Operator, shape: Shape) -> Shape:
     return {p.name: shape[p.name] for p in operator.params if p.dynamic}
 
 
+def made_by(program: TileProgram, toolchain: str) -> TileProgram:
+    """``program`` as ``toolchain`` makes it; as whoever it names, where ``toolchain`` is empty."""
+    return replace(program, toolchain=toolchain) if toolchain else program
+
+
 @lru_cache(maxsize=4096)
 def _programs(operator: Operator, static: Frozen, config: Frozen) -> tuple[TileProgram, ...]:
     shape: Shape = dict(static)
@@ -51,7 +56,8 @@ def _programs(operator: Operator, static: Frozen, config: Frozen) -> tuple[TileP
         if p.dynamic:
             shape[p.name] = T.dynamic(p.name)
     traced = operator.program(shape, dict(config))
-    return (traced,) if isinstance(traced, TileProgram) else tuple(traced)
+    launches = (traced,) if isinstance(traced, TileProgram) else tuple(traced)
+    return tuple(made_by(p, operator.toolchain) for p in launches)
 
 
 class Core:

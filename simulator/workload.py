@@ -166,6 +166,8 @@ class Workload:
     deciding: frozenset[str]  # tensors whose values decide trip counts or branches
     walks: bool = False  # blocks stay so long that what their own loops come back to may have left the L2
     notes: tuple[str, ...] = ()  # what the source asks for and the machine does in another way
+    instructions: frozenset[str] = frozenset()  # matrix instructions of its products
+    grounds: tuple[str, ...] = ()  # what was assumed of the compiler that makes the kernel, and why
 
 
 def shape_exprs(nodes: tuple[Node, ...]) -> Iterator[Expr]:

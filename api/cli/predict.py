@@ -29,6 +29,13 @@ class Model(enum.StrEnum):
     COST_MODEL = "cost-model"
 
 
+class Toolchain(enum.StrEnum):
+    """Who decides a kernel's roles, registers and instructions."""
+
+    LIBRARY = "library"
+    TILELANG = "tilelang"
+
+
 class Cache(enum.StrEnum):
     """What the L2 holds when the kernel starts."""
 
@@ -73,7 +80,16 @@ _COMPILED = typer.Option(
     False,
     "--compiled",
     help="Compile it with the installed TileLang and nvcc, and say where they did otherwise than assumed. "
-    "Without this option only what has been compiled before is compared.",
+    "Predicts it as they make it (--toolchain tilelang). Without this option only what has been compiled "
+    "before is compared.",
+)
+_TOOLCHAIN = typer.Option(
+    None,
+    "--toolchain",
+    help="Who decides roles, registers and instructions: the authors of a tuned library, or TileLang's "
+    "compiler and nvcc. Default: tilelang for kernels written for it, library for the others.",
+    show_default=False,
+    case_sensitive=False,
 )
 _OPTIONS = {
     "op",
@@ -83,6 +99,7 @@ _OPTIONS = {
     "cache",
     "compiled",
     "extern",
+    "toolchain",
     "trips",
 }  # of predict(): not names a shape parameter can have
 
@@ -96,9 +113,11 @@ def _given(shape: list[str], config: list[str]) -> tuple[dict[str, Any], dict[st
     return dict(sizes), pairs(config or (), example=_CONFIG_EXAMPLE)
 
 
-def _assumed(extern: list[str] | None, trips: list[str] | None) -> dict[str, Any]:
-    """What the user says of opaque code and of loops."""
-    found: dict[str, Any] = {}
+def _assumed(
+    extern: list[str] | None, trips: list[str] | None, toolchain: Toolchain | None
+) -> dict[str, Any]:
+    """What the user says of opaque code, of loops and of the compiler."""
+    found: dict[str, Any] = {} if toolchain is None else {"toolchain": toolchain.value}
     if extern:
         found["extern"] = {
             name: _number(text, f"--extern {name}={text}", float)
@@ -128,6 +147,7 @@ def predict(
     cache: Cache = _CACHE,
     extern: list[str] | None = _EXTERN,
     trips: list[str] | None = _TRIPS,
+    toolchain: Toolchain | None = _TOOLCHAIN,
     as_json: bool = JSON,
 ) -> None:
     """How long an operator takes, with interval, bound and breakdown.
@@ -145,7 +165,7 @@ def predict(
 
         kind: Literal["engine", "cost_model"] = "engine" if model is Model.ENGINE else "cost_model"
         state: Literal["cold", "warm"] = "cold" if cache is Cache.COLD else "warm"
-        known = _assumed(extern, trips)
+        known = _assumed(extern, trips, toolchain)
         found = [
             run(op, name, config=chosen or None, model=kind, cache=state, **known, **sizes) for name in chips
         ]
@@ -190,6 +210,8 @@ def _print_predictions(found: Sequence[Prediction], chips: Sequence[str]) -> Non
             out.print(Text(f"configuration: {_shape_words(first.config)}"))
         if first.occupancy:
             out.print(Text(f"occupancy: {_occupancy(first.occupancy)}"))
+        if assumed := first.model.get("assumed"):
+            out.print(Text(f"as {first.model['toolchain']} makes it: {'; '.join(assumed)}"))
     else:
         made = show.table(
             "chip", "time", "90 % interval", "slower", "FLOP rate", "DRAM rate", "of peak", "bound",
@@ -246,6 +268,7 @@ def explain(
     compiled: bool = _COMPILED,
     extern: list[str] | None = _EXTERN,
     trips: list[str] | None = _TRIPS,
+    toolchain: Toolchain | None = _TOOLCHAIN,
     as_json: bool = JSON,
 ) -> None:
     """Why an operator takes as long as it does, and what would make it faster."""
@@ -258,7 +281,8 @@ def explain(
 
         if compiled:
             require_compiler(chip)
-        found = run(op, chip, config=chosen or None, **_assumed(extern, trips), **sizes)
+            toolchain = toolchain or Toolchain.TILELANG
+        found = run(op, chip, config=chosen or None, **_assumed(extern, trips, toolchain), **sizes)
         launches = of_prediction(op, chip, found.prediction, compile_now=compiled)
         if as_json:
             more = {"compiled": [one.to_json() for one in launches]} if launches else {}

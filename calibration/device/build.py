@@ -20,7 +20,14 @@ import foretile.kernels
 from foretile.calibration.device.archive import FORMAT, archive_bytes
 from foretile.calibration.device.driver import DeviceError
 from foretile.calibration.device.fake import FakeDriver, checking_driver
-from foretile.calibration.device.kernels import CUDA, TILE, Compiled, Kernels, candidates
+from foretile.calibration.device.kernels import (
+    CUDA,
+    TILE,
+    Compiled,
+    Kernels,
+    candidates,
+    compiled_by_tilelang,
+)
 from foretile.calibration.device.operands import fill_of
 from foretile.calibration.device.references import FORMULAS
 from foretile.calibration.device.rows import Case, Row
@@ -220,7 +227,8 @@ def _add_case(
             return
         try:
             compiled = kernels.tile(operator, shape, config)
-            built.add(case, TILE, config, compiled, predict(operator, shape, chip, config).time_s)
+            predicted = predict(compiled_by_tilelang(operator), shape, chip, config)
+            built.add(case, TILE, config, compiled, predicted.time_s)
             made += 1
         except _REFUSED as error:
             built.leave_out(operator, shape, TILE, config, str(error))

@@ -7,7 +7,7 @@ import importlib.metadata
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -16,6 +16,7 @@ from foretile.hwmodels import Chip
 from foretile.kernels.cuda.nvcc import FOLDER, compile_kernel, find_nvcc
 from foretile.kernels.cuda.recipe import LaunchRecipe
 from foretile.kernels.cuda.registry import cuda_program
+from foretile.kernels.ir import TILELANG
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.kernels.tilelang import compiler
 from foretile.simulator.predictor import target
@@ -95,6 +96,11 @@ class Kernels:
         return found
 
 
+def compiled_by_tilelang(operator: Operator) -> Operator:
+    """``operator`` as the kernels of :meth:`Kernels.tile` are made, for predictions."""
+    return replace(operator, toolchain=TILELANG)
+
+
 def candidates(
     operator: Operator, shape: Shape, chip: Chip, wanted: int | Sequence[Config]
 ) -> Iterator[Config]:
@@ -102,11 +108,12 @@ def candidates(
 
     A number takes half of them from the best predicted on ``chip``, and the rest evenly over the others that
     are not far slower, so that what is measured tells good configurations from bad ones. More follow, in case
-    some do not compile.
+    some do not compile. They are predicted as TileLang compiles them.
 
     Raises:
         SimulationError: none fits the chip.
     """
+    operator = compiled_by_tilelang(operator)
     on = target(operator, shape, chip)
     if not isinstance(wanted, int):
         for config in wanted:

@@ -8,7 +8,7 @@ from typing import Any
 from foretile.kernels.errors import TraceError
 from foretile.kernels.expr import Const, Expr, Var
 from foretile.kernels.free import FreeVariables
-from foretile.kernels.ir import Loc, Stmt, TileProgram
+from foretile.kernels.ir import TILELANG, Loc, Stmt, TileProgram
 from foretile.kernels.tilelang import versions
 from foretile.kernels.tilelang.buffers import counts
 from foretile.kernels.tilelang.launch import Launch, launches, sizes
@@ -117,6 +117,7 @@ def _program(
         cluster=_cluster(noted),
         scalars=tuple(scalars),
         loc=loc,
+        toolchain=TILELANG,
     )
 
 

@@ -43,6 +43,16 @@ def most_at_once(program: TileProgram, sizes: Mapping[str, float]) -> float:
     )
 
 
+def named(stmt: Stmt) -> set[str]:
+    """Buffers that ``stmt`` itself names, bodies aside."""
+    found: set[str] = {stmt.buffer} if isinstance(stmt, Store) else set()
+    for part in _parts(stmt):
+        exprs = (*part.mins, *part.extents) if isinstance(part, Region) else (part,)
+        found |= {part.buffer} if isinstance(part, Region) else set()
+        found |= {e.buffer for whole in exprs for e in walk(whole) if isinstance(e, Load)}
+    return found
+
+
 class _Spans:
     """``spans``: from which statement to which each buffer is needed, counted in program order."""
 
@@ -101,12 +111,7 @@ class _Spans:
 
     def _named(self, stmt: Stmt) -> set[str]:
         """Buffers that ``stmt`` itself names, bodies aside; views by what they are views of."""
-        found: set[str] = {stmt.buffer} if isinstance(stmt, Store) else set()
-        for part in _parts(stmt):
-            exprs = (*part.mins, *part.extents) if isinstance(part, Region) else (part,)
-            found |= {part.buffer} if isinstance(part, Region) else set()
-            found |= {e.buffer for whole in exprs for e in walk(whole) if isinstance(e, Load)}
-        return {self._base(name) for name in found}
+        return {self._base(name) for name in named(stmt)}
 
     def _base(self, name: str) -> str:
         while name in self.bases:

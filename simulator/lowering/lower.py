@@ -44,7 +44,7 @@ from foretile.simulator.lowering.explicit import as_tf32, degraded, timed
 from foretile.simulator.lowering.rules import Cost, Rules, operation
 from foretile.simulator.lowering.special import special
 from foretile.simulator.lowering.steering import parameters, steering
-from foretile.simulator.lowering.styles import RULES
+from foretile.simulator.lowering.styles import RULES, rules_for
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.workload import BLOCK_START, Access, Branch, Loop, Node, Op, Workload, shape_exprs
 
@@ -60,11 +60,11 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
     if machine.style not in RULES:
         raise SimulationError(f"{machine.id}: programs cannot be lowered to style {machine.style!r}")
     notes = degraded(program, machine)
-    program = timed(program, machine)
+    source, program = program, timed(program, machine)
     refuse_decisions(program)
     used = roles(program)
     loaded = machine.under_matrix_load() if used.accumulators else machine
-    rules: Rules = RULES[machine.style](program, loaded, used)
+    rules = rules_for(program, loaded, used, source)
     walker = _Walker(program, rules)
     # Barriers, descriptors and the scratchpad's layout are set up where tiles are staged in it.
     staged = machine.block_s and any(b.scope == "shared" for b in program.buffers)
@@ -85,7 +85,7 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         persistent=tiles,
         nodes=nodes,
         accesses=accesses,
-        pair_var=pair_var(machine, used, tuple(ranges), accesses),
+        pair_var=pair_var(machine, used, tuple(ranges), accesses) if rules.paired() else "",
         agents=agents,
         agent_rate=rate,
         occupancy=rules.occupancy(),
@@ -95,6 +95,8 @@ def lower(program: TileProgram, machine: Machine) -> Workload:
         deciding=frozenset(x.buffer for e in shapes for x in loads(e)),
         walks=rules.walks(),
         notes=notes,
+        instructions=rules.instructions() if used.accumulators else frozenset(),
+        grounds=rules.grounds(),
     )
 
 
@@ -378,6 +380,8 @@ class _Walker:
         points: int | None,
         scattered: bool,
         fills: str = "",
+        *,
+        bulk: bool = True,
     ) -> int:
         element = DTYPES[tensor.dtype].bytes
         elements = points
@@ -399,7 +403,7 @@ class _Walker:
                 region=region,
                 direction=direction,
                 element_bytes=element,
-                bulk=self._is_shared(fills),
+                bulk=bulk and self._is_shared(fills),
                 target=fills,
                 full_bytes=full,
                 loops=tuple(self.loops),
@@ -423,7 +427,7 @@ class _Walker:
         scattered: bool = False,
     ) -> Op:
         """A load of a region of a tensor, into the buffer ``fills``."""
-        access = self._access(region, tensor, "read", points, scattered, fills)
+        access = self._access(region, tensor, "read", points, scattered, fills, bulk=cost.bulk)
         op = operation("load", label, cost)
         return replace(op, access=access, writes=fills)
 

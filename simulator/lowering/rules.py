@@ -19,7 +19,8 @@ class Cost:
 
     ``queued``: the instruction stream sends it to a queue and goes on when it starts there;
     ``before``: a step that the stream takes first; ``from_memory`` and ``early_s``: see
-    :class:`~foretile.simulator.workload.Op`.
+    :class:`~foretile.simulator.workload.Op`; ``bulk``: a load into the scratchpad is a bulk tensor
+    copy where the machine has them.
     """
 
     work: dict[str, float]
@@ -30,6 +31,7 @@ class Cost:
     before: Cost | None = None
     from_memory: FromMemory | None = None
     early_s: float = 0.0
+    bulk: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,15 @@ class Rules(Protocol):
 
     def occupancy(self) -> Occupancy:
         """How a block sits on a core; raises SimulationError if it does not fit."""
+
+    def paired(self) -> bool:
+        """Whether neighbouring blocks that read tiles in common form clusters to fetch them once."""
+
+    def instructions(self) -> frozenset[str]:
+        """The matrix instructions of the products that were costed."""
+
+    def grounds(self) -> tuple[str, ...]:
+        """What was assumed of who compiles the program, and why, in words; empty for a library's kernel."""
 
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         """A tile product."""
@@ -129,6 +140,18 @@ class Queued:
     def barrier(self) -> Cost:
         """See :class:`Rules`."""
         return Cost({}, self.machine.barrier_s)
+
+    def paired(self) -> bool:
+        """See :class:`Rules`."""
+        return True
+
+    def instructions(self) -> frozenset[str]:
+        """See :class:`Rules`."""
+        return frozenset({self.machine.matrix_instruction})
+
+    def grounds(self) -> tuple[str, ...]:
+        """See :class:`Rules`."""
+        return ()
 
 
 def require_block_scaling(machine: Machine, stmt: Gemm) -> None:

@@ -30,6 +30,7 @@ _TENSOR_MEMORY_LANES = 128
 _FOLDED_ROWS = (32, 64)
 _FOLDED_COLUMNS = 16
 _SYNC_ROWS = 16  # rows of a warp-synchronous matrix instruction (mma.m16n8k16)
+_WARP_INSTRUCTION = "mma_sync"
 _ACCUMULATOR_BYTES = 4
 # A shuffle moves a register of every lane through the load-store path, at the scratchpad's rate and latency
 # (CUDA C++ Programming Guide: 32 results a cycle and core, as many as it has banks).
@@ -62,6 +63,7 @@ class SimtRules:
         # there: fetched once after a product, written back before the next one.
         self._fetched: set[str] = set()
         self._changed: set[str] = set()
+        self._multiplied_by: set[str] = set()
 
     def _wide_accumulators(self) -> frozenset[str]:
         """Accumulators that the asynchronous instruction keeps in tensor memory.
@@ -120,6 +122,18 @@ class SimtRules:
             return m.barrier_s * tiles, m.pipeline_barrier_s + drain
         return m.pipeline_barrier_s, 0.0
 
+    def paired(self) -> bool:
+        """See :class:`Rules`: whoever tunes a kernel forms clusters where they save reads."""
+        return True
+
+    def instructions(self) -> frozenset[str]:
+        """See :class:`Rules`."""
+        return frozenset(self._multiplied_by)
+
+    def grounds(self) -> tuple[str, ...]:
+        """See :class:`Rules`."""
+        return ()
+
     def shared_by_pair(self, buffer: str) -> float:
         """Share of a tile that each core of a pair holds: half of B where two cores do one product."""
         paired = self.machine.matrix_instruction == "tcgen05" and self.machine.clusters
@@ -133,16 +147,7 @@ class SimtRules:
 
     def occupancy(self) -> Occupancy:
         m, p = self.machine, self.program
-        producers = self.runs_ahead() and p.annotation(OWN_PRODUCERS) is None
-        threads = self._lanes + (SCHEDULERS * m.warp_size if producers else 0)
-        sizes = {
-            b.name: ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self._versions(b.name)
-            for b in p.buffers
-            if b.scope == "shared" and not b.alias
-        }
-        pad = sum(sizes.values())
-        if pad > m.scratchpad_block_bytes:  # as little as its compiler can do with
-            pad = int(most_at_once(p, sizes))
+        threads, pad = self._block_threads(), self._scratchpad_bytes()
         if pad > m.scratchpad_block_bytes:
             raise SimulationError(
                 f"{p.name} needs {pad} bytes of shared memory a block; {m.id} has "
@@ -153,11 +158,9 @@ class SimtRules:
                 f"{p.name} has {threads} threads a block; {m.id} allows {m.threads_per_block}"
             )
         registers = self._registers()
-        # Warps get registers whole, whether or not all their lanes have a thread.
-        file = self._lanes * registers + (threads - self._lanes) * _PRODUCER_REGISTERS
         limits = {
             "shared memory": m.scratchpad_bytes // max(1, pad + m.scratchpad_reserved_bytes),
-            "registers": (m.register_bytes // 4) // max(1, file),
+            "registers": (m.register_bytes // 4) // max(1, self._registers_of_block(threads, registers)),
             "threads": m.threads_per_core // threads,
             "blocks": m.blocks_per_core,
         }
@@ -167,6 +170,27 @@ class SimtRules:
         if resident < 1:
             raise SimulationError(f"{p.name}: not one block fits a core of {m.id}: {name} runs out")
         return Occupancy(int(resident), name, threads, int(pad), registers)
+
+    def _block_threads(self) -> int:
+        """Threads of a block, those that only copy among them."""
+        producers = self.runs_ahead() and self.program.annotation(OWN_PRODUCERS) is None
+        return self._lanes + (SCHEDULERS * self.machine.warp_size if producers else 0)
+
+    def _scratchpad_bytes(self) -> int:
+        """Scratchpad of a block: all tiles, or as little as a compiler can do with if that is too much."""
+        sizes = {
+            b.name: ceil(elements_of(b) * DTYPES[b.dtype].bytes) * self._versions(b.name)
+            for b in self.program.buffers
+            if b.scope == "shared" and not b.alias
+        }
+        pad = sum(sizes.values())
+        if pad > self.machine.scratchpad_block_bytes:
+            pad = int(most_at_once(self.program, sizes))
+        return pad
+
+    def _registers_of_block(self, threads: int, registers: int) -> int:
+        """Registers of a block. Warps get them whole, whether or not all their lanes have a thread."""
+        return self._lanes * registers + (threads - self._lanes) * _PRODUCER_REGISTERS
 
     def _registers(self) -> int:
         m, p = self.machine, self.program
@@ -238,8 +262,10 @@ class SimtRules:
         depth = ceil(k / depth_step) * depth_step
         step, rate = self._fold(stmt.c.buffer, m, columns), machine.matrix_rate(dtype)
         asynchronous = machine.matrix_instruction in ("wgmma", "tcgen05")
-        if self._narrow(stmt, m, columns):
+        narrow = self._narrow(stmt, m, columns)
+        if narrow:
             step, rate, asynchronous = _SYNC_ROWS, rate * machine.sync_fraction, False
+        self._multiplied_by.add(_WARP_INSTRUCTION if narrow else machine.matrix_instruction)
         rows = ceil(m / step) * step
         flops = 2.0 * rows * columns * depth
         matrix_s = flops / rate

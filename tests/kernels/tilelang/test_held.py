@@ -35,6 +35,7 @@ def test_lazy_functions_take_arguments_and_bring_the_compilers_switches(held):
     assert [[e.value for e in p.shape] for p in program.params] == [[16, 32], [16, 32]]
     assert program.annotation("pass", "tl.enable_fast_math") == "True"
     assert program.grid[0].value == 132
+    assert program.toolchain == "tilelang"
 
 
 def test_eager_functions_take_their_constants_and_no_tensors(held):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exported import sampled
 
 from foretile.kernels import language as T
 from foretile.kernels.expr import evaluate
@@ -18,6 +19,8 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import load_operator
 from foretile.kernels.tilelang.compiled import CompileError
 from foretile.kernels.tilelang.compiler import Compiler, compile_cuda
+from foretile.simulator.lowering.analysis import roles
+from foretile.simulator.lowering.codegen import schedule
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tilelang") is None,
@@ -65,6 +68,19 @@ def test_the_first_passes_tell_roles_and_layouts(compiler: Compiler) -> None:
         (accumulator,) = (t for t in decided.tiles if t.scope == "fragment")
         assert accumulator.elements_per_thread * program.threads == 128 * 128
     assert hopper.barriers == (1, 1, 1, *[program.threads] * 3)  # full by the copies, free by every consumer
+
+
+@pytest.mark.parametrize("name", ["gemm", "attention_decode", "moe", "rmsnorm", "gemm_fp8_block", "conv2d"])
+def test_the_compiler_follows_the_rules_that_are_assumed(compiler: Compiler, name: str) -> None:
+    for program in sampled(name, 3):
+        try:
+            decided = compiler.decisions(program, "sm_90a")
+        except CompileError:
+            continue
+        rules = schedule(program, bulk_copy=True)
+        assert rules.producers == decided.producers, program.script()
+        staged = max(roles(program).staged.values(), default=1)
+        assert decided.stages == (staged if rules.pipelined else 1)
 
 
 def test_one_kernel_serves_all_sizes(compiler: Compiler) -> None:
