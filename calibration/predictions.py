@@ -15,9 +15,10 @@ from foretile.calibration.libraries import Library, engine_of, library_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.conditions import REPEATED, Conditions
+from foretile.simulator.launches import static_part, workloads
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import Evaluated, evaluate_config, space, static_part, workloads
+from foretile.simulator.search import Evaluated, evaluate_config, space
 
 Array = np.ndarray
 # Warm-ups and replays before and while the clock is read: three plain, three replayed, six timed; the

@@ -13,8 +13,8 @@ from foretile.hwmodels import Chip
 from foretile.kernels.operator import Config
 from foretile.simulator.alternatives import outside_numbers
 from foretile.simulator.ensemble import Store
+from foretile.simulator.launches import Frozen, core_of, frozen, static_part
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import Frozen, core_of, frozen, static_part
 
 Array = np.ndarray
 Pool = dict[tuple[str, int, Frozen], list[Config]]  # by operator, library and static shape

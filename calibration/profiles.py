@@ -18,8 +18,8 @@ from foretile.hwmodels import Chip
 from foretile.hwmodels.quantity import Quantity
 from foretile.hwmodels.schema import KernelProfile
 from foretile.kernels.operator import load_operator
+from foretile.simulator.launches import frozen, static_part
 from foretile.simulator.machine import SimulationError
-from foretile.simulator.search import frozen, static_part
 
 Array = np.ndarray
 _LEAST_ROWS = 20  # of a kernel source, for a profile of its own

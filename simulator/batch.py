@@ -11,8 +11,9 @@ import numpy as np
 from foretile.hwmodels.schema import Chip
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape
 from foretile.simulator.conditions import COLD, Conditions
+from foretile.simulator.launches import dynamic_part
 from foretile.simulator.predictor import Target, bound_of, gains, target
-from foretile.simulator.search import Launches, dynamic_part, evaluate_config, rank
+from foretile.simulator.search import Launches, evaluate_config, rank
 from foretile.simulator.uncertainty import interval_factor
 
 

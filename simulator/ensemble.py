@@ -11,10 +11,11 @@ from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.alternatives import alternatives, traffic_numbers
 from foretile.simulator.conditions import Conditions
 from foretile.simulator.joined import Launch, joined
+from foretile.simulator.launches import Core, core_of, lowered, set_up
 from foretile.simulator.machine import Machine
 from foretile.simulator.plan import Filled, fill, planned, traffic_of
 from foretile.simulator.raster import Dealing
-from foretile.simulator.search import Bound, Core, bound, core_of, lowered, set_up
+from foretile.simulator.search import Bound, bound
 from foretile.simulator.workload import Workload
 
 Array = np.ndarray

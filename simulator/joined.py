@@ -15,11 +15,11 @@ import numpy as np
 
 from foretile.simulator.conditions import Conditions
 from foretile.simulator.cost import estimate
+from foretile.simulator.launches import set_up
 from foretile.simulator.machine import Machine
 from foretile.simulator.memory import Traffic
 from foretile.simulator.plan import Array, Filled, planned
 from foretile.simulator.raster import Dealing
-from foretile.simulator.search import set_up
 from foretile.simulator.workload import BLOCK_START, Branch, Loop, Node, Op, Workload
 
 

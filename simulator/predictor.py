@@ -14,21 +14,12 @@ from foretile.kernels.ir import LIBRARY, TOOLCHAINS, TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.conditions import COLD, Conditions
 from foretile.simulator.cost import Estimate
+from foretile.simulator.launches import frozen, static_part
 from foretile.simulator.lowering.explicit import assume
 from foretile.simulator.machine import Machine, SimulationError, for_kernels, machine
 from foretile.simulator.plan import Plan
 from foretile.simulator.prediction import Prediction
-from foretile.simulator.search import (
-    Launches,
-    Played,
-    best,
-    chosen,
-    evaluate_config,
-    frozen,
-    play,
-    stack,
-    static_part,
-)
+from foretile.simulator.search import Launches, Played, best, chosen, evaluate_config, play, stack
 from foretile.simulator.uncertainty import carriers, elasticities, interval_factor
 
 Model = Literal["engine", "cost_model"]

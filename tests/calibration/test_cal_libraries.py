@@ -20,10 +20,10 @@ from foretile.calibration.problem import Problem
 from foretile.calibration.sample import load_sample, sample_devices
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
+from foretile.simulator.launches import workloads
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.numerics.verify import verify
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import workloads
 
 CHIPS = {
     "wgmma": "h200-sxm",

@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 from foretile.hwmodels import Chip, load_chip
 from foretile.hwmodels.checks import peak_flop_per_s
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape, load_operator, operator_names
+from foretile.simulator.launches import dynamic_part, workloads
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.predictor import machine_of, target
-from foretile.simulator.search import (
-    bound_tensors,
-    dynamic_part,
-    evaluate_config,
-    for_machine,
-    play,
-    workloads,
-)
+from foretile.simulator.search import bound_tensors, evaluate_config, for_machine, play
 from foretile.simulator.workload import Workload
 
 # A chip of every kind of machine: one more in the catalogue must not change what is drawn.

@@ -9,10 +9,10 @@ import pytest
 
 from foretile.hwmodels import list_chips, load_chip
 from foretile.kernels.operator import load_operator
+from foretile.simulator.launches import dynamic_part, workloads
 from foretile.simulator.machine import Machine
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import dynamic_part, workloads
 
 CHIP = "amd-mi300x"
 TILE = {"variant": "tile", "block_m": 128, "block_n": 128, "block_k": 64, "num_stages": 2, "threads": 256}

@@ -15,8 +15,8 @@ from foretile.hwmodels.schema import KernelProfile
 from foretile.kernels.operator import load_operator
 from foretile.simulator.conditions import COLD, REPEATED, Conditions, resident
 from foretile.simulator.cost import overlapped
-from foretile.simulator.machine import for_kernels, machine
-from foretile.simulator.search import core_numbers, evaluate_config, play
+from foretile.simulator.machine import core_numbers, for_kernels, machine
+from foretile.simulator.search import evaluate_config, play
 
 MB = 1e6
 
@@ -123,8 +123,8 @@ def test_a_librarys_kernels_never_beat_the_chip() -> None:
 
 def test_lowering_reads_nothing_outside_of_the_cores() -> None:
     """The cache of lowered programs is shared by machines that differ outside only."""
+    from foretile.simulator.launches import _programs, frozen, static_part
     from foretile.simulator.lowering import lower
-    from foretile.simulator.search import _programs, frozen, static_part
 
     m = machine(load_chip("h200", calibrated=False))
     other = replace(

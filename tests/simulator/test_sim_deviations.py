@@ -17,11 +17,11 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import load_operator
 from foretile.simulator.cost import core_slowdown
 from foretile.simulator.engine import Core
+from foretile.simulator.launches import dynamic_part, workloads
 from foretile.simulator.lowering import lower
 from foretile.simulator.plan import plan
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.program import Code, Instruction
-from foretile.simulator.search import dynamic_part, workloads
 from foretile.simulator.simulate import simulate
 from foretile.simulator.workload import Loop, Op
 

@@ -14,10 +14,11 @@ from foretile.kernels.operator import Config, Operator, Shape, load_operator
 from foretile.simulator.alternatives import alternatives
 from foretile.simulator.conditions import REPEATED, Conditions
 from foretile.simulator.ensemble import Case, Ensemble, Store
+from foretile.simulator.launches import lowered
 from foretile.simulator.machine import RATES, Machine, SimulationError
 from foretile.simulator.plan import fill, traffic_of
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import bound, evaluate_config, for_machine, lowered
+from foretile.simulator.search import bound, evaluate_config, for_machine
 
 SHAPES: dict[str, list[dict[str, Any]]] = {
     "gemm": [{"m": 300, "n": 4096, "k": 512}, {"m": 8192, "n": 1024, "k": 7168}],

@@ -19,10 +19,11 @@ from foretile.kernels.operator import load_operator, operator_names
 from foretile.report.suite import cases as suite_cases
 from foretile.report.suite import load_suite
 from foretile.simulator import predictor
+from foretile.simulator.launches import frozen, static_part
 from foretile.simulator.machine import RESOURCES
 from foretile.simulator.prediction import Prediction
 from foretile.simulator.predictor import target
-from foretile.simulator.search import evaluate_config, frozen, stack, static_part
+from foretile.simulator.search import evaluate_config, stack
 from foretile.simulator.types import native
 
 CHIPS = list_chips()

@@ -13,10 +13,11 @@ from foretile.hwmodels import Chip, load_chip
 from foretile.kernels import language as T
 from foretile.kernels.load import from_script
 from foretile.kernels.operator import load_operator
+from foretile.simulator.launches import workloads
 from foretile.simulator.lowering import lower
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import evaluate_config, workloads
+from foretile.simulator.search import evaluate_config
 from foretile.simulator.workload import Loop, Node, Op, Workload
 
 TILE = {

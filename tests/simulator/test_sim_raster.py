@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from foretile.hwmodels import load_chip
 from foretile.kernels import language as T
 from foretile.kernels.operator import load_operator
+from foretile.simulator.launches import dynamic_part, workloads
 from foretile.simulator.lowering import lower
 from foretile.simulator.plan import Plan, plan
 from foretile.simulator.predictor import machine_of
 from foretile.simulator.raster import ClassPlaces, Raster
-from foretile.simulator.search import dynamic_part, workloads
 
 
 def causal(batch: int, seq: int, heads: int, swizzle: int) -> Plan:

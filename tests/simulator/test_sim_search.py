@@ -10,9 +10,10 @@ from foretile.frontdoor import predict
 from foretile.hwmodels import load_chip
 from foretile.hwmodels.schema import KernelProfile, Quantity
 from foretile.kernels.operator import OperatorError, load_operator
+from foretile.simulator.launches import workloads
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import best, chosen, evaluate_config, play, rank, space, workloads
+from foretile.simulator.search import best, chosen, evaluate_config, play, rank, space
 
 
 def test_the_search_finds_the_best_of_the_whole_space_or_nearly() -> None:

@@ -13,10 +13,10 @@ from foretile.hwmodels import load_chip
 from foretile.kernels import language as T
 from foretile.kernels.ir import LIBRARY, TILELANG, TileProgram
 from foretile.kernels.operator import load_operator, operator_names
+from foretile.simulator.launches import made_by
 from foretile.simulator.lowering import lower
 from foretile.simulator.machine import Machine, SimulationError
 from foretile.simulator.predictor import machine_of, predict
-from foretile.simulator.search import made_by
 from foretile.simulator.workload import Loop, Node, Op, Workload
 
 AMPERE, HOPPER, BLACKWELL = "a100-sxm4-80gb", "h200-sxm", "b200-sxm"

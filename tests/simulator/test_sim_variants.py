@@ -14,11 +14,11 @@ from foretile.kernels import language as T
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import load_operator
 from foretile.simulator.conditions import COLD, REPEATED, Conditions
+from foretile.simulator.launches import workloads
 from foretile.simulator.lowering import lower
 from foretile.simulator.machine import Machine, machine
 from foretile.simulator.plan import plan
 from foretile.simulator.predictor import machine_of
-from foretile.simulator.search import workloads
 from foretile.simulator.simulate import simulate
 from foretile.simulator.workload import Occupancy
 
