@@ -35,6 +35,9 @@ def answered(device: Device) -> Iterator[None]:
             patches.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
         if torch.version.cuda is None:
             patches.enter_context(mock.patch.object(torch.version, "cuda", "12.8"))
+        # Outside of the mode below, a default device would be asked for after it.
+        patches.enter_context(mock.patch.object(torch, "set_default_device", _ignored))
+        patches.enter_context(mock.patch.object(torch, "Generator", _generator()))
         patches.enter_context(_on_cpu())
         yield
 
@@ -110,24 +113,63 @@ def _properties(device: Device) -> SimpleNamespace:
 
 
 def _on_cpu() -> contextlib.AbstractContextManager[Any]:
-    """Tensors on the device become tensors of the CPU that hold no memory until they are written."""
+    """Tensors on the device become tensors of the CPU, and every tensor says that it is on the device."""
     import torch
     from torch.overrides import TorchFunctionMode
 
-    def elsewhere(value: Any) -> Any:
-        text = str(value) if isinstance(value, str | torch.device) else ""
-        return torch.device("cpu") if text.startswith(("cuda", "npu", "musa")) else value
+    answers = {
+        torch.Tensor.is_cuda.__get__: True,
+        torch.Tensor.device.__get__: torch.device("cuda", 0),
+        torch.Tensor.get_device: 0,
+        torch.Tensor.is_pinned: True,
+    }
 
     class OnCpu(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
             if "device" in kwargs:
-                kwargs["device"] = elsewhere(kwargs["device"])
-            if func is torch.Tensor.cuda:
+                kwargs["device"] = _elsewhere(kwargs["device"])
+            if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
                 return args[0]
-            if func == torch.Tensor.is_cuda.__get__:  # a new object at every mention
-                return True
-            return func(*(elsewhere(a) for a in args), **kwargs)
+            for asked, answer in answers.items():  # equal, but a new object at every mention
+                if func == asked:
+                    return answer
+            if func is torch.Tensor.to and len(args) > 1:
+                return func(args[0], _elsewhere(args[1]), *args[2:], **kwargs)
+            if func is torch.device:
+                return torch.device("cuda", args[0]) if _numbered(*args) else func(*args, **kwargs)
+            kwargs.pop("pin_memory", None)  # asks for a device
+            return func(*(a if isinstance(a, int) else _elsewhere(a) for a in args), **kwargs)
 
     mode: contextlib.AbstractContextManager[Any] = OnCpu()
     return mode
+
+
+def _elsewhere(device: Any) -> Any:
+    """The CPU for a device that is not there: by name, as an object, or by its number."""
+    import torch
+
+    if _numbered(device):
+        return torch.device("cpu")
+    text = str(device) if isinstance(device, str | torch.device) else ""
+    return torch.device("cpu") if text.startswith(("cuda", "npu", "musa")) else device
+
+
+def _numbered(*device: Any) -> bool:
+    """Whether a device is named by nothing but its number."""
+    return len(device) == 1 and isinstance(device[0], int) and not isinstance(device[0], bool)
+
+
+def _generator() -> type:
+    """Random generators of the device are those of the CPU."""
+    import torch
+
+    class Generator(torch.Generator):  # type: ignore[misc]
+        def __new__(cls, device: Any = None) -> Any:
+            return super().__new__(torch.Generator, device=_elsewhere(device or "cpu"))
+
+    return Generator
+
+
+def _ignored(*_args: Any, **_kwargs: Any) -> None:
+    return None

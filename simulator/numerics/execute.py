@@ -88,7 +88,7 @@ def execute(
         workspace = [b for b in program.buffers if b.scope == "global" and not b.alias]
         for b in workspace:
             _allocate(b, {}, bound, {b.name}, memory, program)
-        written = _written(program)
+        written = buffers_written(program)
         shapes = {b.name: _tile_shape(b, bound) for b in program.buffers}
         aliases = aliases_of(program, bound)
         written |= {a.base for name, a in aliases.items() if name in written}
@@ -142,7 +142,7 @@ def _in_order(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:
         yield frame
 
 
-def _written(program: TileProgram) -> set[str]:
+def buffers_written(program: TileProgram) -> set[str]:
     """Names of the buffers that a program writes."""
     found = set()
     for s in walk_stmts(program.body):
