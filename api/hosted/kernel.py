@@ -164,10 +164,18 @@ class Kernel:
         outputs = []
         for i, (parameter, value) in enumerate(pairs):
             if value is _MADE:
-                made = _empty(self.prim_func.buffer_map[parameter], numbers)
+                buffer = self.prim_func.buffer_map[parameter]
+                made = _empty(buffer, self._shape(buffer, numbers))
                 pairs[i] = (parameter, made)
                 outputs.append(made)
         return pairs, [pairs[i][1] for i in self.out_idx] if outputs else []
+
+    def _shape(self, buffer: Any, numbers: Mapping[str, Any]) -> list[int]:
+        """The shape of a tensor to be made; extents may be sums and quotients of symbolic ones."""
+        ours = [p.shape for program in self.programs or () for p in program.params if p.name == buffer.name]
+        if ours:
+            return [int(evaluate(extent, numbers)) for extent in ours[0]]
+        return [int(numbers[e.name]) if hasattr(e, "name") else int(e) for e in buffer.shape]
 
     def _numbers(self, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
         """Symbolic extents and strides, from the tensors; scalars, as they were given."""
@@ -257,11 +265,11 @@ def _solved(
     return found
 
 
-def _empty(buffer: Any, numbers: Mapping[str, Any]) -> Any:
+def _empty(buffer: Any, shape: Sequence[int]) -> Any:
     import torch
+    from tilelang.engine.param import KernelParam
 
-    shape = [int(numbers[e.name]) if hasattr(e, "name") else int(e) for e in buffer.shape]
-    return torch.zeros(shape, dtype=getattr(torch, str(buffer.dtype)))
+    return torch.zeros(list(shape), dtype=KernelParam.from_buffer(buffer).torch_dtype())
 
 
 def _digest(arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from unittest import mock
 from foretile.kernels.tilelang.device import Device
 
 _KEPT: list[Any] = []
+_MODES: list[Any] = []
 
 
 def answer(device: Device) -> None:
@@ -33,12 +34,17 @@ def answered(device: Device) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         for name, value in _answers(device).items():
             patches.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
+        for name, value in _accelerator().items():
+            patches.enter_context(mock.patch.object(torch.accelerator, name, value))
         if torch.version.cuda is None:
             patches.enter_context(mock.patch.object(torch.version, "cuda", "12.8"))
         # Outside of the mode below, a default device would be asked for after it.
-        patches.enter_context(mock.patch.object(torch, "set_default_device", _ignored))
+        patches.enter_context(mock.patch.object(torch, "set_default_device", _nothing()))
         patches.enter_context(mock.patch.object(torch, "Generator", _generator()))
-        patches.enter_context(_on_cpu())
+        mode = _on_cpu()
+        for patch in _operators(mode):
+            patches.enter_context(patch)
+        patches.enter_context(mode)
         yield
 
 
@@ -86,6 +92,31 @@ def _answers(device: Device) -> dict[str, Any]:
         **{name: returning(contextlib.nullcontext()) for name in ("stream", "device")},
         "Event": returning(event),
     }
+
+
+def _accelerator() -> dict[str, Any]:
+    """Functions of ``torch.accelerator``, by name."""
+    import torch
+
+    def current(*_args: Any, **_kwargs: Any) -> Any:
+        return torch.device("cuda")
+
+    def number(*_args: Any, **_kwargs: Any) -> int:
+        return 0
+
+    def context(*_args: Any, **_kwargs: Any) -> Any:
+        return contextlib.nullcontext()
+
+    found = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_accelerator": current,
+        "current_device_index": number,
+        "device_index": context,
+        "set_device_index": _nothing(),
+        "synchronize": _nothing(),
+    }
+    return {name: value for name, value in found.items() if hasattr(torch.accelerator, name)}
 
 
 def _properties(device: Device) -> SimpleNamespace:
@@ -155,6 +186,41 @@ def _elsewhere(device: Any) -> Any:
     return torch.device("cpu") if text.startswith(("cuda", "npu", "musa")) else device
 
 
+def _operators(mode: Any) -> list[Any]:
+    """Torch operators written in Python: what they do inside is answered, too, and the device's are the CPU's.
+
+    Torch leaves a mode before it calls them; so those that are registered meanwhile go back into it.
+    """
+    import functools
+
+    import torch
+    from torch._library.custom_ops import CustomOpDef
+
+    _MODES.append(mode)
+    register, implement = CustomOpDef.register_kernel, torch.library.Library.impl
+
+    def inside(function: Any) -> Any:
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with _MODES[-1]:
+                return function(*args, **kwargs)
+
+        return called
+
+    def registered(self: Any, device_types: Any, fn: Any = None, /) -> Any:
+        if fn is None:
+            return lambda function: registered(self, device_types, function)
+        return register(self, None if device_types == "cuda" else device_types, inside(fn))
+
+    def implemented(self: Any, name: Any, fn: Any, dispatch_key: str = "", **how: Any) -> Any:
+        return implement(self, name, inside(fn), dispatch_key.replace("CUDA", "CPU"), **how)
+
+    return [
+        mock.patch.object(CustomOpDef, "register_kernel", registered),
+        mock.patch.object(torch.library.Library, "impl", implemented),
+    ]
+
+
 def _numbered(*device: Any) -> bool:
     """Whether a device is named by nothing but its number."""
     return len(device) == 1 and isinstance(device[0], int) and not isinstance(device[0], bool)
@@ -171,5 +237,6 @@ def _generator() -> type:
     return Generator
 
 
-def _ignored(*_args: Any, **_kwargs: Any) -> None:
-    return None
+def _nothing() -> Any:
+    """A function that does nothing, a new one each time: torch's tables want one object to have one name."""
+    return lambda *_args, **_kwargs: None
