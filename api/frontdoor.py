@@ -61,6 +61,27 @@ def _on(
     return operator, full, machine, note
 
 
+def _settled(
+    operator: Operator,
+    machine: Chip,
+    note: str,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    counted: Mapping[int, float] | None = None,
+) -> tuple[Operator, str]:
+    """A user's programs with what stands in the way of timing them settled, and what was done."""
+    if operator.params:
+        return operator, note  # the library chooses among configurations: what does not fit is left out
+    from foretile.simulator.foreseen import foreseen
+    from foretile.simulator.predictor import machine_of
+
+    found = operator.program({}, {})
+    launches = (found,) if isinstance(found, TileProgram) else tuple(found)
+    settled, said = foreseen(launches, machine_of(machine), tensors, counted)
+    if not said:
+        return operator, note
+    return replace(operator, program=lambda shape, config: settled), "; ".join(filter(None, (note, *said)))
+
+
 def resolve(
     op: Op,
     shape: Mapping[str, Any],
@@ -103,7 +124,8 @@ def predict(
     cache: Cache = "cold",
     tensors: Mapping[str, np.ndarray] | None = None,
     extern: Mapping[str, float] | None = None,
-    trips: Mapping[int, int] | None = None,
+    trips: Mapping[int, float] | None = None,
+    counted: Mapping[int, float] | None = None,
     **shape: Any,
 ) -> Prediction:
     """Predict the time of ``op`` on ``chip``, with interval, bound, breakdown and configuration.
@@ -113,7 +135,9 @@ def predict(
     the operands, or what repeating the kernel on them leaves there. ``tensors`` gives a traced
     program or kernel file the integer operands, by name, on whose values its trip counts depend.
     ``extern``: instructions that a call of opaque device code takes in each thread, by name; ``trips``: how
-    often a loop that values of the kernel itself decide runs, by line of its source.
+    often a loop that values of the kernel itself decide runs, by line of its source. Without, it is what an
+    execution has ``counted``, or what some blocks do on drawn operands; a warning in ``model`` tells, and
+    so of registers that were timed as spilled.
 
     An operator whose default element type the chip's matrix engine does not take is predicted in another
     of that width (bf16 in fp16), unless ``shape`` says which; a warning in ``model`` tells.
@@ -125,7 +149,7 @@ def predict(
     from foretile.simulator.predictor import predict as run
 
     operator, full, machine, note = _on(op, shape, chip, tensors)
-    operator = assumed(operator, extern, trips)
+    operator, note = _settled(assumed(operator, extern, trips), machine, note, tensors, counted)
     settings = dict(config) if config is not None else None
     return _noted(run(operator, full, machine, settings, model, _conditions(cache)), note)
 
@@ -210,7 +234,7 @@ def explain(
     *,
     config: Mapping[str, Any] | None = None,
     extern: Mapping[str, float] | None = None,
-    trips: Mapping[int, int] | None = None,
+    trips: Mapping[int, float] | None = None,
     **shape: Any,
 ) -> Explanation:
     """Why ``op`` takes as long as it does on ``chip``: words, bounds, and what more of each resource brings.
@@ -222,7 +246,7 @@ def explain(
     from foretile.simulator.predictor import assumed
 
     operator, full, machine, note = _on(op, shape, chip)
-    operator = assumed(operator, extern, trips)
+    operator, note = _settled(assumed(operator, extern, trips), machine, note)
     found = run(operator, full, machine, dict(config) if config is not None else None)
     return replace(found, prediction=_noted(found.prediction, note))
 
@@ -237,7 +261,8 @@ def trace_events(
     """
     from foretile.simulator.trace import trace
 
-    operator, full, machine, _ = _on(op, shape, chip)
+    operator, full, machine, note = _on(op, shape, chip)
+    operator, _ = _settled(operator, machine, note)
     return trace(operator, full, machine, dict(config) if config is not None else None)
 
 

@@ -118,7 +118,7 @@ def as_operator(
 
 
 def assumed(
-    operator: Operator, extern: Mapping[str, float] | None = None, trips: Mapping[int, int] | None = None
+    operator: Operator, extern: Mapping[str, float] | None = None, trips: Mapping[int, float] | None = None
 ) -> Operator:
     """The operator with what only its user knows of its programs, see :func:`assume`.
 

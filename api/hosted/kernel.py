@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,7 +210,7 @@ class Kernel:
         }
         arrays = {n: self._array(n, t, wanted[n]) for n, t in tensors.items() if n in wanted}
         bound = tuple(_bound(program, numbers, arrays) for program in programs)
-        integers = {n: a for n, a in arrays.items() if a.dtype.kind in "iu" and a.dtype.itemsize >= 4}
+        integers = {n: a for n, a in arrays.items() if a.dtype.kind in "iub"}  # masks are of bytes
         launch = Launch(self.name, bound, integers)
         changed = set().union(*map(buffers_written, bound))
         if self._session.timing and changed.isdisjoint(integers):
@@ -220,7 +221,8 @@ class Kernel:
         if left is None:
             done = execute(bound, arrays, outputs=())
             left = done.tensors
-            self._session.launched(Launch(self.name, bound, integers, done.undefined), instead=launch)
+            ran = replace(launch, undefined=done.undefined, counted=done.trips)
+            self._session.launched(ran, instead=launch)
             self._last = (_digest(arrays, numbers), left)
         for name, array in left.items():
             if name in tensors:

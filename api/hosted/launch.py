@@ -20,13 +20,15 @@ class Launch:
     """One call of a kernel: its programs (one a launch), and the integer tensors it was given, by name.
 
     ``undefined``: by tensor, elements that it left depending on memory that nothing had written (padding
-    that nobody reads, or a fault).
+    that nobody reads, or a fault). ``counted``: by line, how often loops ran that the kernel's own
+    values decide.
     """
 
     name: str
     programs: tuple[TileProgram, ...]
     integers: Mapping[str, np.ndarray]
     undefined: Mapping[str, np.ndarray] = field(default_factory=dict)
+    counted: Mapping[int, float] | None = None
 
     def predict(
         self,
@@ -34,7 +36,7 @@ class Launch:
         *,
         model: Literal["engine", "cost_model"] = "engine",
         extern: Mapping[str, float] | None = None,
-        trips: Mapping[int, int] | None = None,
+        trips: Mapping[int, float] | None = None,
     ) -> Prediction:
         """How long it takes on ``chip``; data-dependent loops take the trip counts of this very call.
 
@@ -47,4 +49,12 @@ class Launch:
 
         used = {p.name for program in self.programs for p in program.params}
         tensors = {n: a for n, a in self.integers.items() if n in used} or None
-        return predict(self.programs, chip, model=model, tensors=tensors, extern=extern, trips=trips)
+        return predict(
+            self.programs,
+            chip,
+            model=model,
+            tensors=tensors,
+            extern=extern,
+            trips=trips,
+            counted=self.counted,
+        )

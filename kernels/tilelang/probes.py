@@ -187,7 +187,7 @@ def _elsewhere(device: Any) -> Any:
 
 
 def _operators(mode: Any) -> list[Any]:
-    """Torch operators written in Python: what they do inside is answered, too, and the device's are the CPU's.
+    """Torch operators written in Python: what they do inside is answered, and the CPU stands for the device.
 
     Torch leaves a mode before it calls them; so those that are registered meanwhile go back into it.
     """

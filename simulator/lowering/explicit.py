@@ -21,7 +21,7 @@ def assume(
     program: TileProgram,
     *,
     extern: Mapping[str, float] | None = None,
-    trips: Mapping[int, int] | None = None,
+    trips: Mapping[int, float] | None = None,
 ) -> TileProgram:
     """``program`` with what only its user knows, so that it can be timed.
 
