@@ -46,9 +46,11 @@ class Session:
     def launched(self, launch: Launch, instead: Launch | None = None) -> None:
         """Note a launch: of what is being timed, or of the host code (``instead`` of one noted before)."""
         noted = self.timing[-1] if self.timing else self.launches
-        if instead is not None:
-            noted.remove(instead)
-        noted.append(launch)
+        places = [i for i, found in enumerate(noted) if found is instead]
+        if places:
+            noted[places[-1]] = launch
+        else:
+            noted.append(launch)
 
 
 @contextmanager

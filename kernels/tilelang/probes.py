@@ -213,6 +213,8 @@ def _operators(mode: Any) -> list[Any]:
         return register(self, None if device_types == "cuda" else device_types, inside(fn))
 
     def implemented(self: Any, name: Any, fn: Any, dispatch_key: str = "", **how: Any) -> Any:
+        if str(getattr(fn, "__module__", "")).split(".")[0] == "torch":  # its own, on whatever device
+            return implement(self, name, fn, dispatch_key, **how)
         return implement(self, name, inside(fn), dispatch_key.replace("CUDA", "CPU"), **how)
 
     return [
