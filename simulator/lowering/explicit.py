@@ -156,7 +156,7 @@ def _called(program: TileProgram) -> dict[str, Stmt]:
             e = getattr(s, name, None)
             for x in walk(e) if e is not None else ():
                 if isinstance(x, Call) and x.fn.startswith("extern:"):
-                    found.setdefault(x.fn.split(":")[2], s)
+                    found.setdefault(x.fn.split(":", 2)[2], s)
     return found
 
 

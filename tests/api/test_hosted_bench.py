@@ -12,6 +12,7 @@ pytest.importorskip("tilelang.language", reason="the extra tilelang is not insta
 torch = pytest.importorskip("torch")
 
 from foretile.hosted import hosted  # noqa: E402
+from foretile.kernels.expr import Const  # noqa: E402
 
 SOURCE = """
 import tilelang
@@ -48,6 +49,25 @@ def narrowed(group=128):
                 B[bx * group + i] = A[bx * group + i]
             S[bx] = 1.0
     return narrow
+
+
+@tilelang.jit(out_idx=[2])
+def dealt(ctas=3, block=64):
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def deal(A: T.Tensor((n,), "float32"), wanted: T.Tensor((64,), "int8"), B: T.Tensor((n,), "float32")):
+        tiles = T.ceildiv(n, block)
+        with T.Kernel(T.min(ctas, tiles), threads=64) as cta:
+            mask = T.alloc_local((64,), "int8")
+            for i in T.serial(64):
+                mask[i] = wanted[i]
+            for w in T.serial(T.ceildiv(tiles, ctas)):
+                if w * ctas + cta < tiles:
+                    if mask[w] != 0:
+                        for i in T.Parallel(block):
+                            B[(w * ctas + cta) * block + i] = A[(w * ctas + cta) * block + i] + 1
+    return deal
 
 
 @tilelang.jit
@@ -159,3 +179,19 @@ def test_a_loop_that_the_kernel_decides_takes_as_long_as_it_did(kernels: Any) ->
             assert any(f"{n} iterations, as executed" in note for note in found.model["warnings"])
             times[n] = found.time_s
     assert times[2] < times[50]
+
+
+def test_the_grid_and_masks_of_bytes_decide_how_long_it_takes(kernels: Any) -> None:
+    """The grid depends on a value bound before ``T.Kernel``, the work on a mask copied by a loop."""
+    times = {}
+    with hosted("h200-sxm") as session:
+        for tiles in (0, 200):
+            mask = torch.zeros(64, dtype=torch.int8)
+            mask[:tiles] = 1
+            a = torch.randn(12000, device="cuda")
+            b = kernels.dealt()(a, mask)
+            assert torch.equal(b, (a + 1) * (1 if tiles else 0))
+            launch = session.launches[-1]
+            assert launch.programs[0].grid == (Const(3),)
+            times[tiles] = launch.predict("h200-sxm").time_s
+    assert times[0] < times[200]
