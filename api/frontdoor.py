@@ -62,6 +62,27 @@ def _on(
     return operator, full, machine, note
 
 
+def _settled(
+    operator: Operator,
+    machine: Chip,
+    note: str,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    counted: Mapping[int, float] | None = None,
+) -> tuple[Operator, str]:
+    """A user's programs with what stands in the way of timing them settled, and what was done."""
+    if operator.params:
+        return operator, note  # the library chooses among configurations: what does not fit is left out
+    from foretile.simulator.foreseen import foreseen
+    from foretile.simulator.predictor import machine_of
+
+    found = operator.program({}, {})
+    launches = (found,) if isinstance(found, TileProgram) else tuple(found)
+    settled, said = foreseen(launches, machine_of(machine), tensors, counted)
+    if not said:
+        return operator, note
+    return replace(operator, program=lambda shape, config: settled), "; ".join(filter(None, (note, *said)))
+
+
 def resolve(
     op: Op,
     shape: Mapping[str, Any],
@@ -104,7 +125,8 @@ def predict(
     cache: Cache = "cold",
     tensors: Mapping[str, np.ndarray] | None = None,
     extern: Mapping[str, float] | None = None,
-    trips: Mapping[int, int] | None = None,
+    trips: Mapping[int, float] | None = None,
+    counted: Mapping[int, float] | None = None,
     toolchain: Toolchain | None = None,
     **shape: Any,
 ) -> Prediction:
@@ -115,7 +137,9 @@ def predict(
     the operands, or what repeating the kernel on them leaves there. ``tensors`` gives a traced
     program or kernel file the integer operands, by name, on whose values its trip counts depend.
     ``extern``: instructions that a call of opaque device code takes in each thread, by name; ``trips``: how
-    often a loop that values of the kernel itself decide runs, by line of its source.
+    often a loop that values of the kernel itself decide runs, by line of its source. Without, it is what an
+    execution has ``counted``, or what some blocks do on drawn operands; a warning in ``model`` tells, and
+    so of registers that were timed as spilled.
 
     ``toolchain``: who decides roles, registers and instructions. A kernel of TileLang's is predicted as its
     compiler makes it (``tilelang``), everything else as a tuned ``library`` does, unless this says otherwise.
@@ -130,7 +154,7 @@ def predict(
     from foretile.simulator.predictor import predict as run
 
     operator, full, machine, note = _on(op, shape, chip, tensors)
-    operator = assumed(operator, extern, trips, toolchain)
+    operator, note = _settled(assumed(operator, extern, trips, toolchain), machine, note, tensors, counted)
     settings = dict(config) if config is not None else None
     return _noted(run(operator, full, machine, settings, model, _conditions(cache)), note)
 
@@ -215,7 +239,7 @@ def explain(
     *,
     config: Mapping[str, Any] | None = None,
     extern: Mapping[str, float] | None = None,
-    trips: Mapping[int, int] | None = None,
+    trips: Mapping[int, float] | None = None,
     toolchain: Toolchain | None = None,
     **shape: Any,
 ) -> Explanation:
@@ -228,7 +252,7 @@ def explain(
     from foretile.simulator.predictor import assumed
 
     operator, full, machine, note = _on(op, shape, chip)
-    operator = assumed(operator, extern, trips, toolchain)
+    operator, note = _settled(assumed(operator, extern, trips, toolchain), machine, note)
     found = run(operator, full, machine, dict(config) if config is not None else None)
     return replace(found, prediction=_noted(found.prediction, note))
 
@@ -243,7 +267,8 @@ def trace_events(
     """
     from foretile.simulator.trace import trace
 
-    operator, full, machine, _ = _on(op, shape, chip)
+    operator, full, machine, note = _on(op, shape, chip)
+    operator, _ = _settled(operator, machine, note)
     return trace(operator, full, machine, dict(config) if config is not None else None)
 
 

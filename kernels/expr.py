@@ -109,6 +109,14 @@ def _truncdiv(a: Any, b: Any) -> Any:
     return np.where((np.asarray(a) < 0) != (np.asarray(b) < 0), -quotient, quotient)
 
 
+def _bits(a: Any) -> Any:
+    """A whole number that is held as a float, as the model holds indices, as an integer."""
+    kind = getattr(a, "dtype", None)
+    if kind is not None and kind.kind == "f":
+        return np.asarray(a).astype(np.int64)
+    return int(a) if isinstance(a, float) else a
+
+
 BINARY_OPS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -126,11 +134,11 @@ BINARY_OPS: dict[str, Callable[[Any, Any], Any]] = {
     "ne": lambda a, b: a != b,
     "and": np.logical_and,
     "or": np.logical_or,
-    "bitand": lambda a, b: a & b,
-    "bitor": lambda a, b: a | b,
-    "bitxor": lambda a, b: a ^ b,
-    "shl": lambda a, b: a << b,
-    "shr": lambda a, b: a >> b,
+    "bitand": lambda a, b: _bits(a) & _bits(b),
+    "bitor": lambda a, b: _bits(a) | _bits(b),
+    "bitxor": lambda a, b: _bits(a) ^ _bits(b),
+    "shl": lambda a, b: _bits(a) << _bits(b),
+    "shr": lambda a, b: _bits(a) >> _bits(b),
     "pow": lambda a, b: a**b,
     "truncdiv": _truncdiv,
     "truncmod": np.fmod,

@@ -21,6 +21,18 @@ class SimulationError(ValueError):
     """A program, configuration or chip that cannot be simulated together; the message says why."""
 
 
+class UndecidedError(SimulationError):
+    """What only running the kernel tells: how often a loop runs, which way a branch goes."""
+
+
+class RegistersError(SimulationError):
+    """A thread needs more registers than it can have; ``excess``: how many more."""
+
+    def __init__(self, message: str, excess: int) -> None:
+        super().__init__(message)
+        self.excess = excess
+
+
 # The fall from the burst to the sustained clock is spread over two decades of matrix work beyond
 # ``settle_s`` (see docs/model.md, clock under load).
 SETTLE_DECADES = 2.0

@@ -115,7 +115,7 @@ def as_operator(
 def assumed(
     operator: Operator,
     extern: Mapping[str, float] | None = None,
-    trips: Mapping[int, int] | None = None,
+    trips: Mapping[int, float] | None = None,
     toolchain: str | None = None,
 ) -> Operator:
     """The operator with what only its user knows of its programs, see :func:`assume`, and who makes them.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _SHAPE_EXAMPLE = "m=4096 n=7168 k=2048"
 _CONFIG_EXAMPLE = "--config block_m=128 num_stages=3"
+_SWITCH_EXAMPLE = "--pass-config tl.disable_tma_lower=true"
 
 
 class To(enum.StrEnum):
@@ -38,6 +40,12 @@ _CHIP = typer.Option(
 _DYNAMIC = typer.Option(
     None, "--dynamic", metavar="NAME …", help="Parameters that stay symbolic in the kernel (m,n)."
 )
+_SWITCH = typer.Option(
+    None,
+    "--pass-config",
+    metavar="KEY=VALUE",
+    help="A switch of TileLang's compiler, over the program's own (tl.disable_tma_lower=true); repeatable.",
+)
 _OUT = typer.Option(
     None,
     "--out",
@@ -55,6 +63,7 @@ def export(
     chip: str = _CHIP,
     config: list[str] = CONFIG,
     dynamic: list[str] = _DYNAMIC,
+    pass_config: list[str] = _SWITCH,
     out: Path = _OUT,
     as_json: bool = JSON,
 ) -> None:
@@ -87,7 +96,8 @@ def export(
             else:
                 typer.echo(text if out is None else str(out), nl=out is not None)
             return
-        made = _compiled(found, target, to is To.CUBIN)
+        switches = _switches(pass_config or ())
+        made = _compiled(found, target, to is To.CUBIN, switches)
         files = run.places(out, made) if out is not None else []
         if out is not None:
             write_all(run.written(out, made))
@@ -102,6 +112,16 @@ def export(
             for file in (*files, out.with_suffix(".json")):
                 typer.echo(str(file))
             _print_launches(made)
+
+
+def _switches(words: list[str] | tuple[()]) -> dict[str, Any]:
+    """Switches with their values as the compiler takes them: truth values, numbers, else texts."""
+    known = {"true": True, "false": False}
+    found: dict[str, Any] = {}
+    for name, text in pairs(words, example=_SWITCH_EXAMPLE).items():
+        number = int(text) if text.lstrip("-").isdigit() else text
+        found[name] = known.get(text.lower(), number)
+    return found
 
 
 def _architecture(arch: str, chip: str) -> str:
@@ -120,12 +140,14 @@ def _architecture(arch: str, chip: str) -> str:
     return found
 
 
-def _compiled(found: Traced, arch: str, machine_code: bool) -> tuple[Exported, ...]:
+def _compiled(
+    found: Traced, arch: str, machine_code: bool, switches: Mapping[str, Any]
+) -> tuple[Exported, ...]:
     from foretile.cli import show
     from foretile.export import as_cuda
 
     with show.console(err=True).status(f"{found.name} for {arch}") as status:
-        return as_cuda(found, arch, machine_code=machine_code, progress=status.update)
+        return as_cuda(found, arch, machine_code=machine_code, pass_configs=switches, progress=status.update)
 
 
 def _grounds(found: Traced) -> dict[str, object]:

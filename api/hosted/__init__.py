@@ -1,5 +1,7 @@
 """TileLang's host code without a GPU (extra ``tilelang``)."""
 
-from foretile.hosted.session import Kernel, Launch, Session, hosted
+from foretile.hosted.kernel import Kernel
+from foretile.hosted.launch import Launch
+from foretile.hosted.session import Session, hosted
 
 __all__ = ["Kernel", "Launch", "Session", "hosted"]

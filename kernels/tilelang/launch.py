@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foretile.kernels.ir import Loc
@@ -18,6 +18,7 @@ class Launch:
     threads: list[int] = field(default_factory=list)
     thread_vars: dict[int, Any] = field(default_factory=dict)  # axis -> variable
     binds: list[Any] = field(default_factory=list)
+    before: int = 0  # how many of them stand before the grid, which may use them
     workspace: list[Any] = field(default_factory=list)  # buffers made for the whole function
     block: Any = None
 
@@ -56,6 +57,7 @@ def _collect(node: Any, outer: Launch, found: list[Launch], loc: Loc | None) -> 
             inner.threads[place] = extent
             inner.thread_vars[place] = node.loop_var
         else:
+            inner.before = inner.before if inner.blocks else len(inner.binds)
             inner.blocks.append((f"{axis}.{'xyz'[place]}", node.loop_var, node.extent))
         _collect(node.body, inner, found, loc)
     elif name == "AttrStmt" and str(node.attr_key) == "thread_extent":
@@ -81,8 +83,14 @@ def _collect(node: Any, outer: Launch, found: list[Launch], loc: Loc | None) -> 
 
 
 def _copy(outer: Launch) -> Launch:
-    binds, threads = list(outer.binds), list(outer.threads)
-    return Launch(list(outer.blocks), threads, dict(outer.thread_vars), binds, list(outer.workspace), None)
+    return replace(
+        outer,
+        blocks=list(outer.blocks),
+        threads=list(outer.threads),
+        thread_vars=dict(outer.thread_vars),
+        binds=list(outer.binds),
+        workspace=list(outer.workspace),
+    )
 
 
 def number_of_thread(node: Any) -> tuple[str, int] | None:
@@ -110,6 +118,7 @@ def _thread_extent(node: Any, outer: Launch, loc: Loc | None) -> Launch:
         inner.threads["xyz".index(place)] = extent
         inner.thread_vars["xyz".index(place)] = node.node.var
     else:
+        inner.before = inner.before if inner.blocks else len(inner.binds)
         inner.blocks.append((f"{axis}.{place}", node.node.var, node.value))
     return inner
 

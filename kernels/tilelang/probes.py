@@ -16,6 +16,7 @@ from unittest import mock
 from foretile.kernels.tilelang.device import Device
 
 _KEPT: list[Any] = []
+_MODES: list[Any] = []
 
 
 def answer(device: Device) -> None:
@@ -33,9 +34,17 @@ def answered(device: Device) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         for name, value in _answers(device).items():
             patches.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
+        for name, value in _accelerator().items():
+            patches.enter_context(mock.patch.object(torch.accelerator, name, value))
         if torch.version.cuda is None:
             patches.enter_context(mock.patch.object(torch.version, "cuda", "12.8"))
-        patches.enter_context(_on_cpu())
+        # Outside of the mode below, a default device would be asked for after it.
+        patches.enter_context(mock.patch.object(torch, "set_default_device", _nothing()))
+        patches.enter_context(mock.patch.object(torch, "Generator", _generator()))
+        mode = _on_cpu()
+        for patch in _operators(mode):
+            patches.enter_context(patch)
+        patches.enter_context(mode)
         yield
 
 
@@ -85,6 +94,31 @@ def _answers(device: Device) -> dict[str, Any]:
     }
 
 
+def _accelerator() -> dict[str, Any]:
+    """Functions of ``torch.accelerator``, by name."""
+    import torch
+
+    def current(*_args: Any, **_kwargs: Any) -> Any:
+        return torch.device("cuda")
+
+    def number(*_args: Any, **_kwargs: Any) -> int:
+        return 0
+
+    def context(*_args: Any, **_kwargs: Any) -> Any:
+        return contextlib.nullcontext()
+
+    found = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_accelerator": current,
+        "current_device_index": number,
+        "device_index": context,
+        "set_device_index": _nothing(),
+        "synchronize": _nothing(),
+    }
+    return {name: value for name, value in found.items() if hasattr(torch.accelerator, name)}
+
+
 def _properties(device: Device) -> SimpleNamespace:
     major, minor = device.capability
     return SimpleNamespace(
@@ -110,24 +144,101 @@ def _properties(device: Device) -> SimpleNamespace:
 
 
 def _on_cpu() -> contextlib.AbstractContextManager[Any]:
-    """Tensors on the device become tensors of the CPU that hold no memory until they are written."""
+    """Tensors on the device become tensors of the CPU, and every tensor says that it is on the device."""
     import torch
     from torch.overrides import TorchFunctionMode
 
-    def elsewhere(value: Any) -> Any:
-        text = str(value) if isinstance(value, str | torch.device) else ""
-        return torch.device("cpu") if text.startswith(("cuda", "npu", "musa")) else value
+    answers = {
+        torch.Tensor.is_cuda.__get__: True,
+        torch.Tensor.device.__get__: torch.device("cuda", 0),
+        torch.Tensor.get_device: 0,
+        torch.Tensor.is_pinned: True,
+    }
 
     class OnCpu(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
             if "device" in kwargs:
-                kwargs["device"] = elsewhere(kwargs["device"])
-            if func is torch.Tensor.cuda:
+                kwargs["device"] = _elsewhere(kwargs["device"])
+            if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
                 return args[0]
-            if func == torch.Tensor.is_cuda.__get__:  # a new object at every mention
-                return True
-            return func(*(elsewhere(a) for a in args), **kwargs)
+            for asked, answer in answers.items():  # equal, but a new object at every mention
+                if func == asked:
+                    return answer
+            if func is torch.Tensor.to and len(args) > 1:
+                return func(args[0], _elsewhere(args[1]), *args[2:], **kwargs)
+            if func is torch.device:
+                return torch.device("cuda", args[0]) if _numbered(*args) else func(*args, **kwargs)
+            kwargs.pop("pin_memory", None)  # asks for a device
+            return func(*(a if isinstance(a, int) else _elsewhere(a) for a in args), **kwargs)
 
     mode: contextlib.AbstractContextManager[Any] = OnCpu()
     return mode
+
+
+def _elsewhere(device: Any) -> Any:
+    """The CPU for a device that is not there: by name, as an object, or by its number."""
+    import torch
+
+    if _numbered(device):
+        return torch.device("cpu")
+    text = str(device) if isinstance(device, str | torch.device) else ""
+    return torch.device("cpu") if text.startswith(("cuda", "npu", "musa")) else device
+
+
+def _operators(mode: Any) -> list[Any]:
+    """Torch operators written in Python: what they do inside is answered, and the CPU stands for the device.
+
+    Torch leaves a mode before it calls them; so those that are registered meanwhile go back into it.
+    """
+    import functools
+
+    import torch
+    from torch._library.custom_ops import CustomOpDef
+
+    _MODES.append(mode)
+    register, implement = CustomOpDef.register_kernel, torch.library.Library.impl
+
+    def inside(function: Any) -> Any:
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with _MODES[-1]:
+                return function(*args, **kwargs)
+
+        return called
+
+    def registered(self: Any, device_types: Any, fn: Any = None, /) -> Any:
+        if fn is None:
+            return lambda function: registered(self, device_types, function)
+        return register(self, None if device_types == "cuda" else device_types, inside(fn))
+
+    def implemented(self: Any, name: Any, fn: Any, dispatch_key: str = "", **how: Any) -> Any:
+        if str(getattr(fn, "__module__", "")).split(".")[0] == "torch":  # its own, on whatever device
+            return implement(self, name, fn, dispatch_key, **how)
+        return implement(self, name, inside(fn), dispatch_key.replace("CUDA", "CPU"), **how)
+
+    return [
+        mock.patch.object(CustomOpDef, "register_kernel", registered),
+        mock.patch.object(torch.library.Library, "impl", implemented),
+    ]
+
+
+def _numbered(*device: Any) -> bool:
+    """Whether a device is named by nothing but its number."""
+    return len(device) == 1 and isinstance(device[0], int) and not isinstance(device[0], bool)
+
+
+def _generator() -> type:
+    """Random generators of the device are those of the CPU."""
+    import torch
+
+    class Generator(torch.Generator):  # type: ignore[misc]
+        def __new__(cls, device: Any = None) -> Any:
+            return super().__new__(torch.Generator, device=_elsewhere(device or "cpu"))
+
+    return Generator
+
+
+def _nothing() -> Any:
+    """A function that does nothing, a new one each time: torch's tables want one object to have one name."""
+    return lambda *_args, **_kwargs: None

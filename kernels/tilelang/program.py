@@ -73,13 +73,15 @@ def _program(
     for buffer in launch.workspace:
         # What several launches hand on from one to the next is a tensor of each.
         (body.buffers.allocation if alone else body.buffers.parameter)(buffer, loc)
+    statements: list[Stmt] = []
+    for bind in launch.binds[: launch.before]:
+        statements.extend(body.sequence([_without_body(bind)]))
     block_vars, grid = _grid(launch, body)
     body.threads = sizes(launch.threads or [_THREADS])
     for axis, var in launch.thread_vars.items():
         body.thread_keys[key(var)] = axis
         body.buffers.held.append(var)
-    statements: list[Stmt] = []
-    for bind in launch.binds:
+    for bind in launch.binds[launch.before :]:
         statements.extend(body.sequence([_without_body(bind)]))
     noted = annotations_of(launch.block)
     body.enter(launch.block)

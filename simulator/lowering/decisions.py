@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foretile.kernels.expr import Call, Expr, loads
 from foretile.kernels.ir import For, If, Stmt, TileProgram, While
-from foretile.simulator.machine import SimulationError
+from foretile.simulator.machine import UndecidedError
 
 
 def refuse_decisions(program: TileProgram) -> None:
@@ -13,7 +13,7 @@ def refuse_decisions(program: TileProgram) -> None:
     What is said not to be expected is not timed, and may hold any of them.
 
     Raises:
-        SimulationError: there is one; the message names its line and the values.
+        UndecidedError: there is one; the message names its line and the values.
     """
     _visit(program.body, frozenset(b.name for b in program.buffers), program.name)
 
@@ -36,7 +36,7 @@ def _visit(body: tuple[Stmt, ...], on_chip: frozenset[str], name: str) -> None:
             _check((*stmt.extents, *start), "the trip count of a loop", stmt, on_chip, name)
             _visit(stmt.body, on_chip, name)
         elif isinstance(stmt, While):
-            raise SimulationError(
+            raise UndecidedError(
                 f"{stmt.loc or name}: a while loop's trip count is not known before it runs; "
                 "write it as a loop with a bound to time it, or say how often it runs "
                 "(foretile.assume(program, trips={LINE: N}))"
@@ -46,9 +46,9 @@ def _visit(body: tuple[Stmt, ...], on_chip: frozenset[str], name: str) -> None:
 def _check(exprs: tuple[Expr, ...], what: str, stmt: Stmt, on_chip: frozenset[str], name: str) -> None:
     found = sorted({load.buffer for e in exprs for load in loads(e)} & on_chip)
     if found:
-        loop = isinstance(stmt, For)
-        advice = ", or say how often it runs (foretile.assume(program, trips={LINE: N}))" if loop else ""
-        raise SimulationError(
+        says = "how often it runs" if isinstance(stmt, For) else "whether it is taken, 0 or 1"
+        advice = f", or say {says} (foretile.assume(program, trips={{LINE: N}}))"
+        raise UndecidedError(
             f"{stmt.loc or name}: {what} depends on the value of {', '.join(found)}, which is known only "
             f"while the kernel runs; to time it, let indices or tensors decide{advice}"
         )

@@ -209,7 +209,7 @@ def count(e: Expr, program: TileProgram) -> Count:
 def _called(fn: str, below: Count, program: TileProgram) -> Count:
     """A function of operands that are already counted."""
     if fn.startswith("extern:"):
-        name = fn.split(":")[2]
+        name = fn.split(":", 2)[2]
         if name in DEVICE_COSTS:
             return below.then(**DEVICE_COSTS[name])
         fn = DEVICE_FUNCTIONS.get(name) or DEVICE_NAMES.get(name, fn)

@@ -21,7 +21,7 @@ def assume(
     program: TileProgram,
     *,
     extern: Mapping[str, float] | None = None,
-    trips: Mapping[int, int] | None = None,
+    trips: Mapping[int, float] | None = None,
 ) -> TileProgram:
     """``program`` with what only its user knows, so that it can be timed.
 
@@ -156,7 +156,7 @@ def _called(program: TileProgram) -> dict[str, Stmt]:
             e = getattr(s, name, None)
             for x in walk(e) if e is not None else ():
                 if isinstance(x, Call) and x.fn.startswith("extern:"):
-                    found.setdefault(x.fn.split(":")[2], s)
+                    found.setdefault(x.fn.split(":", 2)[2], s)
     return found
 
 

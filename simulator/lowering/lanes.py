@@ -111,11 +111,18 @@ class Lanes:
             sizes = self.program.buffer(s.buffer).shape
             if all(e == Const(1) for e in sizes) and not self._chip_values(s.value):
                 known[s.buffer] = lambda indices, value=s.value: value  # type: ignore[misc]
+        filled = _filled(s)
+        if filled is not None and self._is_integer(filled.buffer) and not self._chip_values(filled.value):
+            known[filled.buffer] = lambda indices, f=filled: _element(f, indices)  # type: ignore[misc]
         if isinstance(s, Copy) and self._is_integer(s.dst.buffer) and s.src.buffer not in self.on_chip:
             known[s.dst.buffer] = lambda indices, s=s: _behind(s, indices)  # type: ignore[misc]
 
     def _is_integer(self, name: str) -> bool:
-        return name in self.on_chip and DTYPES[self.program.buffer(name).dtype].kind in ("int", "uint")
+        return name in self.on_chip and DTYPES[self.program.buffer(name).dtype].kind in (
+            "int",
+            "uint",
+            "bool",
+        )
 
     def is_simple(self, s: Stmt) -> bool:
         """Whether a statement is per-thread code without loops of its own."""
@@ -147,6 +154,9 @@ class Lanes:
             return ()
         if isinstance(s, If):
             then, orelse = self.block(s.then, known), self.block(s.orelse, known)
+            share = self._given(s.loc) if self._chip_values(s.cond) else None
+            if share is not None:
+                return (*(then if share != Const(0) else ()), *(orelse if share != Const(1) else ()))
             if self.names & variables(s.cond) or (self._chip_values(s.cond) and not self.only_indices):
                 return (*then, *orelse)  # either may be taken by some of the threads
             return (replace(s, then=then, orelse=orelse),)
@@ -210,7 +220,7 @@ class Lanes:
     def _given(self, loc: Loc | None) -> Expr | None:
         """How often the user says that a loop runs."""
         text = self.program.annotation(TRIPS, str(loc.line)) if loc is not None else None
-        return None if text is None else Const(int(text))
+        return None if text is None else Const(float(text) if "." in text else int(text))
 
 
 def _swept(mins: tuple[Expr, ...], moving: list[int], names: tuple[Var, ...]) -> tuple[Expr, ...]:
@@ -232,6 +242,24 @@ def _assigned(s: Stmt) -> list[str]:
     if isinstance(s, Extern):
         found.extend(r.buffer for r in s.writes)
     return found
+
+
+def _filled(s: Stmt) -> Store | None:
+    """The one store of a loop nest that gives every element of an array its own value."""
+    names: list[str] = []
+    while isinstance(s, For) and s.start is None and s.step == 1 and len(s.body) == 1:
+        names += [v.name for v in s.vars]
+        s = s.body[0]
+    if not names or not isinstance(s, Store) or s.atomic or s.previous is not None:
+        return None
+    at = [i.name if isinstance(i, Var) else "" for i in s.indices]
+    return s if sorted(at) == sorted(names) and len(set(at)) == len(at) else None
+
+
+def _element(s: Store, indices: tuple[Expr, ...]) -> Expr:
+    """What such a store leaves at ``indices``."""
+    there = {i.name: e for i, e in zip(s.indices, indices, strict=True) if isinstance(i, Var)}
+    return substitute(s.value, there)
 
 
 def _behind(s: Copy, indices: tuple[Expr, ...]) -> Expr:

@@ -11,7 +11,8 @@ from foretile.kernels.ir import Buffer, Copy, CumSum, Fill, Gemm, Reduce, Region
 from foretile.simulator.lowering.elementwise import Count, convert_count
 from foretile.simulator.lowering.liveness import most_at_once
 from foretile.simulator.lowering.rules import OWN_PRODUCERS, Cost, Roles, require_block_scaling
-from foretile.simulator.machine import Machine, SimulationError
+from foretile.simulator.lowering.spills import SPILLED
+from foretile.simulator.machine import Machine, RegistersError, SimulationError
 from foretile.simulator.workload import Occupancy
 
 # Warp schedulers (SIMDs) a core: four on every SIMT chip of the catalogue (NVIDIA whitepapers
@@ -226,9 +227,12 @@ class SimtRules:
         if registers > limit:  # the sum is what calibration was fitted with; no compiler keeps dead values
             registers -= ceil((held - most_at_once(p, fragments_of)) / 4 / p.threads)
         if registers > limit:
-            raise SimulationError(
+            registers -= int(p.annotation(SPILLED) or 0)
+        if registers > limit:
+            raise RegistersError(
                 f"{p.name} needs {registers} registers a thread; {m.id} allows {limit}: "
-                "use more threads or a smaller tile"
+                "use more threads or a smaller tile",
+                registers - limit,
             )
         return registers
 

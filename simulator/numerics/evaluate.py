@@ -135,8 +135,8 @@ class Scope:
         if is_float(dtype):
             return _rounded(_FLOAT_OPS[e.op](a, b), dtype), dtype
         if e.op in ("shl", "shr"):
-            if e.op == "shl" and DTYPES[dtype].bits < 32:
-                # C++, which the compiler writes, promotes narrow integers: nothing is lost before a store.
+            if e.op == "shl" and np.any(np.asarray(b) >= DTYPES[dtype].bits) and DTYPES[dtype].bits < 32:
+                # Of its own type nothing would be left: the author counts on C++'s promotion to int.
                 a, dtype = convert(a, dtype, "int32"), "int32"
             return _wrapped(_shifted(e.op, a, b, dtype), dtype), dtype
         if dtype == "uint64" and e.op in _OF_MAGNITUDE:

@@ -21,6 +21,7 @@ from foretile.kernels.ir import (
     walk_stmts,
 )
 from foretile.simulator.numerics.aliases import Alias, aliases_of, return_tensor, view_tensor
+from foretile.simulator.numerics.counts import Counts
 from foretile.simulator.numerics.defined import defined
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.formats import carrier, decode, encode, storage
@@ -42,13 +43,15 @@ class Executed:
 
     ``tensors``: every tensor by name, in its storage type; ``written``: by element, for those that were
     not given; ``blocks``: how many were run; ``undefined``: by element, where a tensor that was given depends
-    on values that nothing has written.
+    on values that nothing has written; ``trips``: by line of the source, how often a loop that the
+    kernel's own values decide ran each time a block came to it (of a branch, the share that took it).
     """
 
     tensors: dict[str, np.ndarray]
     written: dict[str, np.ndarray]
     blocks: int
     undefined: dict[str, np.ndarray] = field(default_factory=dict)
+    trips: dict[int, float] = field(default_factory=dict)
 
 
 def execute(
@@ -80,6 +83,7 @@ def execute(
     wanted = set(outputs) if outputs is not None else None
     grids = [tuple(int(evaluate(e, bound)) for e in program.grid) for program in launches]
     loose: dict[str, np.ndarray] = {}
+    counts = Counts()
     total = sum(min(blocks or n, n) for n in (int(np.prod(g)) for g in grids))
     done = 0
     for program, grid in zip(launches, grids, strict=True):
@@ -88,7 +92,7 @@ def execute(
         workspace = [b for b in program.buffers if b.scope == "global" and not b.alias]
         for b in workspace:
             _allocate(b, {}, bound, {b.name}, memory, program)
-        written = _written(program)
+        written = buffers_written(program)
         shapes = {b.name: _tile_shape(b, bound) for b in program.buffers}
         aliases = aliases_of(program, bound)
         written |= {a.base for name, a in aliases.items() if name in written}
@@ -106,7 +110,7 @@ def execute(
             aliases: Mapping[str, Alias] = aliases,
             before: int = done,
         ) -> int:
-            machine = Machine(program, memory, accumulation or {}, shapes, aliases, garbage)
+            machine = Machine(program, memory, accumulation or {}, shapes, aliases, garbage, counts=counts)
             frames = _frames(program, grid, bound, blocks, seed, garbage)
             through = 0
             for frame in launch(machine, frames) if by_thread(program) else _in_order(machine, frames):
@@ -132,7 +136,9 @@ def execute(
                     f"{name}[{where}] was never written ({missing} of {flags.size} elements were not)",
                     launches[-1].loc,
                 )
-    return Executed({n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done, loose)
+    return Executed(
+        {n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done, loose, counts.means()
+    )
 
 
 def _in_order(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -142,7 +148,7 @@ def _in_order(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:
         yield frame
 
 
-def _written(program: TileProgram) -> set[str]:
+def buffers_written(program: TileProgram) -> set[str]:
     """Names of the buffers that a program writes."""
     found = set()
     for s in walk_stmts(program.body):

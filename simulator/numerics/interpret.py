@@ -34,6 +34,7 @@ from foretile.kernels.ir import (
 )
 from foretile.simulator.copies import matched
 from foretile.simulator.numerics.aliases import Alias, put_back, view_tile
+from foretile.simulator.numerics.counts import Counts
 from foretile.simulator.numerics.errors import NumericsError, Uneven
 from foretile.simulator.numerics.evaluate import Scope, Value, convert
 from foretile.simulator.numerics.formats import carrier, round_to
@@ -81,6 +82,7 @@ class Machine:
     unchecked: bool = field(init=False)  # the author has switched the check for races off
     memo: dict[int, tuple[Stmt, Any]] = field(default_factory=dict)
     loops: dict[int, tuple[Stmt, Stmt]] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         self.scopes = {b.name: b.scope for b in self.program.buffers if b.scope != "global"}
@@ -314,6 +316,9 @@ class Machine:
         extent = self.index(s.extents[0], frame, s.loc)
         start = 0 if s.start is None else self.index(s.start, frame, s.loc)
         name = s.vars[0].name
+        if self.counts.decided(s, self.scopes):
+            trips = np.broadcast_to(np.maximum(0, extent), frame.block.shape)
+            self.counts.add(s, trips.size, float(trips.sum()))
         if isinstance(extent, int):
             for i in range(extent):
                 frame.env[name] = start + s.step * i
@@ -357,6 +362,9 @@ class Machine:
     def branch(self, s: If, frame: Frame) -> None:
         """The blocks where the condition holds, then the others."""
         cond = np.asarray(self.scope(frame, s.loc).value(s.cond))
+        if self.counts.decided(s, self.scopes):
+            taken = np.broadcast_to(cond.astype(bool), frame.block.shape)
+            self.counts.add(s, taken.size, float(taken.sum()))
         if cond.all() or not cond.any():
             self.run(s.then if cond.any() else s.orelse, frame)
             return
@@ -365,17 +373,22 @@ class Machine:
                 with frame.only(mask.astype(bool)) as active:
                     self.run(body, active)
 
-    def repeat(self, s: While, frame: Frame) -> None:
-        """A while loop; blocks that are through wait for the others."""
+    def repeat(self, s: While, frame: Frame, *, again: bool = False) -> None:
+        """A while loop; blocks that are through wait for the others. ``again``: they have been here."""
+        counted = self.counts.decided(s, self.scopes)
+        if counted and not again:
+            self.counts.add(s, frame.block.size, 0.0)
         for _ in range(_ENDLESS):
             cond = np.asarray(self.scope(frame, s.loc).value(s.cond)).astype(bool)
             if not cond.any():
                 return
             if cond.all():
+                if counted:
+                    self.counts.add(s, 0.0, frame.block.size)
                 self.run(s.body, frame)
                 continue
             with frame.only(cond) as active:
-                self.repeat(s, active)
+                self.repeat(s, active, again=True)
             return
         raise NumericsError(f"the while loop has not ended after {_ENDLESS} iterations", s.loc)
 

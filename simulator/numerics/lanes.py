@@ -41,6 +41,7 @@ from foretile.kernels.ir import (
     Transpose,
     While,
 )
+from foretile.simulator.numerics.counts import blocks_in
 from foretile.simulator.numerics.elements import wide
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.lane_access import Access
@@ -115,6 +116,9 @@ class Team:
     def branch(self, s: If, now: Any) -> Steps:
         """Threads take either side, those of the first one first."""
         cond = self.value(s.cond, now, s.loc)
+        if self.came(s, now):
+            holds = wide(np.asarray(cond).astype(bool), self.ndim)
+            self.ran(s, holds if now is None else now & holds)
         lanes = lanes_where(s, self.places, self.resident.threads)
         sides: list[tuple[tuple[Stmt, ...], Any, np.ndarray | None]]
         if np.ndim(cond) == 0:
@@ -151,12 +155,15 @@ class Team:
         most = int(np.max(extent)) if now is None else int(np.max(np.where(now, extent, 0)))
         name, outer = s.vars[0].name, (self.broken, self.continued)
         self.broken = None
+        counted = self.came(s, now)
         for i in range(max(0, most)):
             self.continued = None
             going = np.asarray(i < extent)
             active = self.live(now if going.all() else _both(now, wide(going, self.ndim)))
             if active is _NOBODY:
                 break
+            if counted:
+                self.ran(s, active)
             self.variables[name] = start + s.step * i
             yield from self.run(s.body, active)
         self.variables.pop(name, None)
@@ -188,6 +195,7 @@ class Team:
         """A while loop; threads that are through wait."""
         outer = (self.broken, self.continued)
         self.broken = None
+        counted = self.came(s, now)
         for _ in range(_ENDLESS):
             self.continued = None
             active = self.live(now)
@@ -198,8 +206,23 @@ class Team:
                 self.broken, self.continued = outer
                 return
             now = active
+            if counted:
+                self.ran(s, active)
             yield from self.run(s.body, active)
         raise NumericsError(f"the while loop has not ended after {_ENDLESS} iterations", s.loc)
+
+    def came(self, s: For | If | While, now: Any) -> bool:
+        """Threads come to a statement; whether it is one of those that are counted."""
+        machine = self.resident.machine
+        if not machine.counts.decided(s, machine.scopes):
+            return False
+        machine.counts.add(s, blocks_in(self.live(now), self.resident.frame.block.size), 0.0)
+        return True
+
+    def ran(self, s: For | If | While, active: Any) -> None:
+        """Some of them run it once."""
+        machine = self.resident.machine
+        machine.counts.add(s, 0.0, blocks_in(active, self.resident.frame.block.size))
 
     def jump(self, s: Jump, now: Any) -> None:
         """These threads leave."""

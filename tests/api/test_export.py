@@ -183,3 +183,14 @@ def test_chips_without_cuda_are_not_compared() -> None:
 
 def replace_family(chip: str, family: str) -> Any:
     return load_chip(chip).model_copy(update={"family": family})
+
+
+def test_switches_of_the_compiler_have_values_of_their_kind() -> None:
+    from foretile.cli.arguments import ArgumentError
+    from foretile.cli.export import _switches
+
+    found = _switches(["tl.disable_tma_lower=true,tl.ptxas_register_usage_level=3", "tl.debug=fast"])
+    assert found == {"tl.disable_tma_lower": True, "tl.ptxas_register_usage_level": 3, "tl.debug": "fast"}
+    assert found["tl.disable_tma_lower"] is True
+    with pytest.raises(ArgumentError, match="--pass-config"):
+        _switches(["tl.disable_tma_lower"])

@@ -196,3 +196,15 @@ def test_what_has_a_value_has_a_cost() -> None:
     plain = count(x, program)
     assert count(Call("extern:float16:__float2half_rz", (x,)), program) == plain.then(convert=1)
     assert count(Call("extern:float32:__expf", (x,)), program) == count(Call("exp", (x,)), program)
+
+
+def test_a_nibble_shifted_up_and_down_again_is_extended_by_its_sign() -> None:
+    """The idiom that unpacks signed int4: a shift by less than the width stays in the type."""
+    k = Kernel(64, (1,))
+    packed = k.tensor("packed", (64,), "int8")
+    y = k.tensor("Y", (64,), "int8")
+    up = Binary("shl", packed.load(tx()), Const(4, "int8"))
+    program = k.program(put(y[tx()], Binary("shr", up, Const(4, "int8"))))
+    given = RNG.integers(-128, 128, 64, dtype=np.int64)
+    found = execute(program, {"packed": given.astype("int8")}).tensors["Y"]
+    np.testing.assert_array_equal(found, (given & 7) - (given & 8))
