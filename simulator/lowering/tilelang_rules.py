@@ -206,10 +206,12 @@ class TileLangRules(SimtRules):
         return kind != "wgmma" or not self._asynchronous(stmt, rows)
 
     def _scratchpad_bytes(self) -> int:
-        held = super()._scratchpad_bytes()
+        """Tiles, barriers and workspace. The latter are estimates: for their sake no kernel is refused."""
+        tiles = super()._scratchpad_bytes()
+        held = tiles + self._workspace_bytes()
         if self._made.producers:
-            held = ceil(held / _BARRIERS_BYTES + 1) * _BARRIERS_BYTES
-        return held + self._workspace_bytes()
+            held = ceil(tiles / _BARRIERS_BYTES + 1) * _BARRIERS_BYTES + self._workspace_bytes()
+        return max(tiles, min(held, self.machine.scratchpad_block_bytes))
 
     def _workspace_bytes(self) -> int:
         """Of reductions whose rows several warps share: one number a thread, in loops for each of them."""

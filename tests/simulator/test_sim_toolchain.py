@@ -134,6 +134,14 @@ def test_roles_that_the_source_writes_out_are_kept() -> None:
     assert not any("setmaxnreg" in ground for ground in found.grounds)
 
 
+def test_barriers_are_no_reason_to_refuse_tiles_that_fit() -> None:
+    """Three versions of 128 rows of 64 elements of either operand are all that a block may have here."""
+    whole = 3 * (128 + 128) * 64 * 2
+    assert lower(product(), machine(HOPPER)).occupancy.scratchpad_bytes == whole + 1024
+    narrow = replace(machine(HOPPER), scratchpad_block_bytes=whole)
+    assert lower(product(), narrow).occupancy.scratchpad_bytes == whole
+
+
 def test_no_clusters_that_the_source_does_not_ask_for() -> None:
     assert lower(product(), machine(HOPPER)).pair_var == ""
     assert lower(replace(product(), toolchain=LIBRARY), machine(HOPPER)).pair_var
