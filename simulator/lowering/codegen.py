@@ -246,9 +246,14 @@ def _registers_moved(program: TileProgram, producers: int, *, counts: bool, stor
 
 
 def _own_budget(program: TileProgram) -> int:
-    """Registers that roles of the source's own ask for, the most of them."""
-    asked = [s.args for s in walk_stmts(program.body) if isinstance(s, Hint) and s.name == "set_max_nreg"]
-    return max((int(args[0]) for args in asked if args and args[0].isdigit()), default=0)
+    """Registers that computing roles of the source's own ask for, the most of them; 0: none does."""
+    asked = [s for s in walk_stmts(program.body) if isinstance(s, Hint) and s.args]
+    more = [
+        s.args[0]
+        for s in asked
+        if s.name == "inc_max_nreg" or (s.name == "set_max_nreg" and s.args[-1] in ("1", "True"))
+    ]
+    return max((int(n) for n in more if n.isdigit()), default=0)
 
 
 def _aligned(region: Region, program: TileProgram) -> bool:

@@ -30,6 +30,7 @@ from foretile.simulator.lowering.liveness import most_at_once, named
 from foretile.simulator.lowering.rules import Cost, Roles
 from foretile.simulator.lowering.simt import SimtRules, elements_of, warp_grid
 from foretile.simulator.machine import Machine
+from foretile.simulator.threads import teams_of
 
 INSTRUCTIONS = ("mma_sync", "wgmma", "tcgen05")
 """Matrix instructions of machines whose kernels TileLang and nvcc make."""
@@ -58,14 +59,20 @@ class TileLangRules(SimtRules):
     def __init__(self, program: TileProgram, machine: Machine, roles: Roles, source: TileProgram) -> None:
         self._source = source
         self._made: Schedule = schedule(source, bulk_copy=machine.bulk_copy and machine.warp_specialisation)
+        # What the source writes out itself: in ``program`` that is pipelined loops of plain statements.
+        stmts = list(walk_stmts(source.body))
+        self._own_roles = len(teams_of(source)) > 1 or any(isinstance(s, If) and s.role for s in stmts)
+        self._own_bulk = {
+            (s.src.buffer, s.dst.buffer) for s in stmts if isinstance(s, Copy) and s.mode == "tma"
+        }
+        self._own_products = {s.c.buffer for s in stmts if isinstance(s, Gemm) and s.mode}
         super().__init__(program, machine, roles)
 
     # -- roles and instructions ----------------------------------------------------------------
 
     def runs_ahead(self) -> bool:
         """See :class:`Rules`: warps of their own copy, or the source says which do."""
-        own = any(isinstance(s, If) and s.role for s in walk_stmts(self._source.body))
-        return super().runs_ahead() and (self._made.producers > 0 or own)
+        return super().runs_ahead() and (self._made.producers > 0 or self._own_roles)
 
     def stages(self, requested: int) -> int:
         """See :class:`Rules`."""
@@ -83,7 +90,7 @@ class TileLangRules(SimtRules):
 
     def _asynchronous(self, stmt: Gemm, rows: int) -> bool:
         depth = int(evaluate(stmt.a.extents[-2 if stmt.trans_a else -1], {}))
-        return bool(stmt.mode) or takes_wgmma(stmt, self.program, rows, depth)
+        return stmt.c.buffer in self._own_products or takes_wgmma(stmt, self.program, rows, depth)
 
     def shared_by_pair(self, buffer: str) -> float:
         """See :class:`SimtRules`: two cores work on one product where the source has clusters."""
@@ -100,7 +107,7 @@ class TileLangRules(SimtRules):
     def move(self, stmt: Copy, elements: int, source: Buffer, target: Buffer) -> Cost:
         """See :class:`Rules`: tiles are loaded in bulk where warps are set aside for it, and stored so."""
         bulk = self.machine.bulk_copy and (
-            stmt.mode == "tma"
+            (stmt.src.buffer, stmt.dst.buffer) in self._own_bulk
             or (self._made.producers > 0 and bulk_load(stmt, self.program))
             or bulk_store(stmt, self.program)
         )
@@ -199,10 +206,12 @@ class TileLangRules(SimtRules):
         return kind != "wgmma" or not self._asynchronous(stmt, rows)
 
     def _scratchpad_bytes(self) -> int:
-        held = super()._scratchpad_bytes()
+        """Tiles, barriers and workspace. The latter are estimates: for their sake no kernel is refused."""
+        tiles = super()._scratchpad_bytes()
+        held = tiles + self._workspace_bytes()
         if self._made.producers:
-            held = ceil(held / _BARRIERS_BYTES + 1) * _BARRIERS_BYTES
-        return held + self._workspace_bytes()
+            held = ceil(tiles / _BARRIERS_BYTES + 1) * _BARRIERS_BYTES + self._workspace_bytes()
+        return max(tiles, min(held, self.machine.scratchpad_block_bytes))
 
     def _workspace_bytes(self) -> int:
         """Of reductions whose rows several warps share: one number a thread, in loops for each of them."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from test_num_roles import produced
 
 import foretile
 from foretile.hwmodels import load_chip
@@ -120,6 +121,25 @@ def test_products_take_the_instruction_that_the_source_allows() -> None:
     assert blackwell.instructions == {"mma_sync"}
     assert any("no tensor memory" in ground for ground in blackwell.grounds)
     assert lower(replace(product(), toolchain=LIBRARY), machine(BLACKWELL)).instructions == {"tcgen05"}
+
+
+def test_roles_that_the_source_writes_out_are_kept() -> None:
+    """No warps are added to a producer and consumers of the author's own, and his copies stay his."""
+    program = produced()
+    found = lower(replace(program, toolchain=TILELANG), machine(HOPPER))
+    assert found.occupancy.threads == program.threads
+    assert [a.bulk for a in found.accesses if a.direction == "read" and a.loops] == [True, True]
+    (loop,) = (node for node in found.nodes if isinstance(node, Loop))
+    assert loop.run_ahead
+    assert not any("setmaxnreg" in ground for ground in found.grounds)
+
+
+def test_barriers_are_no_reason_to_refuse_tiles_that_fit() -> None:
+    """Three versions of 128 rows of 64 elements of either operand are all that a block may have here."""
+    whole = 3 * (128 + 128) * 64 * 2
+    assert lower(product(), machine(HOPPER)).occupancy.scratchpad_bytes == whole + 1024
+    narrow = replace(machine(HOPPER), scratchpad_block_bytes=whole)
+    assert lower(product(), narrow).occupancy.scratchpad_bytes == whole
 
 
 def test_no_clusters_that_the_source_does_not_ask_for() -> None:

@@ -70,9 +70,9 @@ def test_the_first_passes_tell_roles_and_layouts(compiler: Compiler) -> None:
     assert hopper.barriers == (1, 1, 1, *[program.threads] * 3)  # full by the copies, free by every consumer
 
 
-@pytest.mark.parametrize("name", ["gemm", "attention_decode", "moe", "rmsnorm", "gemm_fp8_block", "conv2d"])
+@pytest.mark.parametrize("name", ["gemm", "attention_decode", "gemm_fp8_block", "cross_entropy"])
 def test_the_compiler_follows_the_rules_that_are_assumed(compiler: Compiler, name: str) -> None:
-    for program in sampled(name, 3):
+    for program in sampled(name, 2):
         try:
             decided = compiler.decisions(program, "sm_90a")
         except CompileError:
