@@ -13,7 +13,8 @@ from foretile.kernels.operator import Config
 from foretile.simulator.search import Evaluated, Frozen, frozen, static_part
 
 Array = np.ndarray
-Pool = dict[tuple[str, int, Frozen], list[Config]]  # by operator, library and static shape
+# By operator, library, static shape and the configuration that ran.
+Pool = dict[tuple[str, int, Frozen, Frozen], list[Config]]
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
 _LOST = 10.0  # logarithm that stands for a configuration that a library does not run (infinite time)
 _REGRET = 0.002  # mean logarithm by which a few configurations may fall behind the whole space
@@ -58,7 +59,8 @@ class Problem:
         self.parts = []
         for batch in self.batches:
             library = id(batch.library) if batch.library is not None else 0
-            key = batch.operator.name, library, frozen(static_part(batch.operator, batch.shape))
+            static = frozen(static_part(batch.operator, batch.shape))
+            key = batch.operator.name, library, static, frozen(batch.config or {})
             configs = self.pool.get(key) or allowed(chip, batch)
             seconds = times(chip, batch, configs)
             near = (seconds <= _HOPELESS * seconds.min(axis=0)).any(axis=1)
