@@ -1,5 +1,6 @@
 # make report   predict the DeepSeek-V3 suite on the chips it is served on, from a bare Python to report/report.html
 # make test     install for development and run the tests
+# make kernels  compile every kernel of the measurement bundles for three architectures (hours; TileLang and nvcc)
 # Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=…, the chips with CHIPS=a,b,…,
 # the test processes with JOBS=N (one a core).
 # EXTRAS=dev,tilelang adds TileLang and torch to what is installed, and the tests that need them.
@@ -12,6 +13,8 @@ REPORT = report
 SUITE = deepseek-v3
 CHIPS = h20,h100-sxm5-80gb,h200-sxm,h800-sxm,b200-sxm,b300-sxm,gb300,a100-sxm4-80gb,l40s,rtx-pro-6000,amd-mi300x,amd-mi355x,ascend-910c,ascend-950pr,metax-c550,mthreads-s5000,hygon-bw1000,kunlunxin-p800
 PYTEST_ARGS =
+BUNDLE = operators
+BUNDLES = bundles
 JOBS = auto
 EXTRAS = dev
 ROOMS = api calibration hwmodels kernels simulator
@@ -19,7 +22,7 @@ ROOMS = api calibration hwmodels kernels simulator
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: all report test lint bench clean
+.PHONY: all report test lint bench kernels clean
 
 all: test
 
@@ -56,6 +59,14 @@ lint: $(VENV)/.development-$(EXTRAS)
 
 bench: $(VENV)/.development-$(EXTRAS)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(PYTEST_ARGS)
+
+# What is compiled already is kept in $FORETILE_CACHE: an interrupted build goes on where it stopped.
+kernels: $(VENV)/.installed
+	$(PIP) install '.[tilelang]'
+	mkdir -p $(BUNDLES)
+	for arch in sm_80 sm_90a sm_100a; do \
+	  $(BIN)/foretile bundle build $(BUNDLE) --arch $$arch --out $(BUNDLES)/$(BUNDLE)-$$arch.bundle --jobs 2 && \
+	  $(BIN)/foretile bundle check $(BUNDLES)/$(BUNDLE)-$$arch.bundle || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(REPORT) build dist foretile.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from foretile.calibration.checkpoint import Checkpoint
+from foretile.calibration.device.tables import ONE_CONFIGURATION
 from foretile.calibration.fit import FitError, Fitted, fit_chip
 from foretile.calibration.measurements import fit_rows
 from foretile.calibration.parameters import prepared, with_factors
+from foretile.calibration.predictions import named_configs_that_fit
 from foretile.calibration.profiles import RESULTS, FamilyFit, FamilyResult, fit_family, spread
 from foretile.hwmodels import Chip
 from foretile.hwmodels.schema import Calibration
@@ -48,15 +50,15 @@ def calibrate(
 ) -> Calibrated:
     """Fit ``chip`` to the rows of ``table`` that may be fitted (see :func:`fit_rows`).
 
-    Rows that are not comparable are left out. Families that cannot be predicted are skipped with the
+    Rows that are not comparable are left out. Rows that name a configuration are compared with the tile
+    program in that configuration. Families that cannot be predicted are skipped with the
     reason. ``jobs``: processes that fit families; ``checkpoint`` keeps what is done, and has it again
     when the same rows are fitted to the same chip.
 
     Raises:
         FitError: no rows of this chip and of the family that its parameters are fitted to.
     """
-    mine = table[(table["device"] == chip.id) & (table["comparable"] == "") & (table["launch"] == "graph")]
-    rows = fit_rows(mine)
+    rows, unfit = named_configs_that_fit(fit_rows(table[_usable(table, chip.id)]), chip)
     base = rows[rows["family"] == CHIP_FAMILY]
     if base.empty:
         held = ", ".join(sorted(rows["family"].unique())) or "none"
@@ -74,7 +76,18 @@ def calibrate(
     others = {str(f): g for f, g in rows.groupby("family") if f != CHIP_FAMILY and f not in kept.families}
     for found in _families(made, others, jobs, progress):
         kept.add_family(found)
-    return _assembled(made, fitted, rows, kept.families)
+    done = _assembled(made, fitted, rows, kept.families)
+    done.skipped.update(unfit)
+    return done
+
+
+def _usable(table: pd.DataFrame, device: str) -> pd.Series:
+    """Which rows are the device's and measure what is predicted for them."""
+    named = table["config"] != "{}" if "config" in table else pd.Series(False, index=table.index)
+    library = ~named & (table["comparable"] == "") & (table["launch"] == "graph")
+    # The device runner launches long kernels one by one, and times them alone.
+    own = named & table["comparable"].isin(["", ONE_CONFIGURATION])
+    return (table["device"] == device) & (library | own)
 
 
 def with_fit(chip: Chip, fitted: Fitted, source: str) -> Chip:

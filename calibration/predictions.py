@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foretile.calibration.device.timing import Plan, graph_length
 from foretile.calibration.libraries import Library, engine_of, library_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
@@ -47,7 +48,7 @@ class Batch:
 
     ``shape`` holds columns (arrays of one value a row); ``graph``: kernels in one replayed graph
     (0: launched eagerly); ``where``: the rows' places in the table; ``library``: what is known
-    of the kernels that ran.
+    of the kernels that ran; ``config``: the configuration they ran in, where the table names it.
     """
 
     operator: Operator
@@ -59,6 +60,7 @@ class Batch:
     latency_s: Array
     where: Array
     library: Library | None = None
+    config: Config | None = None
 
     def __len__(self) -> int:
         return len(self.where)
@@ -72,10 +74,11 @@ class Batch:
 def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list[Batch]:
     """The rows of a table of one device as batches.
 
-    Sources whose kernels have no profile of their own in ``chip`` go together, unless ``by_source``.
+    Sources whose kernels have no profile of their own in ``chip`` go together, unless ``by_source``. Rows
+    that name a configuration go by it: they are of that tile program, and no library chose.
 
     Raises:
-        OperatorError: an operator or a parameter that does not exist.
+        OperatorError: an operator, a parameter or a key of a configuration that does not exist.
     """
     found: list[Batch] = []
     for (name, family), group in frame.groupby(["operator", "family"], sort=False):
@@ -85,15 +88,43 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         kernels = group["kernel_source"].map(kernels_of)
         own = kernels.map(lambda k, f=family: by_source or f"{f}/{k}" in chip.kernels)
         source = kernels.where(own, "")
+        configs = _named_configs(group)
         libraries = [
-            library_of(operator.name, str(kernel), engine_of(chip), shape)
-            for kernel, shape in zip(group["kernel_source"], shapes, strict=True)
+            None if config else library_of(operator.name, str(kernel), engine_of(chip), shape)
+            for kernel, shape, config in zip(group["kernel_source"], shapes, configs, strict=True)
         ]
         number = pd.Series(pd.factorize(np.array([id(x) for x in libraries]))[0], index=group.index)
         by_number = dict(zip(number, libraries, strict=True))
-        for (_, name_of_source, n), part in group.groupby([static, source, number], sort=False):
+        for (_, name_of_source, n, _), part in group.groupby([static, source, number, configs], sort=False):
             found.append(_batch(operator, str(family), str(name_of_source), by_number[n], frame, part))
     return found
+
+
+def _named_configs(rows: pd.DataFrame) -> pd.Series:
+    """By row the configuration and how the L2 was left, as text; empty where no configuration is named."""
+    if "config" not in rows:
+        return pd.Series("", index=rows.index)
+    named = rows["config"].astype(str)
+    return (named + rows["cache"].astype(str)).where(named != "{}", "")
+
+
+def named_configs_that_fit(frame: pd.DataFrame, chip: Chip) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The rows but for those in a configuration that does not fit ``chip``; for their families, why.
+
+    Raises:
+        OperatorError: an operator, a parameter or a key of a configuration that does not exist.
+    """
+    refused: dict[str, str] = {}
+    out: list[int] = []
+    for batch in batches(frame, chip):
+        if batch.config is None:
+            continue
+        try:
+            allowed(chip, batch)
+        except SimulationError as error:
+            out += batch.where.tolist()
+            refused[f"{batch.family}, rows in a configuration that does not fit"] = str(error)
+    return frame.drop(index=frame.index[out]), refused
 
 
 def _batch(
@@ -115,20 +146,30 @@ def _batch(
     most = np.max(np.stack([np.ones(len(part)), *copies.values()]), axis=0)
     idle = np.where(part["framework"] == "vllm", _IDLE_SWITCHING, 1.0)
     random = _RANDOM[operator.name](shape) if operator.name in _RANDOM else 1.0
+    latency = part["latency_s"].to_numpy(dtype=np.float64)
+    named = json.loads(part["config"].iloc[0]) if "config" in part else {}
+    replayed, runs = np.maximum(most, _IN_GRAPH.get(operator.name, 1.0)), _RUNS * most
+    if named:  # as the device runner takes its times
+        lengths = [
+            graph_length(time_s, Plan(), int(count)) for time_s, count in zip(latency, most, strict=True)
+        ]
+        replayed, runs = np.array(lengths, dtype=np.float64), part["runs"].to_numpy(dtype=np.float64)
+    flushed = bool(named) and part["cache"].iloc[0] == "flushed"
     return Batch(
         operator=operator,
         family=family,
         source=source,
         shape=shape,
         conditions=Conditions(
-            copies,
-            runs=_RUNS * most,
+            None if flushed else copies,
+            runs=runs,
             switching=idle * random,
         ),
-        graph=np.where(part["launch"] == "graph", np.maximum(most, _IN_GRAPH.get(operator.name, 1.0)), 0.0),
-        latency_s=part["latency_s"].to_numpy(dtype=np.float64),
+        graph=np.where(part["launch"] == "graph", replayed, 0.0),
+        latency_s=latency,
         where=frame.index.get_indexer(part.index),
         library=library,
+        config=operator.config(shapes[0], **named) if named else None,
     )
 
 
@@ -153,13 +194,17 @@ def batch_machine(chip: Chip, batch: Batch) -> Machine:
 def allowed(chip: Chip, batch: Batch) -> list[Config]:
     """The configurations of the batch's operator that fit the chip and that its library has.
 
-    The whole space where nothing is known of the library, or none of its own tiles fits.
+    The one that ran where the rows name it. The whole space where nothing is known of the library, or none
+    of its own tiles fits.
 
     Raises:
         SimulationError: nothing fits.
     """
     key = profile_key(chip, batch.family, batch.source)
     machine = machine_of(chip, key)
+    if batch.config is not None:
+        workloads(batch.operator, batch.shape, batch.config, machine)
+        return [batch.config]
     fitting: list[Config] = []
     if batch.library is not None and batch.library.tiles is not None:
         for config in batch.library.tiles(batch.shape):

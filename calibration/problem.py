@@ -17,7 +17,8 @@ from foretile.simulator.launches import Frozen, core_of, frozen, static_part
 from foretile.simulator.predictor import machine_of
 
 Array = np.ndarray
-Pool = dict[tuple[str, int, Frozen], list[Config]]  # by operator, library and static shape
+# By operator, library, static shape and the configuration that ran.
+Pool = dict[tuple[str, int, Frozen, Frozen], list[Config]]
 _SHORTLIST = 5  # configurations a row that a change of parameters may make the fastest
 _LOST = 10.0  # logarithm that stands for a configuration that a library does not run (infinite time)
 _REGRET = 0.002  # mean logarithm by which a few configurations may fall behind the whole space
@@ -66,10 +67,11 @@ class Problem:
         self.parts = []
         self._found = None
         spaces: list[list[Config]] = []
-        keys: list[tuple[str, int, Frozen]] = []
+        keys: list[tuple[str, int, Frozen, Frozen]] = []
         for batch in self.batches:
             library = id(batch.library) if batch.library is not None else 0
-            keys.append((batch.operator.name, library, frozen(static_part(batch.operator, batch.shape))))
+            static = frozen(static_part(batch.operator, batch.shape))
+            keys.append((batch.operator.name, library, static, frozen(batch.config or {})))
             spaces.append(self.pool.get(keys[-1]) or allowed(chip, batch))
         ranked = self._spaces.times(chip, spaces, self._around.seconds(chip))
         for batch, key, configs, seconds in zip(self.batches, keys, spaces, ranked, strict=True):

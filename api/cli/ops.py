@@ -107,6 +107,7 @@ def _plain(operator: Operator) -> dict[str, Any]:
     return {
         "name": operator.name,
         "doc": operator.doc,
+        "cuda": list(cuda_files(operator)),
         "params": [
             {
                 "name": p.name,

@@ -24,7 +24,8 @@ from foretile.calibration.device.rows import Case, Outcome, Row
 Record = dict[str, Any]
 FORMATS = (".parquet", ".csv", ".json")
 _BASELINE = "a precision baseline, not tuned for speed"
-_ONE_CONFIGURATION = "one given configuration of a tile program"
+ONE_CONFIGURATION = "one given configuration of a tile program"
+"""Why a bundle's row of a tile program is not comparable with what a library's best kernel takes."""
 _MEMORY_TOLERANCE = 0.12  # stated capacities are rounded, and drivers keep some
 
 
@@ -101,7 +102,7 @@ def records(
                 "latency_s": values["latency_s"],
                 "spread": values["spread"],
                 "runs": values["runs"],
-                "comparable": _ONE_CONFIGURATION if row.config else _BASELINE,
+                "comparable": ONE_CONFIGURATION if row.config else _BASELINE,
                 "source": f"foretile bundle {manifest['suite']} {bundle_id[:12]} on {device['name']}",
                 "licence": str(manifest.get("licence", "")),
                 "config": canonical(row.config),

@@ -95,7 +95,7 @@ def time_runs(
     flush = driver.allocate(plan.flush_bytes) if plan.flush_bytes else None
     try:
         replayed = flush is None and estimate < plan.graph_below_s
-        length = _graph_length(estimate, plan, rotation) if replayed else 1
+        length = graph_length(estimate, plan, rotation) if replayed else 1
         graph = driver.capture(lambda: _several(run, length, rotation)) if replayed else None
 
         def sample(i: int) -> tuple[Any, Any]:
@@ -137,7 +137,7 @@ def _warm_up(
         count = min(2 * count, 256)
 
 
-def _graph_length(estimate: float, plan: Plan, rotation: int) -> int:
+def graph_length(estimate: float, plan: Plan, rotation: int) -> int:
     """Launches of a graph: whole rounds of the rotation, about ``graph_s`` together."""
     wanted = min(plan.graph_launches, max(1, math.ceil(plan.graph_s / max(estimate, 1e-7))))
     return max(1, round(wanted / rotation)) * rotation

@@ -236,6 +236,7 @@ def test_ops_lists_parameters_with_their_defaults(run: Run) -> None:
     assert "gemm" in said.out
     assert "required" in said.out
     params = {op["name"]: [p["name"] for p in op["params"]] for op in json.loads(run("ops", "--json").out)}
+    assert all(op["cuda"] for op in json.loads(run("ops", "--json").out))
     assert {"m", "n", "k"} <= set(params["gemm"])
 
 
