@@ -246,7 +246,7 @@ FAMILY_PARAMETERS: tuple[FamilyParameter, ...] = (
     FamilyParameter(
         "memory_fraction",
         "1",
-        "rate of DRAM, L2 and ports in these kernels, over the chip's",
+        "rate of DRAM, L2 and ports in these kernels, over the chip's; their latencies are that much shorter",
         0.1,
         1.6,
         1.0,

@@ -273,6 +273,9 @@ def _of(q: Quantity[float] | Quantity[int] | None, default: float = 0.0) -> floa
     return default if q is None else float(q.value)
 
 
+_MEMORY_LATENCIES = ("l2_latency_s", "l2_far_latency_s", "die_latency_s", "dram_latency_s", "bulk_copy_s")
+
+
 def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
     """The machine as the kernels of one library use it: no level beyond its own peak.
 
@@ -284,6 +287,7 @@ def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
         (m.matrix_peak_flop_per_s[k] / v for k, v in m.matrix_flop_per_s.items()), default=math.inf
     )
     slowed = _times(m, memory, "dram_bytes_per_s", "l2_chip_bytes_per_s", "port_bytes_per_s")
+    slowed = _times(slowed, 1.0 / memory, *_MEMORY_LATENCIES)
     launch = profile.launch_fraction.value
     slowed = _times(slowed, launch, "launch_s")
     slowed = _times(slowed, min(1.0, launch), "ramp_s")
