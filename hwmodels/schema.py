@@ -215,10 +215,10 @@ class KernelProfile(Frozen):
     """What a library's kernels of one operator family do otherwise than a well-made tile program.
 
     ``core_fraction`` scales the rates of the cores' engines, ``memory_fraction`` those of DRAM, L2 and
-    ports (and divides their latencies), ``launch_fraction`` the cost of a launch. ``tiles``: which configurations the library has;
-    ``few_parts``: sums split into sixteen parts at most; ``one_a_block``: no persistent blocks;
-    ``powers_of_two``: none either, and block sides that are powers of two from 64 on (as in the names of
-    cuBLAS kernels: ampere_bf16_s16816gemm_bf16_256x128_…, nvjet_sm120_tst_mma_64x64x128_…).
+    ports and divides their latencies, ``launch_fraction`` scales the cost of a launch. ``tiles``: which
+    configurations the library has; ``few_parts``: sums split into sixteen parts at most; ``one_a_block``: no
+    persistent blocks; ``powers_of_two``: none either, and block sides that are powers of two from 64 on (as
+    in the names of cuBLAS kernels: ampere_bf16_s16816gemm_bf16_256x128_…, nvjet_sm120_tst_mma_64x64x128_…).
     """
 
     core_fraction: Positive
