@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foretile.kernels import language as T
-from foretile.kernels.ir import TileProgram
+from foretile.kernels.ir import Sync, TileProgram, walk_stmts
 from foretile.kernels.operator import Config, Operator, Shape
 from foretile.simulator.lowering import lower
 from foretile.simulator.machine import Machine, SimulationError, core_numbers
@@ -94,8 +94,19 @@ def _lowered(traced: _Traced, core: Core) -> Workload | SimulationError:
 
 @lru_cache(maxsize=8192)
 def _launch(traced: _Traced, machine: Machine) -> Workload | SimulationError:
+    if _asks_memory(traced.program):
+        try:
+            return set_up(lower(traced.program, machine), machine)
+        except SimulationError as error:
+            return error
     found = _lowered(traced, core_of(machine))
     return found if isinstance(found, SimulationError) else set_up(found, machine)
+
+
+def _asks_memory(program: TileProgram) -> bool:
+    """Whether operations last as long as the memory's latency, so that lowering reads more than the cores."""
+    barriers = any(isinstance(s, Sync) and s.scope == "grid" for s in walk_stmts(program.body))
+    return barriers or bool(program.scalars)
 
 
 @lru_cache(maxsize=8192)

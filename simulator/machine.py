@@ -120,6 +120,7 @@ class Machine:
     overlap: float  # exponent of the norm that joins the engines' busy times; infinite: they overlap fully
     setup_s: float = 0.0  # what these kernels' blocks take longer to start than this machine's
     pace: float = 1.0  # rate of the cores' engines in these kernels, over what this machine says
+    answer: float = 1.0  # how long L2 and DRAM take to answer these kernels, over what this machine says
     copy_pace: float = 1.0  # rate of the copies between a core's buffers, over what the chip file says
     cluster_cores: float = 2.0  # blocks of a cluster, which read what all of them need once
     davinci: Davinci | None = field(default=None)
@@ -210,6 +211,7 @@ RATES = frozenset(
         "dispatch_s",
         "overlap",
         "pace",
+        "answer",
     }
 )
 # Numbers of what lies outside the cores: how a block's work falls into operations depends on none of them.
@@ -273,9 +275,6 @@ def _of(q: Quantity[float] | Quantity[int] | None, default: float = 0.0) -> floa
     return default if q is None else float(q.value)
 
 
-_MEMORY_LATENCIES = ("l2_latency_s", "l2_far_latency_s", "die_latency_s", "dram_latency_s", "bulk_copy_s")
-
-
 def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
     """The machine as the kernels of one library use it: no level beyond its own peak.
 
@@ -287,12 +286,12 @@ def for_kernels(m: Machine, profile: KernelProfile) -> Machine:
         (m.matrix_peak_flop_per_s[k] / v for k, v in m.matrix_flop_per_s.items()), default=math.inf
     )
     slowed = _times(m, memory, "dram_bytes_per_s", "l2_chip_bytes_per_s", "port_bytes_per_s")
-    slowed = _times(slowed, 1.0 / memory, *_MEMORY_LATENCIES)
     launch = profile.launch_fraction.value
     slowed = _times(slowed, launch, "launch_s")
     slowed = _times(slowed, min(1.0, launch), "ramp_s")
     setup = max(0.0, launch - 1.0) * m.ramp_s
-    return replace(slowed, setup_s=setup, pace=min(profile.core_fraction.value, headroom))
+    pace = min(profile.core_fraction.value, headroom)
+    return replace(slowed, setup_s=setup, pace=pace, answer=1.0 / memory)
 
 
 def _near_and_far(l2: L2) -> tuple[float, float, int]:

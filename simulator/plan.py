@@ -8,7 +8,7 @@ indices that matter, each standing for an equal share of the blocks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,8 @@ def traffic_of(workload: Workload, filled: Filled, conditions: Conditions) -> Tr
 def planned(workload: Workload, filled: Filled, moved: Traffic, conditions: Conditions) -> Plan:
     """The last step of :func:`plan`; the machine may be one of alternatives (``alternatives.py``)."""
     machine = workload.machine
+    if np.any(machine.answer != 1.0):
+        moved = replace(moved, latency_s=[x * machine.answer for x in moved.latency_s])
     slots = _slots(workload)
     port = sum(
         (b * c for b, c in zip(moved.port_bytes, filled.counts, strict=True)),
