@@ -28,7 +28,7 @@ def _few_warps(shape: Shape) -> list[Config]:
     TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py (FP8BlockScalesLinearMethod) for compute capability
     12.0, and the Triton kernel in tensorrt_llm/quantization/utils/fp8_utils.py that it calls.
     """
-    return [{**config, "in_turn": True} for config in load_operator("gemm_fp8_block").configs(shape)]
+    return [{**config, "in_turn": 1} for config in load_operator("gemm_fp8_block").configs(shape)]
 
 
 def _rows(most: int) -> Where:

@@ -104,8 +104,6 @@ def _in_engine(shape: Shape, config: Config) -> TileProgram:
 def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ...]:
     """The product in the form that the scales allow; with ``quantize_a`` behind the launch that makes A.
 
-    ``in_turn`` in the configuration (not in the space): few warps make A, row after row.
-
     Raises:
         OperatorError: a tile that does not go with the blocks of the scales.
     """
@@ -113,7 +111,7 @@ def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ..
     product = (_in_engine if packed else _two_level)(shape, config)
     if not shape["quantize_a"]:
         return product
-    quantise = quantise_fp8_in_turn if config.get("in_turn") else quantise_fp8
+    quantise = quantise_fp8_in_turn if config["in_turn"] else quantise_fp8
     return quantise(shape["m"], shape["k"], packed), product
 
 
@@ -142,11 +140,14 @@ _TILES = (
 
 
 def configs(shape: Shape) -> list[Config]:
-    """The space of two-level products, or of products scaled in the engine and widened to bf16."""
+    """The space of two-level products, or of products scaled in the engine and widened to bf16.
+
+    ``in_turn`` (not in the space): few warps quantise A, row after row.
+    """
     if shape["scale_dtype"] == "fp32":
-        return scaled_configs()
+        return [{**config, "in_turn": 0} for config in scaled_configs()]
     keys = ("variant", "block_m", "block_n", "block_k", "num_stages", "threads", "swizzle", "product")
-    return [{**dict(zip(keys, tile, strict=True)), "cores": 132} for tile in _TILES]
+    return [{**dict(zip(keys, tile, strict=True)), "cores": 132, "in_turn": 0} for tile in _TILES]
 
 
 def flops(shape: Shape) -> Any:

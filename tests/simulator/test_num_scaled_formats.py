@@ -66,9 +66,9 @@ def test_fp16_holds_no_scales_that_are_powers_of_two() -> None:
         operator.program(shape, operator.config(shape, product="fp16"))
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize("in_turn", [0, 1])
 @pytest.mark.parametrize("packed", [False, True])
-def test_quantised_activations_are_those_of_quantize(packed: bool, in_turn: bool) -> None:
+def test_quantised_activations_are_those_of_quantize(packed: bool, in_turn: int) -> None:
     """The launch in front of the product writes what the operator ``quantize`` does, bit by bit.
 
     So it does where few warps take row after row (70 are more than one turn of 64).
@@ -76,7 +76,7 @@ def test_quantised_activations_are_those_of_quantize(packed: bool, in_turn: bool
     product, quantize = load_operator("gemm_fp8_block"), load_operator("quantize")
     scale_dtype = "fp8_e8m0" if packed else "fp32"
     shape = product.shape(m=70, n=16, k=700, quantize_a=True, scale_dtype=scale_dtype)
-    launches = product.program(shape, {**product.configs(shape)[-1], "in_turn": in_turn})
+    launches = product.program(shape, product.config(shape, in_turn=in_turn))
     assert isinstance(launches, tuple)
     inputs = product.inputs(shape, np.random.default_rng(0))
     given = {"X": inputs["X"]}
