@@ -106,7 +106,7 @@ def test_scaling_in_the_engine_costs_no_vector_work(chip: str) -> None:
     assert scaled.config["product"] == "fp4"
     assert scaled.utilisation["vector"] < 0.1
     bf16, fp8 = (predict("gemm", chip, dtype=d, trans_b=True, **shape) for d in ("bf16", "fp8"))
-    assert fp8.time_s / scaled.time_s > 1.5
+    assert fp8.time_s / scaled.time_s > 1.4
     assert 2.8 < bf16.time_s / scaled.time_s < 6.0
 
 
