@@ -53,9 +53,11 @@ def _programs(operator: Operator, static: Frozen, config: Frozen) -> tuple[TileP
 class Core:
     """A machine as a key: equal to others whose cores have the same numbers, which is what lowering reads."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, latencies: bool = False) -> None:
         self.machine = machine
         self.numbers = core_numbers(machine)
+        if latencies:
+            self.numbers += (machine.l2_latency_s, machine.dram_latency_s)
         self._hash = hash(self.numbers)
 
     def __eq__(self, other: object) -> bool:
@@ -66,9 +68,9 @@ class Core:
 
 
 @lru_cache(maxsize=256)
-def core_of(machine: Machine) -> Core:
-    """The key of a machine's cores."""
-    return Core(machine)
+def core_of(machine: Machine, latencies: bool = False) -> Core:
+    """The key of a machine's cores; with the memory's ``latencies``, for programs that wait for it."""
+    return Core(machine, latencies)
 
 
 class _Traced:
@@ -94,12 +96,7 @@ def _lowered(traced: _Traced, core: Core) -> Workload | SimulationError:
 
 @lru_cache(maxsize=8192)
 def _launch(traced: _Traced, machine: Machine) -> Workload | SimulationError:
-    if _asks_memory(traced.program):
-        try:
-            return set_up(lower(traced.program, machine), machine)
-        except SimulationError as error:
-            return error
-    found = _lowered(traced, core_of(machine))
+    found = _lowered(traced, core_of(machine, latencies=_asks_memory(traced.program)))
     return found if isinstance(found, SimulationError) else set_up(found, machine)
 
 
@@ -130,7 +127,7 @@ def lowered(operator: Operator, shape: Shape, config: Config, machine: Machine) 
     """
     found: list[Workload] = []
     for program in _programs(operator, frozen(static_part(operator, shape)), frozen(config)):
-        launch = _lowered(_Traced(program), core_of(machine))
+        launch = _lowered(_Traced(program), core_of(machine, latencies=_asks_memory(program)))
         if isinstance(launch, SimulationError):
             raise launch
         found.append(launch)

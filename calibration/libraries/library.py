@@ -150,7 +150,7 @@ class Library:
     def waits_s(self, shape: Shape, machine: Machine) -> Array:
         """Seconds beside what kernels move, by row: counts walked over, rows quantised at a slow pace."""
         walks = self.walks * np.asarray(shape["experts"], dtype=np.float64) if self.walks else 0.0
-        seconds = machine.l2_latency_s * machine.answer * walks
+        seconds = machine.l2_latency_s * walks
         if self.row_cycles:
             elements = np.asarray(shape["tokens"], dtype=np.float64) * shape["topk"] * shape["hidden"]
             seconds = seconds + self.row_cycles * machine.cycle_s * elements / machine.cores

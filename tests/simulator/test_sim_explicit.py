@@ -17,10 +17,12 @@ from foretile.kernels.expr import Call, Const, Var
 from foretile.kernels.ir import Extern, Fill, For, If, Im2col, Sync, TileProgram, Transpose, walk_stmts
 from foretile.kernels.operator import operator_names
 from foretile.kernels.values import Value
+from foretile.simulator.launches import lowered, workloads
 from foretile.simulator.lowering.explicit import assume, timed
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.prediction import Prediction
 from foretile.simulator.predictor import as_operator, assumed, machine_of, predict
+from foretile.simulator.simulate import simulate
 
 # One of every style of machine that numbers are known of, and of every generation of copies.
 CHIPS = ("h200-sxm", "b200-sxm", "a100-sxm4-80gb", "mi300x", "ascend-910b3", "cambricon-mlu370-x8")
@@ -192,14 +194,24 @@ def test_what_a_chip_lacks_is_said() -> None:
     assert any("acc is kept in registers" in w for w in warned)
 
 
-def test_a_barrier_of_the_grid_costs_more_than_one_of_the_block() -> None:
-    def program(scope: Any) -> TileProgram:
-        k = Kernel(128, (64,))
-        y = k.tensor("Y", (64, 128), "float32")
-        return k.program(loop("i", 32, Sync(scope, loc=loc())), put(y[var("bx"), tx()], 1.0))
+def barriers(scope: Any) -> TileProgram:
+    k = Kernel(128, (64,))
+    y = k.tensor("Y", (64, 128), "float32")
+    return k.program(loop("i", 32, Sync(scope, loc=loc())), put(y[var("bx"), tx()], 1.0))
 
-    warp, block, grid = (time_of(program(s), "h200-sxm").time_s for s in ("warp", "block", "grid"))
+
+def test_a_barrier_of_the_grid_costs_more_than_one_of_the_block() -> None:
+    warp, block, grid = (time_of(barriers(s), "h200-sxm").time_s for s in ("warp", "block", "grid"))
     assert warp < block < grid
+
+
+@pytest.mark.parametrize("find", [workloads, lowered])
+def test_a_barrier_of_the_grid_is_as_long_as_this_machines_l2_takes(find: Any) -> None:
+    """Two machines that differ in it only, one after the other, of the same program."""
+    operator, near = as_operator(barriers("grid")), machine_of(chip("h200-sxm"))
+    far = replace(near, l2_latency_s=3 * near.l2_latency_s)
+    times = [simulate(find(operator, operator.shape(), {}, m)[0], {}).time_s for m in (near, far)]
+    assert times[1] - times[0] > 32 * 2 * near.l2_latency_s
 
 
 @pytest.mark.parametrize("on", CHIPS)
