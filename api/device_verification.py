@@ -5,7 +5,7 @@ All are given the same operands and held to the same float64 reference and toler
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +19,18 @@ from foretile.kernels.cuda.recipe import LaunchRecipe, TensorArg
 from foretile.kernels.cuda.registry import cuda_program
 from foretile.kernels.cuda.storage import from_device, to_device
 from foretile.kernels.errors import TraceError
-from foretile.kernels.operator import Arrays, Config, Operator, OperatorError, Shape, Tolerance, load_operator
+from foretile.kernels.operator import (
+    Arrays,
+    Config,
+    Operator,
+    OperatorError,
+    Shape,
+    Tolerance,
+    load_operator,
+    operator_names,
+)
 from foretile.kernels.tilelang.compiled import CompileError
+from foretile.precision import example_shapes
 from foretile.simulator.numerics.errors import NumericsError
 from foretile.simulator.numerics.execute import execute
 from foretile.simulator.numerics.verify import OutputCheck, compare, input_kinds
@@ -103,6 +113,44 @@ def verify_on_device(
     tile, missing = _tile_launches(compile_tile or _by_tilelang, operator, full, settings, arch)
     versions = _Versions(operator, full, settings, driver, cuda, tile, missing)
     return [versions.on(kind, seed) for kind in kinds or known]
+
+
+def verify_all_on_device(
+    driver: Driver,
+    *,
+    kinds: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Iterator[DeviceVerification]:
+    """All versions of every operator, in every type it takes, on its example shape.
+
+    ``kinds``: of the inputs, where an operator has them; all otherwise. A version that does not compile is a
+    fault of its operator and stops no other. ``progress`` is told operators
+    done, to do, and the last one.
+
+    Raises:
+        OperatorError: no operator has inputs of these kinds.
+        DeviceError: the device cannot be used any more.
+    """
+    operators = [load_operator(name) for name in operator_names()]
+    if kinds and not any(set(kinds) & set(input_kinds(operator)) for operator in operators):
+        raise OperatorError(f"no operator has inputs {', '.join(kinds)}")
+    for done, operator in enumerate(operators):
+        own = [kind for kind in kinds or input_kinds(operator) if kind in input_kinds(operator)]
+        for shape in example_shapes(operator) if own else ():
+            try:
+                yield from verify_on_device(operator.name, driver, shape, kinds=own, seed=seed)
+            except NvccError as error:
+                yield _stopped(operator, shape, driver, seed, str(error))
+        if progress is not None:
+            progress(done + 1, len(operators), operator.name)
+
+
+def _stopped(operator: Operator, shape: Shape, driver: Driver, seed: int, fault: str) -> DeviceVerification:
+    """An operator whose CUDA version could not be made."""
+    name, tolerance = driver.properties.name, operator.tolerance(shape)
+    versions = (VersionCheck(CUDA, fault=fault),)
+    return DeviceVerification(operator.name, shape, {}, "random", seed, name, tolerance, versions)
 
 
 @dataclass(frozen=True)

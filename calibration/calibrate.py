@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from foretile.calibration.checkpoint import Checkpoint
+from foretile.calibration.device.kernels import TILE
 from foretile.calibration.device.tables import ONE_CONFIGURATION
 from foretile.calibration.fit import FitError, Fitted, fit_chip
 from foretile.calibration.measurements import fit_rows
@@ -51,9 +52,9 @@ def calibrate(
     """Fit ``chip`` to the rows of ``table`` that may be fitted (see :func:`fit_rows`).
 
     Rows that are not comparable are left out. Rows that name a configuration are compared with the tile
-    program in that configuration. Families that cannot be predicted are skipped with the
-    reason. ``jobs``: processes that fit families; ``checkpoint`` keeps what is done, and has it again
-    when the same rows are fitted to the same chip.
+    program in that configuration; those that TileLang compiled inform the chip's own parameters only.
+    Families that cannot be predicted are skipped with the reason. ``jobs``: processes that fit families;
+    ``checkpoint`` keeps what is done, and has it again when the same rows are fitted to the same chip.
 
     Raises:
         FitError: no rows of this chip and of the family that its parameters are fitted to.
@@ -73,11 +74,16 @@ def calibrate(
         _, fitted = fit_chip(chip, base, prior=prior, starts=starts, progress=progress)
         kept.add_chip(fitted)
     made = with_fit(chip, fitted, f"fitted to {len(base)} rows, {digest(base)[:12]}")
-    others = {str(f): g for f, g in rows.groupby("family") if f != CHIP_FAMILY and f not in kept.families}
+    libraries = rows[rows["kernel_source"] != TILE]
+    others = {
+        str(f): g for f, g in libraries.groupby("family") if f != CHIP_FAMILY and f not in kept.families
+    }
     for found in _families(made, others, jobs, progress):
         kept.add_family(found)
     done = _assembled(made, fitted, rows, kept.families)
     done.skipped.update(unfit)
+    for family in sorted({*rows["family"]} - {*libraries["family"]} - {CHIP_FAMILY}):
+        done.skipped[family] = f"only {TILE}: a compiler's kernels take the chip's parameters as they are"
     return done
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from foretile.calibration.device.kernels import TILE, compiled_by_tilelang
 from foretile.calibration.device.timing import Plan, graph_length
 from foretile.calibration.libraries import Library, engine_of, library_of
 from foretile.hwmodels import Chip, load_chip
@@ -75,7 +76,8 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
     """The rows of a table of one device as batches.
 
     Sources whose kernels have no profile of their own in ``chip`` go together, unless ``by_source``. Rows
-    that name a configuration go by it: they are of that tile program, and no library chose.
+    that name a configuration go by it: they are of that tile program, and no library chose. Those of a bundle
+    (``foretile/tile``) are predicted as TileLang's compiler makes them.
 
     Raises:
         OperatorError: an operator, a parameter or a key of a configuration that does not exist.
@@ -95,7 +97,9 @@ def batches(frame: pd.DataFrame, chip: Chip, *, by_source: bool = False) -> list
         ]
         number = pd.Series(pd.factorize(np.array([id(x) for x in libraries]))[0], index=group.index)
         by_number = dict(zip(number, libraries, strict=True))
-        for (_, name_of_source, n, _), part in group.groupby([static, source, number, configs], sort=False):
+        made_here = group["kernel_source"] == TILE
+        by = [static, source, number, configs, made_here]
+        for (_, name_of_source, n, *_), part in group.groupby(by, sort=False):
             found.append(_batch(operator, str(family), str(name_of_source), by_number[n], frame, part))
     return found
 
@@ -155,8 +159,9 @@ def _batch(
         ]
         replayed, runs = np.array(lengths, dtype=np.float64), part["runs"].to_numpy(dtype=np.float64)
     flushed = bool(named) and part["cache"].iloc[0] == "flushed"
+    made_here = part["kernel_source"].iloc[0] == TILE
     return Batch(
-        operator=operator,
+        operator=compiled_by_tilelang(operator) if made_here else operator,
         family=family,
         source=source,
         shape=shape,
@@ -178,9 +183,14 @@ def kernels_of(kernel_source: str) -> str:
     return re.sub(r"/\w+=[^/]*", "", kernel_source)
 
 
-def profile_key(chip: Chip, family: str, source: str) -> str:
-    """The key of ``chip.kernels`` that these rows' kernels use, "" for none."""
-    for key in (f"{family}/{source}", family):
+def profile_key(chip: Chip, batch: Batch) -> str:
+    """The key of ``chip.kernels`` that the batch's kernels use, "" for none.
+
+    A compiler's kernels have none: what is known of a family is known of a library's kernels.
+    """
+    if batch.operator.toolchain:
+        return ""
+    for key in (f"{batch.family}/{batch.source}", batch.family):
         if key in chip.kernels:
             return key
     return ""
@@ -188,7 +198,7 @@ def profile_key(chip: Chip, family: str, source: str) -> str:
 
 def batch_machine(chip: Chip, batch: Batch) -> Machine:
     """The machine as the batch's kernels use it."""
-    return machine_of(chip, profile_key(chip, batch.family, batch.source))
+    return machine_of(chip, profile_key(chip, batch))
 
 
 def allowed(chip: Chip, batch: Batch) -> list[Config]:
@@ -200,7 +210,7 @@ def allowed(chip: Chip, batch: Batch) -> list[Config]:
     Raises:
         SimulationError: nothing fits.
     """
-    key = profile_key(chip, batch.family, batch.source)
+    key = profile_key(chip, batch)
     machine = machine_of(chip, key)
     if batch.config is not None:
         workloads(batch.operator, batch.shape, batch.config, machine)

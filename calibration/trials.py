@@ -39,7 +39,7 @@ class Trials:
         if not self._groups:
             keys: dict[str, list[int]] = {}
             for number, (batch, _, _) in enumerate(self.trials):
-                keys.setdefault(profile_key(chips[0], batch.family, batch.source), []).append(number)
+                keys.setdefault(profile_key(chips[0], batch), []).append(number)
             self._groups = [_Group(key, numbers, self.trials, self._store) for key, numbers in keys.items()]
         found: list[Array] = [np.empty(0)] * len(self.trials)
         for group in self._groups:

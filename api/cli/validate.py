@@ -103,6 +103,7 @@ def validate(
             require_folder(out)  # before minutes of work, not after
         if markdown is not None:
             require_file(markdown)
+        from foretile.calibration.device.accuracy import of_devices
         from foretile.calibration.validate import MODEL_PARTS, select
         from foretile.calibration.validate import validate as run
 
@@ -112,16 +113,17 @@ def validate(
             parts = comma_list(part or ()) or MODEL_PARTS
             made = run(table, out, parts=parts, most=rows or None, progress=progress)
         files = list(made.files)
-        more = () if chips or operator else _reproduced()
+        whole = not chips and not operator
+        more, devices = (_reproduced(), of_devices()) if whole else ((), None)
         if out is not None:
             from foretile.report.accuracy import write_page
 
-            files.insert(0, write_page(made, out, more))
+            files.insert(0, write_page(made, out, more, devices))
         if markdown is not None:
             from foretile.report.accuracy import markdown as text_of
             from foretile.report.accuracy import parameters_markdown
 
-            write_all({markdown: text_of(made.summary, parameters_markdown(), more)})
+            write_all({markdown: text_of(made.summary, parameters_markdown(), more, devices)})
             files.append(markdown)
         if as_json:
             show.emit_json(made.summary.to_json())

@@ -13,7 +13,7 @@ from foretile.cli.errors import reported
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from foretile.device_verification import DeviceVerification
+    from foretile.device_verification import DeviceVerification, VersionCheck
     from foretile.simulator.numerics.verify import OutputCheck, Verification
 
 FAILED = 3  # ran, but a result is outside of the operator's tolerance
@@ -72,10 +72,17 @@ def verify(
         if out is not None and not everything:
             raise ArgumentError("--out needs --all")
         if device is not None:
-            _refuse_beside_device(everything=everything, chip=chip, blocks=blocks)
-            beside = _on_device(op, device, shape, config, inputs, seed)
+            _refuse_beside_device(chip=chip, blocks=blocks, out=out)
+            kinds = [inputs] if inputs else None
+            beside = (
+                _all_on_device(device, kinds, seed)
+                if everything
+                else _on_device(op, device, shape, config, kinds, seed)
+            )
             if as_json:
                 show.emit_json([v.to_json() for v in beside])
+            elif everything:
+                _print_all_versions(beside)
             else:
                 _print_versions(beside)
             raise typer.Exit(0 if all(v.ok for v in beside) else FAILED)
@@ -121,12 +128,29 @@ def verify(
 def _refuse_beside_device(**given: Any) -> None:
     for name, value in given.items():
         if value:
-            option = "all" if name == "everything" else name
-            raise ArgumentError(f"--{option} does not go with --device")
+            raise ArgumentError(f"--{name} does not go with --device")
+
+
+def _all_on_device(device: int, kinds: Sequence[str] | None, seed: int) -> list[DeviceVerification]:
+    from foretile.calibration.device.cupy_driver import open_device
+    from foretile.cli.show import progress
+    from foretile.device_verification import verify_all_on_device
+
+    driver = open_device(device)
+    try:
+        with progress("verifying") as tell:
+            return list(verify_all_on_device(driver, kinds=kinds, seed=seed, progress=tell))
+    finally:
+        driver.close()
 
 
 def _on_device(
-    op: str, device: int, shape: Sequence[str], config: Sequence[str], inputs: str, seed: int
+    op: str,
+    device: int,
+    shape: Sequence[str],
+    config: Sequence[str],
+    kinds: Sequence[str] | None,
+    seed: int,
 ) -> list[DeviceVerification]:
     from foretile.calibration.device.cupy_driver import open_device
     from foretile.device_verification import verify_on_device
@@ -138,7 +162,7 @@ def _on_device(
             driver,
             pairs(shape or (), example="m=300 n=200 k=100"),
             config=pairs(config or (), example="--config block_m=64") or None,
-            kinds=[inputs] if inputs else None,
+            kinds=kinds,
             seed=seed,
         )
     finally:
@@ -175,6 +199,40 @@ def _print_versions(found: Sequence[DeviceVerification]) -> None:
     for version in first.versions:
         if version.missing:
             out.print(Text(f"{version.version}: not run here: {version.missing}"))
+
+
+def _print_all_versions(found: Sequence[DeviceVerification]) -> None:
+    """A row an operator, type and version: its worst inputs; then what faulted, and what was not run."""
+    import numpy as np
+
+    from foretile.cli import show
+
+    errors = show.console(err=True)
+    made = show.table(
+        *("operator", "type", "version", "inputs", "‖err‖/‖ref‖", "tolerance", ""),
+        right=("inputs", "‖err‖/‖ref‖", "tolerance"),
+    )
+    tolerances = {(v.operator, str(v.shape.get("dtype", ""))): v.tolerance.norm for v in found}
+    by_version: dict[tuple[str, str, str], list[VersionCheck]] = {}
+    for v in found:
+        for version in v.versions:
+            key = (v.operator, str(v.shape.get("dtype", "")), version.version)
+            by_version.setdefault(key, []).append(version)
+    for (operator, dtype, name), versions in by_version.items():
+        ran = [version for version in versions if not version.missing]
+        if not ran:
+            continue
+        worst = np.max([check.norm_error for version in ran for check in version.outputs] or [np.nan])
+        tolerance = f"{tolerances[operator, dtype]:.2g}"
+        verdict = _verdict(all(version.ok for version in ran))
+        made.add_row(operator, dtype, name, str(len(ran)), f"{worst:.2e}", tolerance, verdict)
+        for fault in dict.fromkeys(version.fault for version in ran if version.fault):
+            errors.print(f"{operator} {dtype}, {name}: {fault}", markup=False)
+    show.console().print(made)
+    for name, why in dict.fromkeys((x.version, x.missing) for v in found for x in v.versions if x.missing):
+        errors.print(f"{name}: not run here: {why}", markup=False)
+    good = sum(v.ok for v in found)
+    errors.print(f"{good} of {len(found)} within tolerance on {found[0].device}", markup=False)
 
 
 def _few_figures(check: OutputCheck) -> list[str]:

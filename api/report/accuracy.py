@@ -13,6 +13,7 @@ from foretile.calibration.floors import COVERAGE, FLOORS
 from foretile.calibration.sources.comparable import RULES
 from foretile.report import accuracy_tables as tables
 from foretile.report import published as published_tables
+from foretile.report import tile_programs
 from foretile.report.output import write_all
 from foretile.report.page import Figure, asset, environment
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from foretile.calibration.accuracy_summary import Summary
+    from foretile.calibration.device.accuracy import DeviceAccuracy
     from foretile.calibration.published import Reproduction
     from foretile.calibration.validate import Validation
 
@@ -32,23 +34,32 @@ REGIME_TITLES = {
 }
 
 
-def write_page(validation: Validation, folder: Path, published: Sequence[Reproduction] = ()) -> Path:
-    """Write ``accuracy.html`` into ``folder``, with the ``published`` measurements if given.
+def write_page(
+    validation: Validation,
+    folder: Path,
+    published: Sequence[Reproduction] = (),
+    devices: Sequence[DeviceAccuracy] | None = None,
+) -> Path:
+    """Write ``accuracy.html`` into ``folder``, with published measurements and those on devices if given.
 
     Raises:
         OutputError: it cannot be written.
     """
     path = folder / PAGE
-    write_all({path: html(validation, published)})
+    write_all({path: html(validation, published, devices)})
     return path
 
 
-def html(validation: Validation, published: Sequence[Reproduction] = ()) -> str:
+def html(
+    validation: Validation,
+    published: Sequence[Reproduction] = (),
+    devices: Sequence[DeviceAccuracy] | None = None,
+) -> str:
     """The page: one document that needs nothing else."""
     import foretile
 
     summary = validation.summary
-    context = _context(summary, published) | {
+    context = _context(summary, published, devices) | {
         "figures": _figures(validation),
         "style": Markup(asset("page.css")),
         "version": foretile.__version__,
@@ -57,12 +68,17 @@ def html(validation: Validation, published: Sequence[Reproduction] = ()) -> str:
     return _environment().get_template("accuracy.html.j2").render(context)
 
 
-def markdown(summary: Summary, parameters: str = "", published: Sequence[Reproduction] = ()) -> str:
+def markdown(
+    summary: Summary,
+    parameters: str = "",
+    published: Sequence[Reproduction] = (),
+    devices: Sequence[DeviceAccuracy] | None = None,
+) -> str:
     """docs/accuracy.md: the same tables, the rules for comparable rows, the fitted parameters.
 
     ``parameters``: a Markdown table of them. The same summary gives the same text.
     """
-    context = _context(summary, published) | {"parameters": parameters.strip()}
+    context = _context(summary, published, devices) | {"parameters": parameters.strip()}
     return _environment().get_template("accuracy.md.j2").render(context).strip() + "\n"
 
 
@@ -79,7 +95,9 @@ def _environment() -> Environment:
     return made
 
 
-def _context(summary: Summary, published: Sequence[Reproduction] = ()) -> dict[str, Any]:
+def _context(
+    summary: Summary, published: Sequence[Reproduction], devices: Sequence[DeviceAccuracy] | None
+) -> dict[str, Any]:
     by_part = {
         part: {"chips": tables.chip_table(summary, part), "families": tables.family_table(summary, part)}
         for part in summary.parts
@@ -107,6 +125,9 @@ def _context(summary: Summary, published: Sequence[Reproduction] = ()) -> dict[s
         "floor_count": len(FLOORS),
         "published": published_tables.table(published) if published else None,
         "published_words": published_tables.words(published) if published else (),
+        "tile_words": tile_programs.words(devices) if devices is not None else "",
+        "tile_programs": tile_programs.table(devices) if devices else None,
+        "tile_rows": [(held.chip, held.table, tile_programs.every_row(held)) for held in devices or ()],
     }
 
 

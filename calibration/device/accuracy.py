@@ -6,17 +6,22 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from foretile.calibration.device.kernels import TILE, compiled_by_tilelang
+from foretile.calibration.table_files import read_table
 from foretile.calibration.table_schema import MeasurementError
-from foretile.hwmodels import Chip
+from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import load_operator
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import predict
 
+DEVICES = Path(__file__).parents[1] / "data" / "devices"
+"""Tables that bundles wrote on devices, one file each, with a note of the machine beside it."""
 _LEAST_CONFIGURATIONS = 4  # of a shape, for a rank correlation
 
 
@@ -37,6 +42,45 @@ class OperatorAccuracy:
     shapes: int
     rank: float
     regret: float
+
+
+@dataclass(frozen=True)
+class DeviceAccuracy:
+    """What a device's table of tile programs says of the chip as it is and before it was fitted.
+
+    ``rows``: of the table, those that name a configuration and fit the chip, with ``calibrated_s`` and
+    ``uncalibrated_s`` beside what was measured.
+    """
+
+    table: str
+    chip: str
+    calibrated: tuple[OperatorAccuracy, ...]
+    uncalibrated: tuple[OperatorAccuracy, ...]
+    rows: pd.DataFrame
+
+
+def of_devices(folder: Path = DEVICES) -> list[DeviceAccuracy]:
+    """Predictions held against every bundle's table in ``folder``; nothing where no device was measured.
+
+    Raises:
+        MeasurementError: a table that is not one, of a chip that the catalogue does not have, or without a
+            configuration.
+    """
+    found = []
+    for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else ():
+        table = read_table(path)
+        for device in sorted(table["device"].astype(str).unique()):
+            found.append(_of_device(path.name, table[table["device"] == device], device))
+    return found
+
+
+def _of_device(name: str, table: pd.DataFrame, device: str) -> DeviceAccuracy:
+    chips = {"calibrated_s": load_chip(device), "uncalibrated_s": load_chip(device, calibrated=False)}
+    rows = table[table["config"] != "{}"]
+    rows = rows.assign(**{column: list(_predicted(rows, chip)) for column, chip in chips.items()})
+    rows = rows.dropna(subset=list(chips))
+    held = [tuple(accuracy(rows.assign(predicted_s=rows[column]))) for column in chips]
+    return DeviceAccuracy(name, device, held[0], held[1], rows)
 
 
 def accuracy(table: pd.DataFrame, chip: Chip | None = None) -> list[OperatorAccuracy]:
@@ -64,6 +108,8 @@ def accuracy(table: pd.DataFrame, chip: Chip | None = None) -> list[OperatorAccu
 def _predicted(rows: pd.DataFrame, chip: Chip) -> Iterator[float]:
     for _, row in rows.iterrows():
         operator = load_operator(str(row["operator"]))
+        if row["kernel_source"] == TILE:
+            operator = compiled_by_tilelang(operator)
         shape = operator.shape(**json.loads(row["shape"]))
         try:
             yield predict(operator, shape, chip, json.loads(row["config"])).time_s

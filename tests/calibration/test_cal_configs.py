@@ -15,6 +15,7 @@ from foretile.calibration.measurements import canonical
 from foretile.calibration.parameters import prepared, with_factors
 from foretile.calibration.predictions import allowed, batches, predict_table
 from foretile.hwmodels import Chip, load_chip
+from foretile.kernels.ir import TILELANG
 from foretile.kernels.operator import load_operator
 from foretile.simulator.predictor import target
 from foretile.simulator.search import rank
@@ -102,3 +103,24 @@ def test_rows_with_a_configuration_are_fitted_and_misfits_are_told() -> None:
     ((family, why),) = made.skipped.items()
     assert family.startswith("gemm.bf16, rows in a configuration")
     assert "scratchpad" in why or "shared" in why
+
+
+def test_compiled_rows_are_predicted_as_their_compiler_makes_them() -> None:
+    frame = measured()
+    library = frame.assign(kernel_source="elsewhere")
+    chip = prepared(base())
+    compiled, taken = (predict_table(f, lambda _: chip)["time_s"] for f in (frame, library))
+    assert not np.allclose(compiled, taken, rtol=1e-6)
+    assert {b.operator.toolchain for b in batches(frame, chip)} == {TILELANG}
+    assert {b.operator.toolchain for b in batches(library, chip)} == {""}
+
+
+def test_compiled_rows_fit_no_family() -> None:
+    operator = load_operator("rmsnorm")
+    shape = {"rows": 4096, "cols": 7168}
+    config = canonical(operator.configs(operator.shape(**shape))[0])
+    other = table(row("rmsnorm", **shape, **OWN, config=config))
+    made = calibrate(base(), pd.concat([measured(), other], ignore_index=True))
+    assert [f.key for f in made.families] == []
+    ((_, why),) = made.skipped.items()
+    assert "foretile/tile" in why

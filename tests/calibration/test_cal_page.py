@@ -83,6 +83,9 @@ def test_markdown_is_the_same_every_time(made: Validation) -> None:
     assert accuracy.markdown(again, "| launch | s |") == text
     assert "## Fitted parameters\n\n| launch | s |\n" in text
     assert "Fitted parameters" not in accuracy.markdown(made.summary)
+    assert "Tile programs, configuration" not in text
+    none_yet = accuracy.markdown(made.summary, devices=[])
+    assert "No tile program has been measured on a device yet" in none_yet
 
 
 def test_every_row_with_an_error_has_its_n(made: Validation) -> None:

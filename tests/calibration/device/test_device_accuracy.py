@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from tables import row, table
 
-from foretile.calibration.device.accuracy import accuracy
-from foretile.calibration.measurements import MeasurementError, canonical
+from foretile.calibration.device.accuracy import accuracy, of_devices
+from foretile.calibration.device.kernels import TILE, compiled_by_tilelang
+from foretile.calibration.measurements import MeasurementError, canonical, write_table
 from foretile.hwmodels import load_chip
 from foretile.kernels.operator import load_operator
+from foretile.report import tile_programs
 from foretile.simulator.predictor import predict
 
 
@@ -57,3 +61,40 @@ def test_a_table_without_configurations_is_refused() -> None:
         accuracy(table())
     with pytest.raises(MeasurementError, match="no row of h20 names a configuration"):
         accuracy(table(*rows([1.0], [1.0], m=64, n=64, k=64)), load_chip("h20"))
+
+
+def tile_table(**given: object) -> pd.DataFrame:
+    """Tile programs as the chip before its calibration would take them, as TileLang's compiler makes them."""
+    operator, stated = compiled_by_tilelang(load_operator("gemm")), load_chip("h200-sxm", calibrated=False)
+    shape = {"m": 512, "n": 4096, "k": 4096}
+    configs = operator.configs(operator.shape(**shape))[:5]
+    times = [predict(operator, operator.shape(**shape), stated, config).time_s for config in configs]
+    named = {"kernel_source": TILE, "framework": "tilelang", **given}
+    return table(
+        *(
+            row(**shape, **named, latency_s=t, config=canonical(c))
+            for t, c in zip(times, configs, strict=True)
+        ),
+        row(**shape, kernel_source="foretile/cuda", latency_s=1e-3),
+    )
+
+
+def test_tables_of_devices_are_held_with_and_without_calibration(tmp_path: Path) -> None:
+    write_table(tile_table(), tmp_path / "one.parquet")
+    (held,) = of_devices(tmp_path)
+    assert (held.table, held.chip, len(held.rows)) == ("one.parquet", "h200-sxm", 5)
+    assert held.uncalibrated[-1].mape == pytest.approx(0.0, abs=1e-9)
+    assert held.uncalibrated[-1].rank == pytest.approx(1.0)
+    assert held.calibrated[-1].mape > 0.005
+    over = tile_programs.table([held])
+    assert [cells[1].text for cells in over.rows] == ["gemm", "gemm", "all", "all"]
+    assert {cells[3].plain() for cells in over.rows if cells[2].text == "uncalibrated"} == {"0.0 % (n = 5)"}
+    every = tile_programs.every_row(held).markdown()
+    assert every.count("+0.0 %") == 5
+    assert "block_m=" in every
+    assert "h200-sxm" in tile_programs.words([held])
+
+
+def test_without_a_device_nothing_is_claimed(tmp_path: Path) -> None:
+    assert of_devices(tmp_path / "none") == []
+    assert "No tile program has been measured" in tile_programs.words([])

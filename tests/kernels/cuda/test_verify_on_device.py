@@ -175,6 +175,36 @@ def test_the_command_prints_a_table_and_json(host: HostDriver) -> None:
     assert [v["ok"] for v in data[0]["versions"]] == [True, True, True]
 
 
+def test_all_operators_stand_in_one_table(host: HostDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_verification, "operator_names", lambda: ["copy", "silu_mul", "softmax"])
+
+    def one_refused(operator: Operator, shape: Shape, arch: str) -> list[Any]:
+        if operator.name == "silu_mul":
+            raise NvccError("no compiler for this")
+        return as_json(operator, shape, arch)
+
+    monkeypatch.setattr(device_verification, "_hand_written", one_refused)
+    table = runner.invoke(app, ["verify", "--all", "--device", "0", "--inputs", "random"])
+    assert table.exit_code == 3, table.output
+    for part in ("copy", "softmax", "CUDA, GPU", "no compiler for this", "TileLang is not here"):
+        assert part in table.output
+    assert host.allocated == 0
+    data = json.loads(
+        runner.invoke(app, ["verify", "--all", "--device", "0", "--inputs", "random", "--json"]).stdout
+    )
+    ok = {entry["operator"]: entry["ok"] for entry in data}
+    assert ok == {"copy": True, "silu_mul": False, "softmax": True}
+    types = load_operator("softmax").params
+    (dtype,) = (p for p in types if p.name == "dtype")
+    assert sum(entry["operator"] == "softmax" for entry in data) == len(dtype.choices)
+
+
+def test_inputs_that_no_operator_has_are_refused(host: HostDriver) -> None:
+    done = runner.invoke(app, ["verify", "--all", "--device", "0", "--inputs", "nonsense"])
+    assert done.exit_code == 2
+    assert "no operator has inputs nonsense" in done.output
+
+
 def test_what_does_not_go_together_is_refused(host: HostDriver) -> None:
     done = runner.invoke(app, ["verify", "rmsnorm", "rows=3", "cols=40", "--device", "0", "--chip", "h20"])
     assert done.exit_code == 2
