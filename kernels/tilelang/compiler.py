@@ -68,6 +68,7 @@ class Compiler:
         self.use_cache = use_cache
         self.only_kept = only_kept
         self._process: subprocess.Popen[str] | None = None
+        self._said: IO[bytes] | None = None  # what the process writes to its standard error
 
     def __enter__(self) -> Compiler:
         return self
@@ -83,6 +84,9 @@ class Compiler:
             self._process.kill()
             self._process.communicate()
             self._process = None
+        if self._said is not None:
+            self._said.close()
+            self._said = None
 
     # -- what programs become -----------------------------------------------------------------
 
@@ -160,11 +164,12 @@ class Compiler:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
             _version()
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process; close() ends both)
             self._process = subprocess.Popen(
                 WORKER,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=self._said,
                 text=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
@@ -179,11 +184,21 @@ class Compiler:
             ready = waiting.select(timeout_s)
         line = stream.readline() if ready else ""
         if not line:
+            reason = (
+                f"its process ended{self._last_words()}" if ready else f"it took more than {timeout_s:g} s"
+            )
             self.close()
-            reason = "its process ended" if ready else f"it took more than {timeout_s:g} s"
             raise CompileError(f"TileLang {_version()}, {doing}: {reason}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _last_words(self) -> str:
+        """The last line of the process's standard error, which may be long."""
+        assert self._said is not None
+        self._said.seek(max(0, os.fstat(self._said.fileno()).st_size - 4096))
+        lines = self._said.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f": {last[:300]}" if last else ""
 
 
 def switches(program: TileProgram, given: PassConfigs) -> dict[str, Any]:

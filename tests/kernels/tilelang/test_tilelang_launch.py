@@ -192,7 +192,11 @@ def test_a_compiler_that_does_not_finish_is_ended(monkeypatch: pytest.MonkeyPatc
 
 def test_a_compiler_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     worker(monkeypatch, "sys.exit(1)")
-    with Compiler(use_cache=False) as dying, pytest.raises(CompileError, match="its process ended"):
+    with Compiler(use_cache=False) as dying, pytest.raises(CompileError, match=r"its process ended$"):
+        dying.generate(scaled, "sm_90a")
+    worker(monkeypatch, "sys.exit('warned before\\n' + 9000 * 'x' + '\\nCheck failed: no such layout\\n\\n')")
+    told = pytest.raises(CompileError, match=r"its process ended: Check failed: no such layout$")
+    with Compiler(use_cache=False) as dying, told:
         dying.generate(scaled, "sm_90a")
 
 
