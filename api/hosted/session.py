@@ -18,7 +18,7 @@ from foretile.hosted import clock, tuning
 from foretile.hosted.kernel import Kernel
 from foretile.hosted.launch import Launch
 from foretile.hwmodels import Chip, load_chip
-from foretile.kernels.tilelang import probes, renames
+from foretile.kernels.tilelang import absent, probes, renames
 
 Failure = Callable[[str, Exception], None]
 
@@ -87,6 +87,7 @@ def hosted(chip: str | Chip = "h200-sxm", *, failed: Failure | None = None) -> I
         probes.target_of(device),
         clock.predicted(session),
         tuning.predicted(session),
+        absent.stand_ins(),
         mock.patch.object(jit, "cached", made),
         mock.patch.object(jit.JITImpl, "compile", noted),
     ):

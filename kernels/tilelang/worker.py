@@ -40,8 +40,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def _load(request: dict[str, Any]) -> dict[str, Any]:
     from foretile.kernels.load import REQUIRED, converted_arguments
+    from foretile.kernels.tilelang import absent, probes, renames
     from foretile.kernels.tilelang import held as holding
-    from foretile.kernels.tilelang import probes, renames
     from foretile.kernels.tilelang.device import Device
     from foretile.kernels.tilelang.versions import require
 
@@ -52,7 +52,7 @@ def _load(request: dict[str, Any]) -> dict[str, Any]:
     probes.answer(device)
     renames.apply()
     target = probes.target_of(device)
-    with holding.capture(), target:
+    with holding.capture(), target, absent.stand_ins():
         module = _module(path)
         found = _named(module, path, request["name"])
         if request["what"] == "parameters":

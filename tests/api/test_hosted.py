@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,15 @@ def test_a_kernel_that_is_unknown_says_where(tmp_path: Path) -> None:
             odd.odd()(torch.zeros(32))
     finally:
         sys.path.remove(str(tmp_path))
+
+
+def test_packages_to_compare_with_need_not_be_installed(tmp_path: Path) -> None:
+    file = tmp_path / "compared.py"
+    lines = [SOURCE, "import torch", "from not_there.ops import reference", "", "", "def main():"]
+    lines += ["    a = torch.arange(256.0).cuda()", "    assert torch.equal(doubled(256)(a), 2 * a)"]
+    lines += ["    reference(a)", "", "", "main()"]
+    file.write_text("\n".join(lines))
+    told = r"not_there, imported at .*compared\.py:\d+, is not installed, and not_there\.ops\.reference"
+    with hosted() as session, pytest.raises(ModuleNotFoundError, match=told):
+        runpy.run_path(str(file), run_name="__main__")
+    assert [launch.name for launch in session.launches] == ["twice"]
