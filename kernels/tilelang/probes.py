@@ -42,7 +42,7 @@ def answered(device: Device) -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch, "set_default_device", _nothing()))
         patches.enter_context(mock.patch.object(torch, "Generator", _generator()))
         mode = _on_cpu()
-        for patch in _operators(mode):
+        for patch in (*_runtime(device), *_operators(mode)):
             patches.enter_context(patch)
         patches.enter_context(mode)
         yield
@@ -117,6 +117,47 @@ def _accelerator() -> dict[str, Any]:
         "synchronize": _nothing(),
     }
     return {name: value for name, value in found.items() if hasattr(torch.accelerator, name)}
+
+
+def _runtime(device: Device) -> list[Any]:
+    """What TileLang's own runtime says of its CUDA device, which its tile recommender (carver) asks."""
+    import json
+
+    from tilelang import tvm
+    from tilelang.carver.arch.driver import cuda_driver
+
+    # By the number of the question: tvm's DeviceAttrKind (include/tvm/runtime/device_api.h).
+    attributes: dict[int, Any] = {
+        0: 1,
+        1: 1024,
+        2: 32,
+        3: 49_152,
+        4: f"{device.capability[0]}.{device.capability[1]}",
+        5: device.name,
+        6: device.clock_hz // 1000,
+        7: device.cores,
+        8: json.dumps([1024, 1024, 64]),
+        9: 65_536,
+        13: device.l2_bytes,
+        14: device.memory_bytes,
+        15: device.memory_bytes,
+    }
+    # And by CUDA's cudaDeviceAttr (CUDA Runtime API, "Data types used by CUDA Runtime").
+    numbers = {1: 1024, 12: 65_536, 81: device.shared_bytes_per_core, 108: device.l2_bytes}
+    kind, ask = tvm.cuda(0).dlpack_device_type(), tvm.runtime.Device._GetDeviceAttr
+
+    def attribute(self: Any, device_type: int, device_id: int, number: int) -> Any:
+        if device_type != kind or number not in attributes:
+            return ask(self, device_type, device_id, number)
+        return attributes[number]
+
+    def by_number(number: int, device_id: int = 0) -> int | None:
+        return numbers.get(number)
+
+    return [
+        mock.patch.object(tvm.runtime.Device, "_GetDeviceAttr", attribute),
+        mock.patch.object(cuda_driver, "get_device_attribute", by_number),
+    ]
 
 
 def _properties(device: Device) -> SimpleNamespace:

@@ -196,3 +196,21 @@ def test_packages_to_compare_with_need_not_be_installed(tmp_path: Path) -> None:
     with hosted() as session, pytest.raises(ModuleNotFoundError, match=told):
         runpy.run_path(str(file), run_name="__main__")
     assert [launch.name for launch in session.launches] == ["twice"]
+
+
+def test_tiles_are_recommended_for_the_chip(tmp_path: Path) -> None:
+    from tilelang.carver.arch import CUDA, driver
+    from tilelang.carver.template import MatmulTemplate
+
+    for name in ("a100", "h20"):
+        chip = load_chip(name)
+        with hosted(name):
+            device = CUDA("cuda")
+            wanted = MatmulTemplate(M=512, N=512, K=512, in_dtype="float16", accum_dtype="float32")
+            hints = wanted.with_arch(device).recommend_hints(topk=2)
+        assert chip.cores is not None
+        assert device.compute_max_core == chip.cores.value
+        assert [len(hint.block) for hint in hints] == [2, 2]
+    with pytest.raises(RuntimeError, match="cuda"):
+        CUDA("cuda")
+    assert driver.cuda_driver.get_device_attribute(81) is None  # nothing is answered afterwards
