@@ -192,6 +192,6 @@ def of_prediction(
     machine = hwmodels.load_chip(chip)
     if not architecture(machine) or (not compile_now and installed() is None):
         return ()
-    operator, shape = resolve(op, prediction.shape)
+    operator, shape = resolve(op, prediction.shape, chip=machine)
     with Compiler(only_kept=not compile_now) as compiler:
         return compare_compiled(operator, shape, machine, dict(prediction.config), compiler)

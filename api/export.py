@@ -68,7 +68,7 @@ def traced(
     Raises:
         OperatorError, TraceError, SimulationError: a wrong name, parameter or configuration.
     """
-    operator, full = resolve(op, shape)
+    operator, full = resolve(op, shape, chip=hwmodels.load_chip(chip) if chip is not None else None)
     symbolic = {name: _symbolic(operator, name) for name in dynamic}
     settings = _settings(operator, full, config, chip)
     found = operator.program({**full, **symbolic}, settings)

@@ -40,7 +40,7 @@ def check(
     from foretile.simulator.review import review
 
     machine = load_chip(chip)
-    operator, full = resolve(op, shape, tensors)
+    operator, full = resolve(op, shape, tensors, machine)
     given = dict(tensors or {})
     truth = reference
     if operator.params:  # of the library: it brings operands and reference of its own

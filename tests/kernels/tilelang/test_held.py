@@ -92,6 +92,29 @@ def test_a_file_is_loaded_once_by_a_process_that_answers_for_a_device(held, monk
         load_program(f"{FILE}:lazy", rows="17", cols="32")
 
 
+def test_whatever_is_asked_of_a_file_it_finds_the_chip_that_was_named(monkeypatch, tmp_path):
+    from foretile import check, predict
+    from foretile.export import traced
+    from foretile.hwmodels import load_chip
+    from foretile.kernels.tilelang import process
+
+    monkeypatch.setenv("FORETILE_CACHE", str(tmp_path))
+    cores = int(load_chip("h20").cores.value)
+    shape = {"rows": cores, "cols": 32}
+    asked = []
+    ask = process._run
+
+    def noted(request):
+        asked.append(request["device"]["cores"])
+        return ask(request)
+
+    monkeypatch.setattr(process, "_run", noted)
+    assert check(f"{FILE}:lazy", "h20", run=False, **shape).findings is not None
+    assert traced(f"{FILE}:lazy", shape, chip="h20").programs[0].grid[0].value == cores
+    assert predict(f"{FILE}:lazy", "h20", **shape).chip == "h20"
+    assert asked == [cores]  # the same question, asked once
+
+
 def test_a_mistake_in_a_file_is_one_message(monkeypatch, tmp_path):
     monkeypatch.setenv("FORETILE_CACHE", str(tmp_path))
     with pytest.raises(TraceError, match=r"has no kernel or function 'lasy'; did you mean lazy"):
