@@ -69,12 +69,14 @@ class Resident:
     finished: set[int] = field(default_factory=set)
     random: Generators | None = None
     products: list[int] = field(default_factory=list)  # of the matrix engine that works by itself
+    before_products: Known = field(init=False)  # what was over when they were started
     progress: int = 0
     grid: int = 0
 
     def __post_init__(self) -> None:
         program = self.machine.program
         self.threads = program.threads
+        self.before_products = Known((0,) * len(self.teams))
         self.wide = threads_of(self.frame, self.threads)
         self.shape = tuple(reversed(program.thread_shape)) or (self.threads,)
 

@@ -80,6 +80,9 @@ class Waits:
         elif later == "tcgen05":
             assert isinstance(s, Gemm)
             self.resident.products.append(number)
+            if self.resident.order is not None:  # what it started after is over when it is
+                before = self.resident.order.release(self.number)
+                self.resident.before_products = before.join(self.resident.before_products)
             if s.barrier is not None:
                 self._products_arrive(s.barrier, mask, s.loc)
 
@@ -141,7 +144,7 @@ class Waits:
         r = self.resident
         barriers, which = self._barrier(barrier, mask, loc)
         blocks = np.flatnonzero(self._count(mask))
-        brings = None if r.order is None else self._only(r.products)
+        brings = None if r.order is None else self._only(r.products).join(r.before_products)
         barriers.arrive(blocks, which[blocks], np.ones(len(blocks), dtype=np.int64), brings, loc)
 
     def _attach(self, barrier: Load, numbers: list[int], mask: Any, loc: Loc | None) -> None:

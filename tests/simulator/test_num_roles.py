@@ -291,6 +291,56 @@ def test_one_block_that_stores_into_what_a_copy_brings() -> None:
         execute(filled(tx() < 16), {"X": np.zeros((2, 32), np.float32)})
 
 
+def by_the_engine() -> TileProgram:
+    """The same ring, whose products an engine does by itself; each frees its tiles when it is done."""
+    k = Kernel(96, (2, 2))
+    a, b = k.tensor("A", (2 * M, K), "float16"), k.tensor("B", (K, 2 * N), "float16")
+    c = k.tensor("C", (2 * M, 2 * N), "float32")
+    a_s = k.alloc("a_s", (STAGES, M, DEPTH), "float16", "shared")
+    b_s = k.alloc("b_s", (STAGES, DEPTH, N), "float16", "shared")
+    acc = k.alloc("acc", (M, N), "float32", "tmem")
+    out = k.alloc("out", (M, N), "float32", "fragment")
+    full, empty = k.barrier("full", (32,) * STAGES), k.barrier("empty", (1,) * STAGES)
+    done = k.barrier("done", (1,))
+    i = var("i")
+    stage, turn = i % STAGES, i // STAGES % 2
+    brings: dict[str, Any] = {"mode": "tma", "barrier": full.load(stage)}
+    producer = loop(
+        "i",
+        K // DEPTH,
+        wait(empty, stage, (i // STAGES + 1) % 2),
+        copy(a.box((var("by") * M, M), (i * DEPTH, DEPTH)), a_s.box(stage, (0, M), (0, DEPTH)), **brings),
+        copy(b.box((i * DEPTH, DEPTH), (var("bx") * N, N)), b_s.box(stage, (0, DEPTH), (0, N)), **brings),
+        arrive(full, stage),
+    )
+    product = gemm(
+        *(a_s.box(stage, (0, M), (0, DEPTH)), b_s.box(stage, (0, DEPTH), (0, N)), acc.box()),
+        clear_if=number(i < 1),
+        mode="tcgen05",
+        barrier=empty.load(stage),
+    )
+    consumer = (
+        loop("i", K // DEPTH, wait(full, stage, turn), product),
+        BarrierArrive(done.load(0), after="tcgen05", loc=loc()),
+    )
+    return k.program(
+        when(tx() < 32, producer),
+        when(tx() >= 32, when(tx() < 64, *consumer)),
+        wait(done, 0, 0),
+        copy(acc.box(), out.box()),
+        copy(out.box(), c.box((var("by") * M, M), (var("bx") * N, N))),
+    )
+
+
+def test_an_engine_that_frees_the_tiles_it_has_read() -> None:
+    """Its products began after the copies into them were over; who waits for it knows of both."""
+    given, program = operands(), by_the_engine()
+    assert np.array_equal(execute(program, given).tensors["C"], expected(given))
+    too_soon = without(program.body, lambda s: isinstance(s, BarrierWait) and s.barrier.buffer == "empty")
+    with pytest.raises(NumericsError, match="while an asynchronous copy or product"):
+        execute(replace(program, body=too_soon), given)
+
+
 def multiplied(mode: str, wait_for: int | None, *after: Stmt, scope: str = "fragment") -> TileProgram:
     """A product in two steps by an asynchronous engine, and what comes after."""
     k = Kernel(128)
