@@ -9,15 +9,15 @@ from typing import Any
 from foretile.kernels.errors import TraceError
 from foretile.kernels.ir import Loc
 
-_FOREIGN = ("site-packages", "dist-packages", "/lib/python", "<frozen", "foretile/kernels", "<string>")
+_FOREIGN = ("site-packages", "dist-packages", "/lib/python", "<frozen", "<string>")
+_OURS = Path(__file__).resolve().parents[1]  # this package, wherever it is installed
 
 
 def trace_error(error: BaseException, held: Any = None) -> TraceError:
     """``error`` of TileLang's front end, at the innermost line that is the author's."""
     place = None
     for frame in traceback.extract_tb(error.__traceback__):
-        own = not any(part in frame.filename for part in _FOREIGN) and Path(frame.filename).is_file()
-        if own and frame.lineno is not None:
+        if _authors(frame.filename) and frame.lineno is not None:
             place = Loc(frame.filename, frame.lineno)
     text = str(error).strip().splitlines()
     shown = text[0] if text else ""
@@ -31,6 +31,12 @@ def trace_error(error: BaseException, held: Any = None) -> TraceError:
     name = getattr(held, "__name__", None) or getattr(getattr(held, "func", None), "__name__", "")
     of = f"{name}: " if name else ""
     return TraceError(f"{of}TileLang does not trace it: {type(error).__name__}: {shown}{advice}", place)
+
+
+def _authors(file: str) -> bool:
+    if any(part in file for part in _FOREIGN) or not Path(file).is_file():
+        return False
+    return not Path(file).resolve().is_relative_to(_OURS)
 
 
 def _advice(error: BaseException) -> str:
