@@ -4,7 +4,8 @@ A library has one tile for a head size, and keeps it where a smaller one would b
 3 decode block of one key takes as long as one of 128.
 
 Two kinds of entries. FlashAttention 2 and 3: tile sizes as the libraries have them by head size, as far as
-a tile program can (3: hopper/tile_size.h). How decode splits keys is in ``splits``. All other tiles
+a tile program can (3: hopper/tile_size.h); rows of decode with more than 16 query heads a K/V head, of
+FlashInfer and trtllm-gen. How decode splits keys is in ``splits``. All other tiles
 are stand-ins, picked among a few candidates by the error on rows that may be fitted (H200, B200, L40S,
 A100): tiles of TensorRT-LLM's and FlashInfer's kernels, and what a call launches beside them, which was
 inferred from the least times of the tables (one launch of the chip for each kernel).
@@ -116,13 +117,31 @@ _FA2 = _by_head(
 )
 
 
-def _filled(shape: Shape) -> tuple[Tile, ...]:
-    """Tiles of 128 keys for 16 query heads, in as many stages as shared memory holds: one block a core."""
-    for keys in (128, 64, 32):
-        stages = int(_SHARED_BYTES // (2 * keys * shape["head_dim"] * CACHE_BYTES[shape["kv_dtype"]]))
-        if stages > 1:
-            return ((16, keys, stages, 128),)
-    return ()
+_FEW = 16  # query heads a K/V head that the least tile of a matrix instruction serves
+
+
+def _many(shape: Shape) -> bool:
+    """More query heads a K/V head than the least tile has rows."""
+    return bool(shape["heads"] > _FEW * shape["kv_heads"])
+
+
+def _filled_by(rows: int) -> Tiles:
+    """Tiles of 128 keys, in as many stages as shared memory holds: one block a core."""
+
+    def tiles(shape: Shape) -> tuple[Tile, ...]:
+        for keys in (128, 64, 32):
+            stages = int(_SHARED_BYTES // (2 * keys * shape["head_dim"] * CACHE_BYTES[shape["kv_dtype"]]))
+            if stages > 1:
+                return ((rows, keys, stages, 128),)
+        return ()
+
+    return tiles
+
+
+def _gen(kernels: str, beside: tuple[str, ...]) -> tuple[Library, ...]:
+    """trtllm-gen on Blackwell: 32 heads a block where 16 are too few, as its split rule counts them."""
+    wide = _decode(kernels, _filled_by(32), "tcgen05", shapes=_many, parts=gen, merges="last", beside=beside)
+    return wide, _decode(kernels, _filled_by(_FEW), "tcgen05", parts=gen, merges="last", beside=beside)
 
 
 _NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2, 128), (16, 32, 2, 128))})
@@ -132,6 +151,22 @@ _NARROW = _by_head({128: ((16, 128, 2, 128), (16, 64, 2, 128)), 256: ((16, 64, 2
 _INFER = _by_head(
     {64: ((16, 128, 1, 128),), 128: ((16, 64, 1, 128),), 256: ((16, 64, 1, 128), (16, 32, 1, 128))}
 )
+
+
+# FlashInfer with more than 16 query heads a K/V head: 64 rows (attention/scheduler.cuh, DetermineCtaTileQ;
+# its 128 above 64 heads are left out), one tile of K and V, two blocks a core if they fit (prefill.cuh).
+_INFER_ROWS, _INFER_SHARED, _INFER_STEP = 64, 100 * 1024, 16
+
+
+def _infer_many(shape: Shape) -> tuple[Tile, ...]:
+    """Keys in steps of 16, doubled up to 128 as far as shared memory of Ada and GB20x holds them."""
+    queries = _INFER_ROWS * shape["head_dim"] * CACHE_BYTES[shape["dtype"]]
+    step = 2 * _INFER_STEP * shape["head_dim"] * CACHE_BYTES[shape["kv_dtype"]]
+    blocks = 2 if 2 * (queries + step) <= _INFER_SHARED else 1
+    steps = (_INFER_SHARED // blocks - queries) // step
+    tiles = tuple((_INFER_ROWS, n * _INFER_STEP, 1, 128) for n in (8, 4, 2, 1) if n <= steps)
+    # Of a narrower cache the program keeps a copy in the products' type: only half of the keys may fit.
+    return tiles[: 1 if shape["kv_dtype"] == shape["dtype"] else 2]
 
 
 def _xqa_tiles(shared: int) -> Tiles:
@@ -227,17 +262,8 @@ ATTENTION: tuple[Library, ...] = (
     _decode("vllm_flash_attn_fa2*", _FA2, parts=flash2, beside=("cache", "lengths", "lengths")),
     _decode("vllm_flash_attn*", _FA2, parts=flash2, beside=("cache",)),
     _decode("flash_attention*", _FA2, beside=("cache",)),
-    _decode(
-        "torch_flow torch_flow/*", _filled, "tcgen05", parts=gen, merges="last", beside=("cache", "lengths")
-    ),
-    _decode(
-        "vllm_flashinfer_trtllmdecode*",
-        _filled,
-        "tcgen05",
-        parts=gen,
-        merges="last",
-        beside=("cache", "lengths"),
-    ),
+    *_gen("torch_flow torch_flow/*", ("cache", "lengths")),
+    *_gen("vllm_flashinfer_trtllmdecode*", ("cache", "lengths")),
     *(
         _decode(
             "torch_flow torch_flow/*", _MASKED, engine, shapes=_ungrouped(cores), parts=masked, merges="last"
@@ -251,17 +277,24 @@ ATTENTION: tuple[Library, ...] = (
     _decode("torch_flow torch_flow/*", _XQA, "wgmma", parts=xqa, merges="last", beside=("cache",)),
     _decode("torch_flow", _XQA_SMALL, "mma_sync*", parts=xqa, merges="last", beside=("cache",)),
     # Three kernels more for an fp8 cache, as the least times say: sglang casts Q, K and V, presumably.
-    _decode(
-        "trtllm_mha*",
-        _filled,
-        "tcgen05",
-        parts=gen,
-        merges="last",
-        beside=("cache", "cast", "narrowed", "narrowed"),
-    ),
-    _decode("torch_flow* *flashinfer*", _filled, "tcgen05", parts=gen, merges="last", beside=("cache",)),
+    *_gen("trtllm_mha*", ("cache", "cast", "narrowed", "narrowed")),
+    *_gen("torch_flow* *flashinfer*", ("cache",)),
     _decode("torch_flow*", _NARROW, beside=("cache",)),
     # sglang turns new keys and values into the cache's type, each by a kernel.
+    _decode(
+        "flashinfer",
+        _infer_many,
+        "mma_sync/fp8 mma_sync+bulk",
+        shapes=_many,
+        beside=("cache", "narrowed", "narrowed"),
+    ),
+    _decode(
+        "vllm_flashinfer_fidecode",
+        _infer_many,
+        "mma_sync/fp8 mma_sync+bulk",
+        shapes=_many,
+        beside=("cache", "lengths", "lengths"),
+    ),
     _decode("flashinfer", _NARROW, beside=("cache", "narrowed", "narrowed")),
     _decode("vllm_flashinfer_fidecode", _INFER, beside=("cache", "lengths", "lengths")),
     _decode("*flashinfer*", _NARROW, beside=("cache",)),

@@ -107,7 +107,13 @@ def test_every_library_is_of_some_measured_chip(library: Library) -> None:
     forms = [
         sizes(library, kv_dtype=kind, **more)
         for kind in ("bf16", "fp8")
-        for more in ({}, {"heads": 128, "batch": 1}, {"heads": 8, "kv_heads": 2}, {"head_dim": 256})
+        for more in (
+            {},
+            {"heads": 128, "batch": 1},
+            {"heads": 8, "kv_heads": 2},
+            {"heads": 64, "kv_heads": 2},
+            {"head_dim": 256},
+        )
     ]
     assert any(library.describes(library.operator, source, e, form) for e in engines for form in forms)
 
@@ -240,6 +246,43 @@ def test_kernels_beside_an_operator_cost_time_that_grows_with_what_they_move() -
         assert batch.library is not None
         beside = len(batch.library.bytes_beside(batch.shape))
         assert (around_s(chip, batch) > beside * 0.9 * launch).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "chip"),
+    [
+        ("torch_flow", "b200-sxm"),
+        ("trtllm_mha", "gb300"),
+        ("flashinfer", "l40s"),
+        ("flashinfer", "rtx-pro-6000"),
+    ],
+)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("kv_dtype", ["bf16", "fp8"])
+def test_one_block_serves_up_to_32_query_heads_a_kv_head(
+    source: str, chip: str, head_dim: int, kv_dtype: str
+) -> None:
+    """Keys and values are read once for 32 heads, not once for every 16 of them."""
+    made = load_chip(chip).model_copy(update={"kernels": {}})
+    operator = load_operator("attention_decode")
+    dtype = "bf16" if source == "flashinfer" else kv_dtype
+    rows: list[set[int]] = []
+    for heads in (64, 128):
+        given = {"batch": 512, "kv_len": 64, "heads": heads, "kv_heads": 4, "head_dim": head_dim}
+        shape = operator.shape(**given, dtype=dtype, kv_dtype=kv_dtype)
+        library = library_of("attention_decode", source, engine_of(made), shape)
+        assert library is not None
+        assert library.tiles is not None
+        rows.append(set())
+        for config in library.tiles(shape):
+            try:
+                workloads(operator, shape, config, machine_of(made, ""))
+            except SimulationError:
+                continue
+            rows[-1].add(config["block_h"])
+    few, many = rows
+    assert few == {16}
+    assert many in ({32}, {64}), "of one size, and some tile fits"
 
 
 LATENT_PREFILL = {"seq": 1024, "heads": 16, "prefix": 0}
