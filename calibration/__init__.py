@@ -1,1 +1,1 @@
-"""What reality says: measurements, fitting and validation (the work that follows the spine)."""
+"""What reality says: measurements, fitting and validation."""

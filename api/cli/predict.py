@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from foretile.cli.arguments import CONFIG, JSON, OPERATOR, SHAPE, ArgumentError, comma_list, pairs
-from foretile.cli.errors import reported
+from foretile.cli.errors import WRONG_REQUEST, reported
 
 if TYPE_CHECKING:
     from foretile.compiled import Comparison
@@ -152,7 +152,7 @@ def predict(
 ) -> None:
     """How long an operator takes, with interval, bound and breakdown.
 
-    JSON: one object for one chip, a list of them for several.
+    JSON: one object for one chip, a list of them for several. Exit code 2: for one of them there is none.
     """
     from foretile.cli import show
 
@@ -166,14 +166,46 @@ def predict(
         kind: Literal["engine", "cost_model"] = "engine" if model is Model.ENGINE else "cost_model"
         state: Literal["cold", "warm"] = "cold" if cache is Cache.COLD else "warm"
         known = _assumed(extern, trips, toolchain)
-        found = [
-            run(op, name, config=chosen or None, model=kind, cache=state, **known, **sizes) for name in chips
-        ]
+
+        def on(name: str) -> Prediction:
+            return run(op, name, config=chosen or None, model=kind, cache=state, **known, **sizes)
+
+        found, refused = _on_each(on, chips)
         if as_json:
-            objects = [prediction.to_json() for prediction in found]
+            objects = [
+                found[name].to_json() if name in found else {"chip": name, "error": str(refused[name])}
+                for name in chips
+            ]
             show.emit_json(objects[0] if len(objects) == 1 else objects)
-            return
-        _print_predictions(found, chips)
+        else:
+            _print_predictions(list(found.values()), list(found))
+        for name, error in refused.items():
+            show.console(err=True).print(f"{name}: {error}", markup=False)
+        if refused:
+            raise typer.Exit(WRONG_REQUEST)
+
+
+def _on_each(
+    on: Callable[[str], Prediction], chips: Sequence[str]
+) -> tuple[dict[str, Prediction], dict[str, Exception]]:
+    """Predictions by chip, and why there is none; an error where there is none at all.
+
+    A program may fit one chip and not another, and a file may trace for one only.
+    """
+    from foretile.hwmodels.incomplete import IncompleteChipError
+    from foretile.kernels.errors import TraceError
+    from foretile.simulator.machine import SimulationError
+
+    found: dict[str, Prediction] = {}
+    refused: dict[str, Exception] = {}
+    for name in chips:
+        try:
+            found[name] = on(name)
+        except (SimulationError, TraceError, IncompleteChipError) as error:
+            refused[name] = error
+    if not found:
+        raise next(iter(refused.values()))
+    return found, refused
 
 
 def _shape_words(shape: Mapping[str, Any]) -> str:

@@ -213,10 +213,23 @@ def test_an_incomplete_chip_is_listed_and_shown_with_what_is_missing(run: Run) -
 
 @pytest.mark.usefixtures("fake")
 def test_an_incomplete_chip_refuses_to_predict(run: Run) -> None:
-    said = run("predict", *GEMM, "--chip", "half-known", "--chip", "big-one")
+    said = run("predict", *GEMM, "--chip", "half-known")
     assert (said.code, said.out) == (2, "")
     assert "half-known is incomplete" in said.err
     assert "missing: clock.max_hz; l2 (bandwidth_bytes_per_cycle, latency_cycles)" in said.err
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_chip_that_refuses_takes_no_other_with_it(run: Run) -> None:
+    words = ("predict", *GEMM, "--chip", "half-known", "--chip", "big-one", "--chip", "small-one")
+    said = run(*words)
+    assert said.code == 2
+    assert "half-known is incomplete" in " ".join(said.err.split())
+    assert "small-one" in said.out
+    half, big, small = json.loads(run(*words, "--json").out)
+    assert (half["chip"], big["chip"], small["chip"]) == ("half-known", "big-one", "small-one")
+    assert "half-known is incomplete" in half["error"]
+    assert big["time_s"] < small["time_s"]
 
 
 def test_check_says_how_complete_a_file_is(run: Run, tmp_path: Path) -> None:

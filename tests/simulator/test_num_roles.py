@@ -19,6 +19,7 @@ from foretile.kernels.ir import (
     For,
     Hint,
     If,
+    Region,
     Stmt,
     Sync,
     TileProgram,
@@ -42,35 +43,42 @@ def expected(given: dict[str, np.ndarray]) -> np.ndarray:
     return given["A"].astype(np.float32) @ given["B"].astype(np.float32)
 
 
-def produced() -> TileProgram:
-    """A product whose tiles one warp group fetches and another multiplies, by a ring of ``STAGES`` tiles."""
-    k = Kernel(256, (2, 2))
+STEP = var("i")
+STAGE, TURN = STEP % STAGES, STEP // STAGES % 2
+
+
+def fetched(k: Kernel, full: Name, empty: Name) -> tuple[tuple[Region, Region], For]:
+    """A ring of ``STAGES`` tiles of A and B: the two tiles of a step, and the loop that fetches them."""
     a, b = k.tensor("A", (2 * M, K), "float16"), k.tensor("B", (K, 2 * N), "float16")
-    c = k.tensor("C", (2 * M, 2 * N), "float32")
-    a_s = k.alloc("a_s", (STAGES, M, DEPTH), "float16", "shared")
-    b_s = k.alloc("b_s", (STAGES, DEPTH, N), "float16", "shared")
-    acc = k.alloc("acc", (M, N), "float32", "fragment")
-    full = k.barrier("full", (128,) * STAGES)
-    empty = k.barrier("empty", (128,) * STAGES)
-    i = var("i")
-    stage, turn = i % STAGES, i // STAGES % 2
-    brings: dict[str, Any] = {"mode": "tma", "barrier": full.load(stage)}
+    a_s = k.alloc("a_s", (STAGES, M, DEPTH), "float16", "shared").box(STAGE, (0, M), (0, DEPTH))
+    b_s = k.alloc("b_s", (STAGES, DEPTH, N), "float16", "shared").box(STAGE, (0, DEPTH), (0, N))
+    brings: dict[str, Any] = {"mode": "tma", "barrier": full.load(STAGE)}
     producer = loop(
         "i",
         K // DEPTH,
-        wait(empty, stage, (i // STAGES + 1) % 2),
-        copy(a.box((var("by") * M, M), (i * DEPTH, DEPTH)), a_s.box(stage, (0, M), (0, DEPTH)), **brings),
-        copy(b.box((i * DEPTH, DEPTH), (var("bx") * N, N)), b_s.box(stage, (0, DEPTH), (0, N)), **brings),
-        arrive(full, stage),
+        wait(empty, STAGE, (STEP // STAGES + 1) % 2),
+        copy(a.box((var("by") * M, M), (STEP * DEPTH, DEPTH)), a_s, **brings),
+        copy(b.box((STEP * DEPTH, DEPTH), (var("bx") * N, N)), b_s, **brings),
+        arrive(full, STAGE),
     )
+    return (a_s, b_s), producer
+
+
+def produced() -> TileProgram:
+    """A product whose tiles one warp group fetches and another multiplies."""
+    k = Kernel(256, (2, 2))
+    full, empty = k.barrier("full", (128,) * STAGES), k.barrier("empty", (128,) * STAGES)
+    tiles, producer = fetched(k, full, empty)
+    c = k.tensor("C", (2 * M, 2 * N), "float32")
+    acc = k.alloc("acc", (M, N), "float32", "fragment")
     consumer = (
         Fill(acc.box(), Const(0.0, "float32"), loc=loc()),
         loop(
             "i",
             K // DEPTH,
-            wait(full, stage, turn),
-            gemm(a_s.box(stage, (0, M), (0, DEPTH)), b_s.box(stage, (0, DEPTH), (0, N)), acc.box()),
-            arrive(empty, stage),
+            wait(full, STAGE, TURN),
+            gemm(*tiles, acc.box()),
+            arrive(empty, STAGE),
         ),
         copy(acc.box(), c.box((var("by") * M, M), (var("bx") * N, N))),
     )
@@ -294,33 +302,16 @@ def test_one_block_that_stores_into_what_a_copy_brings() -> None:
 def by_the_engine() -> TileProgram:
     """The same ring, whose products an engine does by itself; each frees its tiles when it is done."""
     k = Kernel(96, (2, 2))
-    a, b = k.tensor("A", (2 * M, K), "float16"), k.tensor("B", (K, 2 * N), "float16")
-    c = k.tensor("C", (2 * M, 2 * N), "float32")
-    a_s = k.alloc("a_s", (STAGES, M, DEPTH), "float16", "shared")
-    b_s = k.alloc("b_s", (STAGES, DEPTH, N), "float16", "shared")
-    acc = k.alloc("acc", (M, N), "float32", "tmem")
-    out = k.alloc("out", (M, N), "float32", "fragment")
     full, empty = k.barrier("full", (32,) * STAGES), k.barrier("empty", (1,) * STAGES)
     done = k.barrier("done", (1,))
-    i = var("i")
-    stage, turn = i % STAGES, i // STAGES % 2
-    brings: dict[str, Any] = {"mode": "tma", "barrier": full.load(stage)}
-    producer = loop(
-        "i",
-        K // DEPTH,
-        wait(empty, stage, (i // STAGES + 1) % 2),
-        copy(a.box((var("by") * M, M), (i * DEPTH, DEPTH)), a_s.box(stage, (0, M), (0, DEPTH)), **brings),
-        copy(b.box((i * DEPTH, DEPTH), (var("bx") * N, N)), b_s.box(stage, (0, DEPTH), (0, N)), **brings),
-        arrive(full, stage),
-    )
-    product = gemm(
-        *(a_s.box(stage, (0, M), (0, DEPTH)), b_s.box(stage, (0, DEPTH), (0, N)), acc.box()),
-        clear_if=number(i < 1),
-        mode="tcgen05",
-        barrier=empty.load(stage),
-    )
+    tiles, producer = fetched(k, full, empty)
+    c = k.tensor("C", (2 * M, 2 * N), "float32")
+    acc = k.alloc("acc", (M, N), "float32", "tmem")
+    out = k.alloc("out", (M, N), "float32", "fragment")
+    frees: dict[str, Any] = {"mode": "tcgen05", "barrier": empty.load(STAGE)}
+    product = gemm(*tiles, acc.box(), clear_if=number(STEP < 1), **frees)
     consumer = (
-        loop("i", K // DEPTH, wait(full, stage, turn), product),
+        loop("i", K // DEPTH, wait(full, STAGE, TURN), product),
         BarrierArrive(done.load(0), after="tcgen05", loc=loc()),
     )
     return k.program(
