@@ -125,8 +125,7 @@ def verify_all_on_device(
     """All versions of every operator, in every type it takes, on its example shape.
 
     ``kinds``: of the inputs, where an operator has them; all otherwise. A version that does not compile is a
-    fault of its operator and stops no other. ``progress`` is told operators
-    done, to do, and the last one.
+    fault of its operator and stops no other. ``progress`` is told operators done, to do, and the last one.
 
     Raises:
         OperatorError: no operator has inputs of these kinds.

@@ -12,9 +12,7 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-import site
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 from unittest import mock
+
+from foretile.kernels.tilelang.messages import of_author
 
 _GUARDS = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 _INNER = frozenset({"<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>"})
@@ -125,7 +125,7 @@ def stand_ins() -> Iterator[None]:
 def _may_stand_in(root: str, frame: FrameType) -> bool:
     """Whether an import of an absent package is an author's, of the whole file, and not guarded by it."""
     file = frame.f_code.co_filename
-    if frame.f_code.co_name != "<module>" or not _authors(file) or root in sys.modules:
+    if frame.f_code.co_name != "<module>" or not of_author(file) or root in sys.modules:
         return False
     return frame.f_lineno not in _guarded(file) and importlib.util.find_spec(root) is None
 
@@ -135,20 +135,6 @@ def _reading(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_code.co_name in _INNER:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_name == "<module>"
-
-
-@lru_cache(maxsize=1)
-def _installed() -> tuple[Path, ...]:
-    """Folders of installed packages and of Python's own library."""
-    known = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    folders = [*known, *site.getsitepackages(), site.getusersitepackages()]
-    return tuple(Path(folder).resolve() for folder in folders if folder)
-
-
-@lru_cache(maxsize=1024)
-def _authors(file: str) -> bool:
-    path = Path(file)
-    return path.is_file() and not any(path.resolve().is_relative_to(folder) for folder in _installed())
 
 
 @lru_cache(maxsize=64)

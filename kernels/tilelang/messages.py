@@ -17,7 +17,7 @@ def trace_error(error: BaseException, held: Any = None) -> TraceError:
     """``error`` of TileLang's front end, at the innermost line that is the author's."""
     place = None
     for frame in traceback.extract_tb(error.__traceback__):
-        if _authors(frame.filename) and frame.lineno is not None:
+        if of_author(frame.filename) and frame.lineno is not None:
             place = Loc(frame.filename, frame.lineno)
     text = str(error).strip().splitlines()
     shown = text[0] if text else ""
@@ -33,7 +33,8 @@ def trace_error(error: BaseException, held: Any = None) -> TraceError:
     return TraceError(f"{of}TileLang does not trace it: {type(error).__name__}: {shown}{advice}", place)
 
 
-def _authors(file: str) -> bool:
+def of_author(file: str) -> bool:
+    """Whether a file is neither Python's, nor an installed package's, nor of this one."""
     if any(part in file for part in _FOREIGN) or not Path(file).is_file():
         return False
     return not Path(file).resolve().is_relative_to(_OURS)

@@ -143,7 +143,7 @@ def _runtime(device: Device) -> list[Any]:
         15: device.memory_bytes,
     }
     # And by CUDA's cudaDeviceAttr (CUDA Runtime API, "Data types used by CUDA Runtime").
-    numbers = {1: 1024, 12: 65_536, 81: device.shared_bytes_per_core, 108: device.l2_bytes}
+    numbers = {1: 1024, 12: 65_536, 81: device.shared_bytes_per_core}
     kind, ask = tvm.cuda(0).dlpack_device_type(), tvm.runtime.Device._GetDeviceAttr
 
     def attribute(self: Any, device_type: int, device_id: int, number: int) -> Any:
