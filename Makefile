@@ -1,6 +1,6 @@
 # make report   predict the DeepSeek-V3 suite on the chips it is served on, from a bare Python to report/report.html
 # make test     install for development and run the tests
-# make kernels  compile every kernel of the measurement bundles for three architectures (hours; TileLang and nvcc)
+# make kernels  compile every kernel of the measurement bundles for three architectures (half an hour each; TileLang and nvcc)
 # Override the interpreter with PYTHON=…, the environment with VENV=…, the folder with REPORT=…, the chips with CHIPS=a,b,…,
 # the test processes with JOBS=N (one a core).
 # EXTRAS=dev,tilelang adds TileLang and torch to what is installed, and the tests that need them.
