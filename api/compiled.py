@@ -123,7 +123,7 @@ def _facts(
     shared = recipe.shared_bytes + resources.static_shared_bytes
     yield _fact("shared memory of a block (bytes)", block.scratchpad_bytes, shared)
     yield _fact("registers of a thread", block.registers_per_thread, resources.registers)
-    yield _fact("spilled bytes of a thread", 0, resources.spill_store_bytes)
+    yield _fact("spilled bytes of a thread", block.spilled_bytes, resources.spill_store_bytes)
     resident = _resident(machine, recipe.threads, shared, resources.registers)
     yield _fact("blocks on a core", block.blocks_per_core, resident)
     if assumed.instructions:

@@ -299,6 +299,7 @@ def _assemble(
             "threads": first.threads,
             "scratchpad_bytes": first.scratchpad_bytes,
             "registers_per_thread": first.registers_per_thread,
+            "spilled_bytes_per_thread": first.spilled_bytes,
             "launches": len(plans),
         },
         config=dict(config),

@@ -127,13 +127,14 @@ Node = Op | Loop | Branch
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """How one block sits on a core."""
+    """How one block sits on a core. ``spilled_bytes``: of a thread, in local memory for want of registers."""
 
     blocks_per_core: int
     limited_by: str
     threads: int
     scratchpad_bytes: int
     registers_per_thread: int
+    spilled_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ _LEAST_REGISTERS = 8  # addresses and a counter, whatever the program holds
 _PRODUCER_REGISTERS = 24
 _CONSUMER_REGISTERS = 240
 _VECTOR_BYTES = 16  # widest load, store or asynchronous copy of one thread
+_REGISTER_BYTES = 4
 _TENSOR_MEMORY_LANES = 128
 # Rows of a tile that fill the lanes of the tensor memory: with half as many (or a quarter) the lanes hold
 # two (four) groups of columns, of 16 columns at least. So do two cores that share an instruction of 128 rows
@@ -170,7 +171,8 @@ class SimtRules:
         name, resident = min(limits.items(), key=lambda item: item[1])
         if resident < 1:
             raise SimulationError(f"{p.name}: not one block fits a core of {m.id}: {name} runs out")
-        return Occupancy(int(resident), name, threads, int(pad), registers)
+        spilled = _REGISTER_BYTES * self._spilled()
+        return Occupancy(int(resident), name, threads, int(pad), registers, spilled)
 
     def _block_threads(self) -> int:
         """Threads of a block, those that only copy among them."""
@@ -192,6 +194,10 @@ class SimtRules:
     def _registers_of_block(self, threads: int, registers: int) -> int:
         """Registers of a block. Warps get them whole, whether or not all their lanes have a thread."""
         return self._lanes * registers + (threads - self._lanes) * _PRODUCER_REGISTERS
+
+    def _spilled(self) -> int:
+        """Registers of a thread that are kept in local memory."""
+        return int(self.program.annotation(SPILLED) or 0)
 
     def _registers(self) -> int:
         m, p = self.machine, self.program
@@ -227,7 +233,7 @@ class SimtRules:
         if registers > limit:  # the sum is what calibration was fitted with; no compiler keeps dead values
             registers -= ceil((held - most_at_once(p, fragments_of)) / 4 / p.threads)
         if registers > limit:
-            registers -= int(p.annotation(SPILLED) or 0)
+            registers -= self._spilled()
         if registers > limit:
             raise RegistersError(
                 f"{p.name} needs {registers} registers a thread; {m.id} allows {limit}: "

@@ -51,6 +51,7 @@ _STEP_BYTES = 32  # depth of one step of mma.sync: 16 elements of 16 bits
 _BARRIERS_BYTES = 1024  # barriers stand before tiles that are aligned to so much
 _VECTOR_BYTES = 16
 _FLOAT_BYTES = 4
+_REGISTER_BYTES = 4
 
 
 class TileLangRules(SimtRules):
@@ -116,7 +117,7 @@ class TileLangRules(SimtRules):
     def gemm(self, stmt: Gemm, m: int, n: int, k: int, dtype: str) -> Cost:
         """See :class:`Rules`. Values that do not fit registers are stored and loaded with each product."""
         cost = super().gemm(stmt, m, n, k, dtype)
-        moved = 2 * 4 * self._spilled() * self._lanes / self.machine.scratchpad_bytes_per_s
+        moved = 2 * _REGISTER_BYTES * self._spilled() * self._lanes / self.machine.scratchpad_bytes_per_s
         if not moved:
             return cost
         work = {**cost.work, "scratchpad": cost.work.get("scratchpad", 0.0) + moved}

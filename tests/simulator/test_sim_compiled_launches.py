@@ -41,3 +41,14 @@ def test_a_library_s_conventions_are_others() -> None:
     assert len(pairs) >= 10
     assert agreeing(pairs, "matrix") <= 0.5 * len(pairs)
     assert agreeing(pairs, "registers") <= 0.5 * len(pairs)
+
+
+def test_values_spill_where_they_were_said_to() -> None:
+    """Which launches spill is told by the registers they need; how much, in order of magnitude."""
+    assumed = np.array([x.assumed_spilled_bytes() for x in launches()])
+    compiled = np.array([x.spilled_bytes for x in launches()])
+    assert np.mean((assumed > 0) == (compiled > 0)) >= 0.95
+    much = compiled >= 64  # what nvcc puts aside before and after loops is less
+    assert much.sum() >= 5
+    assert (assumed[much] > 0).all()
+    assert 0.5 <= assumed.sum() / compiled.sum() <= 2.0

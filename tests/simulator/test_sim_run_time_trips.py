@@ -102,8 +102,10 @@ def test_registers_beyond_a_threads_are_spilled_with_a_warning() -> None:
         lower(_product(128), machine_of(chip))
     spilling = foretile.predict(_product(128), chip)
     assert any(f"{refused.value.excess} are timed as spilled" in n for n in spilling.model["warnings"])
+    assert spilling.occupancy["spilled_bytes_per_thread"] == 4 * refused.value.excess
     fitting = foretile.predict(_product(128, columns=64), chip)
     assert not any("spilled" in n for n in fitting.model.get("warnings", ()))
+    assert fitting.occupancy["spilled_bytes_per_thread"] == 0
     assert spilling.time_s > 2 * fitting.time_s
     # Each iteration's products wait for a write and a read of every spilled word by every thread.
     moved = 2 * 4 * refused.value.excess * 128 * 32

@@ -154,6 +154,8 @@ def test_values_that_do_not_fit_are_spilled_and_cost_time() -> None:
     assert large.occupancy.registers_per_thread == 255
     assert any("spill" in ground for ground in large.grounds)
     assert not any("spill" in ground for ground in small.grounds)
+    assert small.occupancy.spilled_bytes == 0
+    assert large.occupancy.spilled_bytes > 4 * (256 * 256 // 128 - 255)  # the accumulator alone
     with pytest.raises(SimulationError, match="registers"):
         lower(replace(spills, toolchain=LIBRARY), machine(AMPERE))
 
