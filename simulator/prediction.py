@@ -19,7 +19,8 @@ class Prediction:
     ``traffic_bytes``: by level and direction. ``flops``: the operator's exact count.
     ``overhead_flops``: what the tiles execute beyond it, by name ("padding", "masked").
     ``occupancy``: blocks, blocks_per_core, limited_by, waves, active_cores, threads, scratchpad_bytes,
-    registers_per_thread, spilled_bytes_per_thread. ``config``: the configuration used. ``model``: how the figure was made
+    registers_per_thread, spilled_bytes_per_thread. ``config``: the configuration used. ``model``: how the
+    figure was made
     ("engine" or "cost_model"), calibration state, share of inferred inputs, ``toolchain`` (who makes the
     kernel) and what was ``assumed`` of it, warnings.
     """
