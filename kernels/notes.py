@@ -47,7 +47,9 @@ class Layout:
         names = [f"i{d}" for d in range(len(self.shape))]
         found = forward_fn(*(Index(Var(n), "dimension") for n in names))
         parts = found if isinstance(found, tuple | list) else (found,)
-        self.text = f"T.Layout({self.shape}, lambda {', '.join(names)}: ({', '.join(map(_shown, parts))},))"
+        self.text = (
+            f"T.Layout({_sizes(self.shape)}, lambda {', '.join(names)}: ({', '.join(map(_shown, parts))},))"
+        )
 
 
 class Fragment:
@@ -74,7 +76,7 @@ class Fragment:
         parts = index if isinstance(index, tuple | list) else (index,)
         inside = f"({_shown(thread)}, ({', '.join(map(_shown, parts))},))"
         rep = f", replicate={replicate}" if replicate != 1 else ""
-        self.text = f"T.Fragment({self.shape}, lambda {', '.join(names)}: {inside}{rep})"
+        self.text = f"T.Fragment({_sizes(self.shape)}, lambda {', '.join(names)}: {inside}{rep})"
 
 
 class SwizzledLayout(Layout):
@@ -82,6 +84,10 @@ class SwizzledLayout(Layout):
 
     def __init__(self) -> None:
         self.text = "swizzled"
+
+
+def _sizes(shape: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(_shown, shape))}{',' if len(shape) == 1 else ''})"
 
 
 def _shown(value: Any) -> str:

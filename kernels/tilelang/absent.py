@@ -1,10 +1,10 @@
-"""Stand-ins for packages that a kernel's file imports and that are not installed.
+"""Stand-ins for packages that a kernel's file imports and that are not installed, or lack what it imports.
 
 Files with kernels import other libraries beside them, to compare with or to take shapes from (triton, fla,
-flash_attn, deep_gemm). The kernel does not need them: a top-level import of a package that is not there gives
-a stand-in, which may be named, called and used as a decorator while the file is read. Whatever needs its
-value later is told that the package is missing. Imports that a file guards itself, or makes in a function,
-fail as they would.
+flash_attn, deep_gemm), and helpers that the installed version of one no longer has. The kernel does not need
+them: a top-level import of what is not there gives a stand-in, which may be named, called and used as a
+decorator while the file is read. Whatever needs its value later is told what is missing. Imports that a file
+guards itself, or makes in a function, fail as they would.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -33,18 +34,20 @@ _OPERATORS = (
 
 
 class StandIn:
-    """A package that is not installed, or a name of it; ``place`` is where it was imported."""
+    """Something that is not there, or a name of it: ``lacking`` ("triton", "tilelang.utils.sparse") was
+    imported at ``place``."""
 
-    def __init__(self, name: str, place: str) -> None:
+    def __init__(self, name: str, place: str, lacking: str = "") -> None:
         self._name, self._place = self.__name__, _ = name, place
+        self._lacking = lacking or name.partition(".")[0]
 
     def __repr__(self) -> str:
-        return f"<{self._name}: {self._root()} is not installed>"
+        return f"<{self._name}: {self._lacking} is {_where_not(self._lacking)}>"
 
     def __getattr__(self, name: str) -> StandIn:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        return StandIn(f"{self._name}.{name}", self._place)
+        return StandIn(f"{self._name}.{name}", self._place, self._lacking)
 
     def __eq__(self, other: object) -> bool:
         if other is None or isinstance(other, int | float | str | tuple | list):
@@ -55,12 +58,12 @@ class StandIn:
         """Another stand-in, while a file is read."""
         if not _reading(sys._getframe(1)):
             self._missing()
-        return StandIn(f"{self._name}(…)", self._place)
+        return StandIn(f"{self._name}(…)", self._place, self._lacking)
 
     def __getitem__(self, key: Any) -> StandIn:
         if not _reading(sys._getframe(1)):
             self._missing()
-        return StandIn(f"{self._name}[…]", self._place)
+        return StandIn(f"{self._name}[…]", self._place, self._lacking)
 
     def __or__(self, other: Any) -> StandIn:
         return self  # in the annotation of a parameter
@@ -73,14 +76,23 @@ class StandIn:
     def __hash__(self) -> int:
         return id(self)
 
-    def _root(self) -> str:
-        return str(self._name).partition(".")[0]
-
     def _missing(self) -> NoReturn:
-        root = self._root()
         raise ModuleNotFoundError(
-            f"{root}, imported at {self._place}, is not installed, and {self._name} is needed here", name=root
+            f"{self._lacking}, imported at {self._place}, is {_where_not(self._lacking)}, "
+            f"and {self._name} is needed here",
+            name=self._lacking,
         )
+
+
+def _where_not(lacking: str) -> str:
+    """Where something was looked for and not found."""
+    root, _, inside = lacking.partition(".")
+    if not inside:
+        return "not installed"
+    try:
+        return f"not in the installed {root} {version(root)}"
+    except PackageNotFoundError:
+        return f"not in the installed {root}"
 
 
 def _refusing(operator: str) -> Any:
@@ -108,26 +120,35 @@ def stand_ins() -> Iterator[None]:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> Any:
+        frame = sys._getframe(1)
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         try:
-            return real(name, globals, locals, fromlist or (), level)
+            module = real(name, globals, locals, fromlist or (), level)
         except ModuleNotFoundError as error:
-            root = name.partition(".")[0]
-            frame = sys._getframe(1)
-            if level or (error.name or "").partition(".")[0] != root or not _may_stand_in(root, frame):
+            lacking = error.name or ""
+            known = not level and f"{name}.".startswith(f"{lacking}.") and _may_stand_in(lacking, frame)
+            # What "import a.b" gives is a, which is there.
+            if not known or ("." in lacking and not fromlist):
                 raise
-            place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            return StandIn(name if fromlist else root, place)
+            return StandIn(name if fromlist else lacking, place, lacking)
+        names = [n for n in fromlist or () if n != "*"]
+        if level or not names or not _of_whole_file(frame) or all(hasattr(module, n) for n in names):
+            return module
+        made = {n: StandIn(f"{name}.{n}", place, f"{name}.{n}") for n in names}
+        return SimpleNamespace(**{n: getattr(module, n, made[n]) for n in names})
 
     with mock.patch.object(builtins, "__import__", importing):
         yield
 
 
-def _may_stand_in(root: str, frame: FrameType) -> bool:
-    """Whether an import of an absent package is an author's, of the whole file, and not guarded by it."""
+def _may_stand_in(lacking: str, frame: FrameType) -> bool:
+    """Whether an import of what is not there is an author's, of the whole file, and not guarded by it."""
+    return _of_whole_file(frame) and lacking not in sys.modules and importlib.util.find_spec(lacking) is None
+
+
+def _of_whole_file(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
-    if frame.f_code.co_name != "<module>" or not of_author(file) or root in sys.modules:
-        return False
-    return frame.f_lineno not in _guarded(file) and importlib.util.find_spec(root) is None
+    return frame.f_code.co_name == "<module>" and of_author(file) and frame.f_lineno not in _guarded(file)
 
 
 def _reading(frame: FrameType | None) -> bool:

@@ -20,9 +20,10 @@ _SUFFIXED = {
 
 def layout_text(layout: Any, convert: Expressions) -> str:
     """``T.Layout((64, 32), lambda i0, i1: (i0, i1 ^ i0))``, and ``T.Fragment`` of fragments."""
-    shape = tuple(number(n) or 0 for n in layout.get_input_shape())
     inside = _Inside(convert, layout)
-    names = ", ".join(f"i{d}" for d in range(len(shape)))
+    sizes = [inside.text(n) for n in layout.get_input_shape()]
+    shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+    names = ", ".join(f"i{d}" for d in range(len(sizes)))
     index = ", ".join(inside.text(e) for e in layout.get_forward_index())
     if kind(layout) == "Layout":
         return f"T.Layout({shape}, lambda {names}: ({index},))"
@@ -38,6 +39,8 @@ def is_swizzled(layout: Any, buffer: Buffer) -> bool:
     from tilelang import tvm
     from tilelang.layout import make_swizzled_layout
 
+    if buffer.scope != "shared" or not all(isinstance(e, Const) for e in buffer.shape):
+        return False
     shape = [int(evaluate(e, {})) for e in buffer.shape]
     made = getattr(tvm, "tirx", None) or tvm.tir
     tile = made.decl_buffer(shape, _SUFFIXED.get(buffer.dtype, buffer.dtype), scope="shared.dyn")
@@ -52,6 +55,8 @@ class _Inside:
 
     def __init__(self, convert: Expressions, layout: Any) -> None:
         self.convert = convert
+        # A fragment's layout has the number of a copy beside its indices; others know the kernel's sizes.
+        self.outer = convert.names if kind(layout) == "Layout" else None
         self.values: dict[int, Expr] = {}
         for d, var in enumerate(layout.get_forward_vars()):
             self.values[key(var)] = Var(f"i{d}" if d < len(layout.get_input_shape()) else "rep")
@@ -68,7 +73,10 @@ class _Inside:
     loc = None
 
     def variable(self, var: Any) -> Expr:
-        return self.values.get(key(var), Var("rep"))
+        known = self.values.get(key(var))
+        if known is not None:
+            return known
+        return Var("rep") if self.outer is None else self.outer.variable(var)
 
     def dtype(self, name: str) -> str:
         return "int32"

@@ -28,6 +28,7 @@ from foretile.simulator.numerics.formats import carrier, decode, encode, storage
 from foretile.simulator.numerics.frame import Frame, Tile
 from foretile.simulator.numerics.interpret import Machine
 from foretile.simulator.numerics.launch import launch
+from foretile.simulator.numerics.layouts import as_in_memory, as_indexed, places_in_memory
 from foretile.simulator.numerics.products import Accumulation
 from foretile.simulator.numerics.sizes import dimensions
 from foretile.simulator.numerics.tensors import GlobalTensor
@@ -92,6 +93,8 @@ def execute(
         workspace = [b for b in program.buffers if b.scope == "global" and not b.alias]
         for b in workspace:
             _allocate(b, {}, bound, {b.name}, memory, program)
+        places = places_in_memory(program, {n: t.data.shape for n, t in memory.items()}, bound)
+        _reorder(memory, loose, places, as_indexed)
         written = buffers_written(program)
         shapes = {b.name: _tile_shape(b, bound) for b in program.buffers}
         aliases = aliases_of(program, bound)
@@ -124,6 +127,7 @@ def execute(
         for name, alias in aliases.items():
             if name in memory:
                 return_tensor(alias, memory[alias.base], memory.pop(name))
+        _reorder(memory, loose, places, as_in_memory)
         for b in workspace:
             del memory[b.name]
     flagged = {name: t.written for name, t in memory.items() if t.written is not None}
@@ -139,6 +143,23 @@ def execute(
     return Executed(
         {n: encode(t.data, t.dtype) for n, t in memory.items()}, flagged, done, loose, counts.means()
     )
+
+
+def _reorder(
+    memory: Mapping[str, GlobalTensor],
+    loose: dict[str, np.ndarray],
+    places: Mapping[str, np.ndarray],
+    order: Callable[[np.ndarray | None, np.ndarray], np.ndarray | None],
+) -> None:
+    """Put tensors with an annotated layout into another order, with what is known of their elements."""
+    for name, place in places.items():
+        tensor = memory[name]
+        data, tensor.written = order(tensor.data, place), order(tensor.written, place)
+        assert data is not None
+        tensor.data, tensor.writer = data, None
+        tensor.padded.clear()
+        if (flags := order(loose.get(name), place)) is not None:
+            loose[name] = flags
 
 
 def _in_order(machine: Machine, frames: Iterator[Frame]) -> Iterator[Frame]:

@@ -149,3 +149,30 @@ def counted():
         load_program(f"{file}:counted")
     assert caught.value.loc is not None
     assert caught.value.loc.line == 20
+
+
+def test_what_the_installed_version_no_longer_has_is_told_where_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "older.py"
+    path.write_text(
+        "from numpy.gone import helper\n"
+        "from numpy import ndarray, renamed\n"
+        "try:\n    from numpy import guarded\nexcept ImportError:\n    guarded = None\n"
+        "def kernel(n):\n    return n + 1\n"
+        "def compared():\n    return helper(1)\n"
+        "def other():\n    return renamed(1)\n"
+    )
+    with stand_ins():
+        names = runpy.run_path(str(path))
+    assert names["kernel"](1) == 2
+    assert names["ndarray"].__module__ == "numpy"
+    assert names["guarded"] is None
+    told = (
+        r"numpy\.gone, imported at .*older.py:1, is not in the installed numpy [\d.]+, and numpy.gone.helper"
+    )
+    with pytest.raises(ModuleNotFoundError, match=told):
+        names["compared"]()
+    with pytest.raises(ModuleNotFoundError, match=r"numpy\.renamed, imported at .*older.py:2, is not in the"):
+        names["other"]()
+    path.write_text("import numpy.gone\n")  # gives numpy, which is there and lacks it
+    with stand_ins(), pytest.raises(ModuleNotFoundError, match=r"numpy\.gone"):
+        runpy.run_path(str(path))
