@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from pydantic import ValidationError
 from foretile.calibration.fit import Fitted
 from foretile.calibration.profiles import RESULTS, FamilyResult
 from foretile.hwmodels import Chip
+from foretile.kernels.whole_files import write_whole
 
 
 @dataclass
@@ -62,14 +61,10 @@ class Checkpoint:
     def _write(self) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         chip = None if self.chip_fit is None else asdict(self.chip_fit)
         families = {name: RESULTS.dump_python(r, mode="json") for name, r in self.families.items()}
         held = {"key": self._key, "chip": chip, "families": families}
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(held, stream, default=np.ndarray.tolist)
-        Path(temporary).replace(self.path)
+        write_whole(self.path, json.dumps(held, default=np.ndarray.tolist))
 
 
 def _fitted(held: dict[str, Any]) -> Fitted:

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from foretile.calibration.device.tables import write_whole
 from foretile.hwmodels import Chip
 from foretile.hwmodels.quantity import Quantity
+from foretile.kernels.whole_files import write_whole
 
 _HEADER = """\
 # Numbers of {chip} as a calibration left them (foretile calibrate --chip {chip}): they override those of

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
@@ -22,6 +20,7 @@ from foretile.calibration.measurements import (
     write_table,
 )
 from foretile.calibration.table_split import smallest_keys
+from foretile.kernels.whole_files import write_whole
 
 TEST_ROWS = 1200  # a device and family
 _FOLDER = ("data", "aiconfigurator")
@@ -90,16 +89,8 @@ def build_sample(path: str | Path | None = None, out: str | Path | None = None) 
         rows=sum(written.values()),
         chips=", ".join(written),
     )
-    _write_text(folder / "NOTICE.md", notice)
+    write_whole(folder / "NOTICE.md", notice)
     return written
-
-
-def _write_text(target: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(target)
 
 
 def sample_devices() -> tuple[str, ...]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from foretile.calibration.table_schema import (
     family_of,
 )
 from foretile.kernels.operator import Operator, OperatorError, load_operator, operator_names
+from foretile.kernels.whole_files import place_for
 
 _VERSION_KEY = b"foretile.measurements"
 _UNITS = {"latency_s": 1.0, "latency_ms": 1e3, "latency_us": 1e6}  # how many to a second
@@ -61,16 +60,8 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> Path:
     )
     columns = [_arrow(checked[name], name, schema.field(name).type) for name in COLUMNS]
     table = pa.Table.from_arrays(columns, schema=schema)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
+    with place_for(target) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=19)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return target
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +22,7 @@ from foretile.calibration.table_schema import TEXTS
 from foretile.calibration.table_split import smallest_keys
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import load_operator
+from foretile.kernels.whole_files import place_for, write_whole
 
 OPERATOR_OUT = "operator_out"
 MODEL_PARTS = (FITTED, UNSEEN, OPERATOR_OUT)
@@ -260,7 +259,8 @@ def _made(job: _Job, models: Models, out: Path | None, hashes: _Hashes) -> tuple
         return earlier, True
     frame = _work(job, models)
     frame.attrs[_MADE_OF] = made_of
-    _replace(path, lambda temporary: frame.to_parquet(temporary, index=False))
+    with place_for(path) as temporary:
+        frame.to_parquet(temporary, index=False)
     frame.attrs = {}
     return frame, False
 
@@ -318,20 +318,7 @@ def _earlier(path: Path, made_of: str, rows: int) -> pd.DataFrame | None:
 
 def _write(rows: pd.DataFrame, summary: Summary, out: Path) -> tuple[Path, ...]:
     paths = (out / ROWS_FILE, out / SUMMARY_FILE)
-    _replace(paths[0], lambda temporary: rows.to_parquet(temporary, index=False))
-    _replace(paths[1], lambda temporary: temporary.write_text(summary.to_text(), encoding="utf-8"))
+    with place_for(paths[0]) as temporary:
+        rows.to_parquet(temporary, index=False)
+    write_whole(paths[1], summary.to_text())
     return paths
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, then move into place: a file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from foretile.kernels.cuda.recipe import RecipeError
 FORMAT = 1
 BUNDLED = (
     "kernels/dtypes.py",
+    "kernels/whole_files.py",
     "kernels/cuda/recipe.py",
     *(
         f"calibration/device/{name}.py"

@@ -33,7 +33,7 @@ from foretile.calibration.device.references import FORMULAS
 from foretile.calibration.device.rows import Case, Row
 from foretile.calibration.device.runner import check_launches
 from foretile.calibration.device.suites import Entry, Suite
-from foretile.calibration.device.tables import canonical, write_whole
+from foretile.calibration.device.tables import canonical
 from foretile.calibration.device.timing import Plan
 from foretile.hwmodels import Chip, list_chips, load_chip
 from foretile.kernels.cuda.nvcc import NvccError
@@ -43,6 +43,7 @@ from foretile.kernels.families import family_of
 from foretile.kernels.operator import Config, Operator, OperatorError, Shape
 from foretile.kernels.tilelang.compiled import CompileError
 from foretile.kernels.tilelang.export import ExportError
+from foretile.kernels.whole_files import write_whole
 from foretile.simulator.machine import SimulationError
 from foretile.simulator.predictor import predict
 

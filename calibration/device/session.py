@@ -18,8 +18,9 @@ from foretile.calibration.device.archive import Bundle
 from foretile.calibration.device.driver import DeviceError, Driver
 from foretile.calibration.device.rows import Outcome, Row
 from foretile.calibration.device.runner import Bench, DeviceLost
-from foretile.calibration.device.tables import check_format, described, records, write_records, write_whole
+from foretile.calibration.device.tables import check_format, described, records, write_records
 from foretile.calibration.device.timing import Plan
+from foretile.kernels.whole_files import write_whole
 
 _SAVE_EVERY_S = 2.0  # writing the journal takes a few milliseconds
 

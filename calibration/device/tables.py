@@ -10,9 +10,7 @@ import csv
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from foretile.calibration.device.driver import DeviceError, DeviceProperties
 from foretile.calibration.device.rows import Case, Outcome, Row
+from foretile.kernels.whole_files import write_whole
 
 Record = dict[str, Any]
 FORMATS = (".parquet", ".csv", ".json")
@@ -144,19 +143,6 @@ def write_records(found: Sequence[Record], path: Path) -> None:
     else:
         data = _parquet(found)
     write_whole(path, data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under another name beside it, then rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _plain(record: Record) -> Record:

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from foretile.kernels.whole_files import write_whole
+
 FOLDER = Path(__file__).parent
 """Where the ``.cu`` and ``.cuh`` files are."""
 
@@ -226,10 +228,6 @@ def _write(kept: Path, made: Compiled) -> None:
         "sha256": hashlib.sha256(made.cubin).hexdigest(),
         "kernels": {name: asdict(r) for name, r in made.resources.items()},
     }
-    kept.mkdir(parents=True, exist_ok=True)
     # The report last: a result without it does not exist.
-    for name, data in (("kernel.cubin", made.cubin), ("resources.json", json.dumps(report).encode())):
-        handle, temporary = tempfile.mkstemp(dir=kept, prefix=name)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(temporary).replace(kept / name)
+    write_whole(kept / "kernel.cubin", made.cubin)
+    write_whole(kept / "resources.json", json.dumps(report))

@@ -28,6 +28,7 @@ from foretile.kernels.tilelang.compiled import CompileError, Decisions, Generate
 from foretile.kernels.tilelang.export import source as text_of
 from foretile.kernels.tilelang.merge import one_pipeline
 from foretile.kernels.tilelang.versions import TileLangMissing, require
+from foretile.kernels.whole_files import write_whole
 
 Stop = Literal["prim_func", "layouts", "cuda"]
 PassConfigs = Mapping[str, bool | int | str]
@@ -299,8 +300,4 @@ def _read(kept: Path) -> dict[str, Any] | None:
 
 
 def _write(kept: Path, answer: Mapping[str, Any]) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=kept.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(answer, stream)
-    Path(temporary).replace(kept)
+    write_whole(kept, json.dumps(answer))

@@ -18,8 +18,8 @@ from foretile.calibration.device.micro.estimates import estimates
 from foretile.calibration.device.micro.memory_estimates import bandwidth_bytes_per_s
 from foretile.calibration.device.micro.rowfile import RowFile
 from foretile.calibration.device.micro.series import Estimate
-from foretile.calibration.device.tables import write_whole
 from foretile.hwmodels.fields import fields
+from foretile.kernels.whole_files import write_whole
 
 _HEADER = """\
 # {name}, described by measuring it (foretile calibrate --from-device). Made, not written:

@@ -10,7 +10,7 @@ from pathlib import Path
 from foretile.calibration.device.driver import DeviceError
 from foretile.calibration.device.micro.details import Details
 from foretile.calibration.device.micro.points import Row
-from foretile.calibration.device.tables import write_whole
+from foretile.kernels.whole_files import write_whole
 
 _VERSION = 1
 
