@@ -157,3 +157,20 @@ def gen(columns: Columns, config: Config, cores: int) -> Array:
     blocks = columns["batch"] * columns["kv_heads"] * tiles
     parts = np.minimum(np.ceil(visible(columns) / _GEN_KEYS), np.floor(cores / blocks))
     return held(parts, columns, config)
+
+
+_TRITON_KEYS, _TRITON_HEADS, _TRITON_PARTS = 64, 16, (1, 2, 4, 8)
+
+
+def triton_latent(columns: Columns, config: Config, cores: int) -> Array:
+    """SGLang's Triton kernel, sequences of one length: as many as there are cores and more for long ones.
+
+    Eight at most (srt/layers/attention/triton_backend.py, ``get_num_kv_splits_triton``).
+    """
+    del config
+    keys = np.asarray(columns["kv_len"], dtype=np.float64)
+    wanted = cores * np.maximum(1.0, np.log2(keys / _TRITON_KEYS))
+    blocks = columns["batch"] * np.ceil(np.asarray(columns["heads"]) / _TRITON_HEADS)
+    wanted = np.clip(np.floor(wanted / blocks), 1.0, _TRITON_PARTS[-1])
+    found: Array = np.asarray(_TRITON_PARTS)[np.searchsorted(_TRITON_PARTS, wanted, side="right") - 1]
+    return found

@@ -100,11 +100,17 @@ def attend(tiles: Tiles, policy: str, lazy: bool = False) -> None:
 
 
 @T.macro
+def normalise(acc_o: Any, rows: Rows) -> None:
+    """Divide the result by the sum of its weights; it is zero where no key was seen."""
+    for i, j in T.Parallel(*acc_o.shape):
+        acc_o[i, j] = acc_o[i, j] / T.max(rows.logsum[i], _TINY)
+
+
+@T.macro
 def finish(tiles: Tiles, partial: bool) -> None:
     """Normalise ``acc_o``, to zero where no key was seen; of a part, leave log2(Σ 2^score) in ``logsum``."""
     logsum = tiles.rows.logsum
-    for i, j in T.Parallel(*tiles.acc_o.shape):
-        tiles.acc_o[i, j] = tiles.acc_o[i, j] / T.max(logsum[i], _TINY)
+    normalise(tiles.acc_o, tiles.rows)
     if partial:
         for i in T.Parallel(tiles.acc_s.shape[0]):
             logsum[i] = T.log2(T.max(logsum[i], _TINY)) + tiles.rows.scores_max[i] * (SCALE * LOG2E)

@@ -26,6 +26,7 @@ from foretile.kernels.operators._mla import (
     traced,
     warp_policy,
 )
+from foretile.kernels.operators._mla_pieces import decode_in_pieces, fits_pieces
 from foretile.kernels.operators._softmax import attention_tolerance
 
 GROUP = 128
@@ -167,6 +168,8 @@ def _decode(shape: Shape, config: Config) -> TileProgram:
 def program(shape: Shape, config: Config) -> TileProgram | tuple[TileProgram, ...]:
     """One launch that writes O, or with ``num_split`` > 1 two: the parts, then their combination."""
     num_split = config["num_split"]
+    if config.get("block_d"):
+        return decode_in_pieces(shape, config)
     if num_split == 1:
         return _decode(shape, config)
     queries = (shape["batch"], shape["heads"])
@@ -190,18 +193,26 @@ _TILES = (
     (64, 32, 256, 1, 128, (1,)),
     (64, 16, 256, 1, 128, (1,)),
 )
+# The same with the depth of a piece in place of parts: one block does all keys.
+_IN_PIECES = ((64, 64, 256, 2, 128, 64), (64, 32, 256, 2, 128, 64), (64, 16, 256, 2, 128, 64))
 
 
 def configs(shape: Shape) -> list[Config]:
     """The space: query heads, keys and values of a tile, tiles in flight, parts of the keys."""
     longest = int(np.max(shape["kv_len"]))
     names = ("block_h", "block_n", "block_v", "num_stages", "threads")
-    return [
-        {**dict(zip(names, tile, strict=True)), "num_split": split}
+    whole_depth = [
+        {**dict(zip(names, tile, strict=True)), "num_split": split, "block_d": 0}
         for (*tile, splits) in _TILES
         for split in splits
         if split == 1 or split <= -(-longest // tile[1])
     ]
+    in_pieces = [
+        {**dict(zip(names, tile, strict=True)), "num_split": 1, "block_d": depth}
+        for (*tile, depth) in _IN_PIECES
+        if fits_pieces(shape)
+    ]
+    return whole_depth + in_pieces
 
 
 def flops(shape: Shape) -> Any:
