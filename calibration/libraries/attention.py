@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from foretile.calibration.libraries.beside import CACHE_BYTES
-from foretile.calibration.libraries.library import Library, always, any_shape
+from foretile.calibration.libraries.library import Library, any_shape
 from foretile.calibration.libraries.splits import (
     PARTS,
     flash2,
@@ -199,40 +199,6 @@ _PAIRED = _by_head(
         256: ((128, 128, 1, 256), (128, 64, 2, 256)),
     }
 )
-# FlashAttention 2 on A100: tiles by head size of the kernel that does not split keys
-# (csrc/flash_attn/src/flash_fwd_launch_template.h, causal).
-_FA2_WHOLE = _by_head(
-    {64: ((128, 128, 1, 128),), 128: ((128, 64, 1, 128),), 256: ((128, 64, 1, 256),)},
-)
-# TensorRT-LLM before Hopper: 64 queries of four warps (fmha_v2), a stand-in as to its keys.
-_FMHA = _by_head({256: ((64, 64, 1, 128), (64, 32, 1, 128))})
-
-
-def _infer_prefill(shape: Shape) -> tuple[Tile, ...]:
-    """FlashInfer's 128 and 64 queries, and keys as shared memory of half a core and registers allow.
-
-    attention/scheduler.cuh (FA2DetermineCtaTileQ) and prefill.cuh (NUM_MMA_KV): a warp holds scores of 32
-    queries against 64 keys at most, or of 16 against 128.
-    """
-    found = []
-    for rows in (128, 64):
-        queries = rows * shape["head_dim"] * CACHE_BYTES[shape["dtype"]]
-        step = 2 * _INFER_STEP * shape["head_dim"] * CACHE_BYTES[shape["kv_dtype"]]
-        room = _INFER_SHARED // (2 if 2 * (queries + step) <= _INFER_SHARED else 1)
-        most = min((room - queries) // step, 8 * _INFER_ROWS // rows)
-        keys = next((n for n in (8, 4, 2, 1) if n <= most), 0)
-        if keys and (rows == _INFER_ROWS or shape["head_dim"] < 256):
-            found.append((rows, keys * _INFER_STEP, 1, 128))
-    return tuple(found)
-
-
-def _many_rows(shape: Mapping[str, Any]) -> Any:
-    """Whether queries of the heads that share a K/V head are more than a tile of 64 rows."""
-    return np.asarray(shape["seq"]) * shape["heads"] / shape["kv_heads"] > _INFER_ROWS
-
-
-_BY_ROWS = ((_many_rows, {"block_m": 128}), (always, {"block_m": 64}))
-
 # Elsewhere: 128 queries, and keys as shared memory and registers allow.
 _FLASH = _by_head(
     {
@@ -338,20 +304,18 @@ ATTENTION: tuple[Library, ...] = (
     _prefill("vllm_vit_flash_attn_fa3", _FA3_PREFILL, "wgmma", beside=("lengths",)),
     _prefill("fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache",)),
     _prefill("vllm_flash_attn_fa3*", _FA3_PREFILL, "wgmma", packs=True, beside=("cache", "lengths")),
-    _prefill("vllm_flash_attn*", _FA2_WHOLE, "mma_sync", beside=("cache",)),
+    # Before Hopper and on GB20x: published tiles (FlashAttention 2: 128 queries of four warps) take more
+    # registers than the program is counted to have; whichever tile is best stands for them.
+    _prefill("vllm_flash_attn*", _unknown, "mma_sync*", beside=("cache",)),
+    _prefill("flashinfer vllm_flashinfer_fi*", _unknown, "mma_sync*", packs=True, beside=("cache",)),
+    _prefill("torch_flow*", _unknown, "mma_sync+*", beside=("packed", "lengths", "lengths")),
+    _prefill("torch_flow*", _unknown, "mma_sync*", beside=("packed",)),
     _prefill("vllm_flash_attn*", _FA2, beside=("cache",)),
     _prefill("*fa4 *_v4", _PAIRED, "tcgen05"),
-    _prefill("flash_attention", _FA2_WHOLE, "mma_sync", packs=True, beside=("cache",)),
+    # SGLang's is FlashAttention 3 there, which packs queries.
+    _prefill("flash_attention", _unknown, "mma_sync", packs=True, beside=("cache",)),
     _prefill("flash_attention", _FLASH, beside=("cache",)),
     _prefill("*flash_attention* *fa2 *fa3 *fa4", _FLASH),
-    _prefill(
-        "flashinfer vllm_flashinfer_fi*",
-        _infer_prefill,
-        "mma_sync+bulk",
-        choices=_BY_ROWS,
-        packs=True,
-        beside=("cache",),
-    ),
     _prefill("flashinfer vllm_flashinfer_fi*", _FLASH, packs=True, beside=("cache",)),
     _prefill(
         "trtllm_mha*",
@@ -363,8 +327,6 @@ ATTENTION: tuple[Library, ...] = (
     _prefill("*flashinfer*", _PAIRED, "tcgen05", beside=("cache",)),
     _prefill("torch_flow*", _PAIRED, "tcgen05", beside=("packed", "lengths", "lengths", "lengths")),
     _prefill("torch_flow*", _FA3_PREFILL, "wgmma", beside=("packed", "lengths", "lengths", "lengths")),
-    _prefill("torch_flow*", _FLASH, "mma_sync+*", beside=("packed", "lengths", "lengths")),
-    _prefill("torch_flow*", _FMHA, beside=("packed",)),
     _prefill("*flashinfer*", _FLASH, beside=("cache",)),
     _prefill("*triton*", _unknown, beside=("cache",)),
 )
