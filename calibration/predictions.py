@@ -253,8 +253,9 @@ def config_s(
     """
     shape, conditions = (batch.shape, batch.conditions) if rows is None else batch.rows(rows)
     library, count = batch.library, len(batch) if rows is None else len(rows)
-    if library is not None and library.packs:  # a shape of its own for every tile
-        shape, shared = library.like(shape, config), None
+    if library is not None and library.reshapes:  # a shape of its own for every tile
+        shape = library.like(shape, config)
+        shared = None if library.packs else shared  # launches of other static shapes are others
     machine = batch_machine(chip, batch)
     launches = evaluate_config(batch.operator, shape, config, machine, conditions, shared=shared)
     seconds = launches.time_s
