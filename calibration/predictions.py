@@ -16,6 +16,8 @@ from foretile.calibration.device.timing import Plan, graph_length
 from foretile.calibration.libraries import Library, engine_of, library_of
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.operator import Config, Operator, Shape, load_operator
+from foretile.kernels.operators._moe_formats import weight_bytes
+from foretile.kernels.operators._moe_host import active_experts, experts_between
 from foretile.simulator.conditions import REPEATED, Conditions
 from foretile.simulator.launches import static_part, workloads
 from foretile.simulator.machine import Machine, SimulationError
@@ -32,11 +34,32 @@ _IDLE_SWITCHING = 0.4
 # Runs of a kernel that one graph holds where no operand has copies: quantisation in a loop of five
 # (collector/*/collect_computescale.py); all others once.
 _IN_GRAPH = {"quantize": 5.0, "topk_select": 4.0}
+# Drawings of experts by a power law that one graph goes through (collector/*/collect_moe.py).
+_ROUTINGS = 5.0
+_WEIGHTS = {"W_gate_up": 2.0 / 3.0, "W_down": 1.0 / 3.0}  # share of the weights
 
 
 def _named(shape: Shape) -> Array:
     """Share of a query's indices that name a key; the others' products are of zeros, which switch nothing."""
     return np.asarray(np.minimum(1.0, shape["kv_len"] / shape["topk"]))
+
+
+def _routings(shape: Shape) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """Of ``moe`` by row: kernels in one graph; copies of the weights that the routings make of them, and
+    bytes of what one routing reads.
+    """
+    names = ("tokens", "experts", "topk", "distribution")
+    columns = np.broadcast_arrays(*(np.asarray(shape[name]) for name in names))
+    drawn = columns[-1] > 0
+    used = active_experts(shape)
+    between = [
+        experts_between(int(tokens), int(experts), int(topk), int(exponent), int(_ROUTINGS))
+        for tokens, experts, topk, exponent in zip(*columns, strict=True)
+    ]
+    read = np.asarray(between) / used
+    total = np.asarray(weight_bytes(shape, used), dtype=np.float64)
+    passing = {name: share * total for name, share in _WEIGHTS.items()}
+    return np.where(drawn, _ROUTINGS, 1.0), dict.fromkeys(_WEIGHTS, read), passing
 
 
 # Share of an operator's products whose operands are random numbers, where it is not all of them.
@@ -148,11 +171,16 @@ def _batch(
     tensors = sorted({name for row in held for name in row})
     copies = {name: np.array([float(row.get(name, 1)) for row in held]) for name in tensors}
     most = np.max(np.stack([np.ones(len(part)), *copies.values()]), axis=0)
+    passing: dict[str, Array] = {}
+    in_graph: Array | float = _IN_GRAPH.get(operator.name, 1.0)
+    named = json.loads(part["config"].iloc[0]) if "config" in part else {}
+    if operator.name == "moe" and not named:
+        in_graph, drawn, passing = _routings(shape)
+        copies = {**drawn, **copies}
     idle = np.where(part["framework"] == "vllm", _IDLE_SWITCHING, 1.0)
     random = _RANDOM[operator.name](shape) if operator.name in _RANDOM else 1.0
     latency = part["latency_s"].to_numpy(dtype=np.float64)
-    named = json.loads(part["config"].iloc[0]) if "config" in part else {}
-    replayed, runs = np.maximum(most, _IN_GRAPH.get(operator.name, 1.0)), _RUNS * most
+    replayed, runs = np.maximum(most, in_graph), _RUNS * most
     if named:  # as the device runner takes its times
         lengths = [
             graph_length(time_s, Plan(), int(count)) for time_s, count in zip(latency, most, strict=True)
@@ -169,6 +197,7 @@ def _batch(
             None if flushed else copies,
             runs=runs,
             switching=idle * random,
+            passing=passing,
         ),
         graph=np.where(part["launch"] == "graph", replayed, 0.0),
         latency_s=latency,
@@ -253,8 +282,9 @@ def config_s(
     """
     shape, conditions = (batch.shape, batch.conditions) if rows is None else batch.rows(rows)
     library, count = batch.library, len(batch) if rows is None else len(rows)
-    if library is not None and library.packs:  # a shape of its own for every tile
-        shape, shared = library.like(shape, config), None
+    if library is not None and library.reshapes:  # a shape of its own for every tile
+        shape = library.like(shape, config)
+        shared = None if library.packs else shared  # launches of other static shapes are others
     machine = batch_machine(chip, batch)
     launches = evaluate_config(batch.operator, shape, config, machine, conditions, shared=shared)
     seconds = launches.time_s

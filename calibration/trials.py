@@ -88,6 +88,6 @@ def _case(
     if key not in pieces:
         pieces[key] = (batch.shape, batch.conditions) if rows is None else batch.rows(rows)
     shape, conditions = pieces[key]
-    if batch.library is not None and batch.library.packs:  # a shape of its own for every tile
+    if batch.library is not None and batch.library.reshapes:  # a shape of its own for every tile
         shape = batch.library.like(shape, config)
     return Case(batch.operator, shape, config, conditions, len(batch) if rows is None else len(rows))

@@ -7,7 +7,7 @@ that rotates through copies of an operand, or whose kernel follows others, finds
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,14 @@ class Conditions:
     Otherwise the kernel is repeated, and ``copies`` says through how many buffers the repetitions
     rotate for each tensor (a number, or one for each row); tensors not named have one. ``runs``: how
     often the kernel runs back to back, by its own heat. ``switching``: power that the operands' bits
-    draw on the way, over that of random ones.
+    draw on the way, over that of random ones. ``passing``: bytes of tensors that go by between two runs,
+    also of those that other launches of the same call read.
     """
 
     copies: Mapping[str, Array] | None = None
     runs: Array = _RUNS
     switching: Array = 1.0
+    passing: Mapping[str, Array] = field(default_factory=dict)
 
     def rows(self, index: Any) -> Conditions:
         """The conditions of some of the rows."""
@@ -41,7 +43,8 @@ class Conditions:
             return values[index] if np.ndim(values) else values
 
         copies = None if self.copies is None else {n: some(v) for n, v in self.copies.items()}
-        return Conditions(copies, some(self.runs), some(self.switching))
+        passing = {n: some(v) for n, v in self.passing.items()}
+        return Conditions(copies, some(self.runs), some(self.switching), passing)
 
 
 COLD = Conditions()
@@ -60,10 +63,11 @@ def resident(sizes: Mapping[str, Array], conditions: Conditions, capacity_bytes:
     """
     if conditions.copies is None:
         return {}
-    times = {n: column(conditions.copies.get(n, 1.0)) for n in sizes}
+    others = {n: column(v) for n, v in conditions.passing.items() if n not in sizes}
+    times = {n: column(conditions.copies.get(n, 1.0)) for n in (*sizes, *others)}
     found: dict[str, Array] = {}
     for name in sizes:
-        distance = sum(np.minimum(times[n], times[name]) * s for n, s in sizes.items())
+        distance = sum(np.minimum(times[n], times[name]) * s for n, s in {**sizes, **others}.items())
         found[name] = np.clip((1.0 + _CLIFF - distance / capacity_bytes) / _CLIFF, 0.0, 1.0)
     return found
 

@@ -44,8 +44,9 @@ class Library:
     ``merges``: how parts are combined: by a kernel of its own (empty), by one whose launch is hidden behind
     the kernel before it (``dependent``), or by the ``last`` block of a row to end. ``combines``: where the
     combination is launched even for one part.
-    ``packs``: rows of a prefill tile are queries of all the heads that share a K/V head. ``beside``: what
-    else a call launches:
+    ``packs``: rows of a prefill tile are queries of all the heads that share a K/V head. ``padded``: an
+    expert's rows are padded to those of a tile, and each tile is a block of its own. ``beside``: what else a
+    call launches:
 
     * ``cache``: a kernel that writes new keys and values to the paged cache;
     * ``packed``: one that takes packed queries, keys and values apart, and writes the cache;
@@ -77,6 +78,7 @@ class Library:
     merges: str = ""
     combines: Parts | None = None
     packs: bool = False
+    padded: bool = False
     beside: tuple[str, ...] = ()
     walks: int = 0
     row_cycles: float = 0.0
@@ -125,12 +127,20 @@ class Library:
             return False
         return self.combines(shape, config, cores)
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether :meth:`like` gives every configuration a shape of its own."""
+        return self.packs or self.padded
+
     def like(self, shape: Shape, config: Config) -> Shape:
         """The shape whose blocks do what the library's do.
 
-        Packed, queries fewer than a tile's rows fill it up with the other heads of their K/V head: as many
-        rows of fewer heads. (The few keys of so short a sequence are counted longer, too.)
+        Padded, experts' tiles are as long as the configuration's. Packed, queries fewer than a tile's rows
+        fill it up with the other heads of their K/V head: as many rows of fewer heads. (The few keys of so
+        short a sequence are counted longer, too.)
         """
+        if self.padded:
+            return {**shape, "align": config["block_m"]}
         if not self.packs or "block_m" not in config:
             return shape
         rows = min(config["block_m"], config["block_n"])

@@ -18,7 +18,9 @@ What is marked * is inferred from the public timings, the rest is in the publish
   about as many rows as the mean expert; with scales by block SwiGLU is a kernel of its own.
 * Triton's fused_moe (vllm, sglang): products of 64 rows by 128 columns, 16 rows for few tokens (vllm's
   ``get_default_config``), SwiGLU and quantisation kernels of their own; in tensor memory one step after
-  the other*. TensorRT-LLM's own on RTX PRO is no faster than products of bf16*.
+  the other*. An expert's rows are padded to the tile's, and every tile is a block (``moe_align_block_size``).
+* TensorRT-LLM's Triton kernel on RTX PRO (fused_moe_triton_fp8_block_scale.py): tiles of 16 rows whatever the
+  number of tokens, activations in bf16, weights widened to it on chip; depth and warps tuned.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ def _mean_rows(most: int) -> Where:
     return lambda s: np.asarray(s["tokens"]) * s["topk"] <= most * np.asarray(s["experts"])
 
 
-def _config(rows: int, columns: int, depth: int, stages: int, threads: int) -> Config:
-    """Tile of an fp8 product; ``columns`` of gate and as many of up."""
+def _config(rows: int, columns: int, depth: int, stages: int, threads: int, product: str = "fp8") -> Config:
+    """Tile of a product; ``columns`` of gate and as many of up."""
     names = ("block_m", "block_n", "block_k", "num_stages", "threads")
     sizes = dict(zip(names, (rows, columns, depth, stages, threads), strict=True))
-    return {**sizes, "product": "fp8", "block_t": _GATE_TOKENS}
+    return {**sizes, "product": product, "block_t": _GATE_TOKENS}
 
 
 def _first_tactic(shape: Shape) -> Sequence[Config]:
@@ -63,6 +65,16 @@ def _triton_tiles(shape: Shape) -> Sequence[Config]:
     return [_config(16, 128, 128, 4, 128), _config(64, 128, 128, 1, 128)]
 
 
+def _wide_rows(shape: Shape) -> Sequence[Config]:
+    """16 rows of bf16 by weights widened on chip, the fastest of some depths and warps."""
+    return [
+        _config(16, 128, depth, stages, threads, "bf16")
+        for depth in (64, 128)
+        for stages in (3, 4)
+        for threads in (128, 256)
+    ]
+
+
 _BLOCK_SCALED_ROWS = (
     (_mean_rows(16), {"block_m": 16, "product": "fp8"}),
     (_mean_rows(32), {"block_m": 32, "product": "fp8"}),
@@ -72,7 +84,7 @@ _TRITON_ROWS = ((lambda s: s["tokens"] <= _FEW_TOKENS, {"block_m": 16}), (always
 _CUTLASS = "moe_torch_flow_cutlass sglang_flashinfer_cutlass_moe vllm_*_flashinfer_cutlass_*"
 _TRITON = "sglang_fused_moe_triton vllm_fused_moe vllm_*_triton_tritonexperts moe_torch_flow_triton_*"
 _TRTLLM_GEN = "*flashinfer_trtllm*"
-
+_QUANTISED = ("quantised_tokens", "activation", "quantised_h")
 
 MOE: tuple[Library, ...] = (
     Library(
@@ -116,8 +128,9 @@ MOE: tuple[Library, ...] = (
         "moe_torch_flow_triton_fp8_block",
         "mma_sync+*",
         shapes=_dtype("fp8_block"),
-        choices=((always, {"block_m": 64, "product": "bf16"}),),
-        beside=("quantised_tokens", "activation", "quantised_h"),
+        tiles=_wide_rows,
+        padded=True,
+        beside=("activation",),
     ),
     Library(
         "moe",
@@ -126,12 +139,14 @@ MOE: tuple[Library, ...] = (
         shapes=_dtype("fp8_block"),
         tiles=_triton_tiles,
         choices=_TRITON_ROWS,
-        beside=("quantised_tokens", "activation", "quantised_h"),
+        padded=True,
+        beside=_QUANTISED,
     ),
     Library(
         "moe",
         _TRITON,
         shapes=_dtype("fp8", "fp8_block"),
-        beside=("quantised_tokens", "activation", "quantised_h"),
+        padded=True,
+        beside=_QUANTISED,
     ),
 )

@@ -32,20 +32,24 @@ def expert_loads(tokens: int, experts: int, topk: int, distribution: int) -> np.
 
     0 is the even split. Otherwise loads have the density x^(−distribution / 100) between 1 and 0.8·tokens,
     or, where there are no more choices than experts, between 0.01 and 2 (aiconfigurator's power law):
-    the experts take its quantiles, scaled to tokens·topk and rounded, in a fixed random order. What is
-    then missing goes to the fullest experts and what is too much comes from the emptiest, a row each.
-    An expert that would get more rows than there are tokens gets one of each token, and the others
-    share what is left.
+    the experts take its quantiles, scaled to tokens·topk and rounded, in a fixed random order. An expert
+    that would get more rows than there are tokens gets one of each token; what is then missing goes, row
+    by row, to the emptiest expert, and what is too much comes from the fullest.
     """
     total = tokens * topk
     if not distribution:
         loads: np.ndarray = np.full(experts, total // experts, dtype=np.int64)
         loads[: total % experts] += 1
         return loads
+    loads = _whole_loads(_rounded_loads(tokens, experts, total, distribution), tokens, total)
+    return np.asarray(np.random.default_rng(experts).permutation(loads))
+
+
+def _rounded_loads(tokens: int, experts: int, total: int, distribution: int) -> np.ndarray:
+    """The power law's quantiles scaled to ``total`` and rounded, fullest first."""
     low, high = (1.0, _FULL_SHARE * tokens) if total > experts else (_EMPTIEST, _FULLEST)
     weight = _power_law(distribution / 100, low, high, (np.arange(experts)[::-1] + 0.5) / experts)
-    loads = _fullest_first(weight, tokens, total)
-    return np.asarray(np.random.default_rng(experts).permutation(loads))
+    return np.asarray(np.round(total * weight / weight.sum()).astype(np.int64))
 
 
 def _power_law(exponent: float, low: float, high: float, share: np.ndarray) -> np.ndarray:
@@ -56,25 +60,25 @@ def _power_law(exponent: float, low: float, high: float, share: np.ndarray) -> n
     return np.asarray(((high**power - low**power) * share + low**power) ** (1.0 / power))
 
 
-def _fullest_first(weight: np.ndarray, tokens: int, total: int) -> np.ndarray:
-    """Whole loads in proportion to falling weights: they sum to ``total``, none is above ``tokens``."""
-    capped = 0  # experts that have a row of every token
-    while True:
-        share = (total - tokens * capped) * weight / weight[capped:].sum()
-        share[:capped] = tokens
-        over = int(np.count_nonzero(share > tokens))
-        if not over:
-            break
-        capped += over
-    loads: np.ndarray = np.minimum(np.round(share), tokens).astype(np.int64)
-    missing = total - int(loads.sum())
-    while missing:
-        able = (
-            np.flatnonzero(loads < tokens)[:missing] if missing > 0 else np.flatnonzero(loads > 0)[missing:]
-        )
-        loads[able] += np.sign(missing)
-        missing = total - int(loads.sum())
-    return np.asarray(loads)
+def _whole_loads(wanted: np.ndarray, tokens: int, total: int) -> np.ndarray:
+    """``wanted`` loads, none above ``tokens``, brought to a sum of ``total``."""
+    loads = np.minimum(wanted, tokens)
+    filled = _raised(loads, int((wanted - loads).sum()))
+    missing = total - int(filled.sum())
+    return _raised(filled, missing) if missing >= 0 else tokens - _raised(tokens - filled, -missing)
+
+
+def _raised(loads: np.ndarray, rows: int) -> np.ndarray:
+    """``rows`` more, each to the expert that has fewest by then."""
+    order = np.argsort(loads, kind="stable")
+    low = loads[order]
+    # Rows that bring all experts before the i-th up to its load.
+    needed = low * np.arange(len(low)) - (np.cumsum(low) - low)
+    raised = int(np.searchsorted(needed, rows, side="right"))
+    level, left = divmod(rows + int(low[:raised].sum()), raised)
+    found = loads.copy()
+    found[order[:raised]] = level + (np.arange(raised) < left)
+    return found
 
 
 def assignment(rng: np.random.Generator, loads: np.ndarray, tokens: int, topk: int) -> np.ndarray:
@@ -224,6 +228,26 @@ def active_experts(shape: Shape) -> Any:
     return np.asarray(
         [np.count_nonzero(expert_loads(*map(int, row))) for row in zip(*rows, strict=True)], dtype=np.int64
     )
+
+
+def experts_between(tokens: int, experts: int, topk: int, distribution: int, drawings: int) -> float:
+    """Experts that are read from one use of an expert to its next, on average over what a drawing uses.
+
+    So many drawings of the power law take turns. Which experts the law's rounded loads fall to is drawn anew
+    each time; rows that are missing then go to the emptiest experts, the first of them in their order: much
+    the same ones every time, and their next use is in the next drawing.
+    """
+    used = np.count_nonzero(expert_loads(tokens, experts, topk, distribution))
+    if not distribution:
+        return float(used)
+    loads = _rounded_loads(tokens, experts, tokens * topk, distribution)
+    share = min(used, np.count_nonzero(loads)) / experts
+    always = (used - share * experts) / (1.0 - share) if share < 1.0 else 0.0
+    later = np.arange(1, drawings + 1)  # how many drawings later an expert is used again
+    found = always + (experts - always) * (1.0 - (1.0 - share) ** later)
+    chance = share * (1.0 - share) ** (later - 1)
+    chance[-1] = 1.0 - chance[:-1].sum()  # the same drawing, a round later
+    return float((always * found[0] + (used - always) * (chance @ found)) / used)
 
 
 def check_topk(name: str, shape: Shape) -> None:

@@ -336,6 +336,19 @@ def test_waiting_for_counts_grows_with_the_experts_and_slow_rows_with_their_elem
     assert not plain.waits_s(small, machine).any()
 
 
+def test_tiles_of_padded_experts_are_blocks_of_their_own() -> None:
+    moe = load_operator("moe")
+    shape = moe.shape(tokens=512, hidden=1024, inter=512, topk=2, experts=4, dtype="fp8_block")
+    library = library_of("moe", "sglang_fused_moe_triton", "wgmma", shape)
+    assert library is not None
+    config = moe.config(shape, block_m=16)
+    rows = library.like(shape, config)
+    assert rows["align"] == 16
+    assert {**rows, "align": shape["align"]} == shape
+    many, few = (workloads(moe, s, config, machine_of(load_chip("h200-sxm"))) for s in (rows, shape))
+    assert [w.program.name for w in many] == [w.program.name for w in few]
+
+
 def test_kernels_beside_a_mixture_of_experts_move_rows_not_weights() -> None:
     shape = {"tokens": np.array([16.0, 32.0]), "topk": 8, "hidden": 4096, "inter": 1024, "dtype": "fp8_block"}
     for kernel in ("activation", "activation_quantised", "quantised_h", "quantised_rows", "quantised_tokens"):
@@ -351,6 +364,7 @@ def test_kernels_beside_a_mixture_of_experts_move_rows_not_weights() -> None:
     [
         ("vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts", "wgmma", "fp8"),
         ("vllm_fused_moe", "tcgen05", "fp8_block"),
+        ("moe_torch_flow_triton_fp8_block", "mma_sync+bulk", "fp8_block"),
     ],
 )
 def test_tiles_of_mixtures_of_experts_compute_what_the_operator_does(

@@ -40,6 +40,14 @@ def test_what_is_used_in_every_run_outlives_what_rotates() -> None:
     assert held["B"].item() == 0.0
 
 
+@pytest.mark.parametrize(("other", "share"), [(10, 1), (30, 0)])
+def test_what_other_launches_read_goes_by_too(other: int, share: int) -> None:
+    state = Conditions({}, passing={"A": 999 * MB, "B": other * MB})
+    held = resident({"A": np.array([[30 * MB]])}, state, 50 * MB)
+    assert set(held) == {"A"}
+    assert held["A"].item() == share
+
+
 @given(st.floats(0.1, 200), st.floats(0.1, 200), st.integers(1, 6), st.floats(1, 200))
 def test_a_larger_cache_never_holds_less(a: float, b: float, copies: int, capacity: float) -> None:
     sizes = {"A": np.array([[a]]), "B": np.array([[b]])}

@@ -13,6 +13,7 @@ from foretile.kernels.operators._moe_host import (
     assignment,
     destination_rows,
     expert_loads,
+    experts_between,
     gate,
     rows_bound,
     tile_tables,
@@ -50,14 +51,33 @@ def test_loads_are_what_draws_from_the_density_give_on_average(tokens: int, expe
         x = ((high**-0.2 - low**-0.2) * rng.random(experts) + low**-0.2) ** -5.0  # density x^-1.2
         drawn = np.round(x / x.sum() * tokens * topk).clip(max=tokens)
         missing = int(tokens * topk - drawn.sum())
-        order = np.argsort(-drawn)
-        drawn[order[:missing] if missing > 0 else order[missing:]] += np.sign(missing)
-        drawn = drawn.clip(min=0)
+        for _ in range(abs(missing)):
+            drawn[np.argmin(drawn) if missing > 0 else np.argmax(drawn)] += np.sign(missing)
         used.append(np.count_nonzero(drawn))
         tiles.append(np.ceil(drawn / 16).sum())
     loads = expert_loads(tokens, experts, topk, 120)
     assert abs(np.count_nonzero(loads) / np.mean(used) - 1) < 0.1
     assert abs(np.ceil(loads / 16).sum() / np.mean(tiles) - 1) < 0.1
+
+
+def test_missing_rows_go_to_the_emptiest_experts() -> None:
+    # 32 choices of 128 experts: few weights round up to one, and every other row is an expert of its own.
+    assert np.count_nonzero(expert_loads(32, 128, 1, 120)) >= 28
+    assert expert_loads(4, 16, 1, 101).max() == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "topk"), [(1, 128, 8), (32, 128, 1), (16, 256, 8), (512, 16, 1)]
+)
+def test_experts_that_are_filled_up_are_used_again_at_once(tokens: int, experts: int, topk: int) -> None:
+    used = np.count_nonzero(expert_loads(tokens, experts, topk, 120))
+    read = [experts_between(tokens, experts, topk, 120, n) for n in (1, 2, 5)]
+    assert read[0] == pytest.approx(used)
+    assert read[0] <= read[1] <= read[2] <= experts
+    if tokens in (1, 512):  # none are drawn, or all of them: the same every time
+        assert read[2] == pytest.approx(used)
+    assert used <= read[2] <= 2 * used
+    assert experts_between(tokens, experts, topk, 0, 5) == min(experts, tokens * topk)
 
 
 def test_rows_are_dealt_expert_by_expert() -> None:
