@@ -102,8 +102,8 @@ LATENT: tuple[Library, ...] = (
         "default trtllm_mla",
         "tcgen05",
         choices=(
-            (_few_heads, {"block_h": 16, "block_n": 64}),
-            (always, {"block_h": 64, "block_n": 64}),
+            (_few_heads, {"block_h": 16, "block_n": 64, "block_d": 0}),
+            (always, {"block_h": 64, "block_n": 64, "block_d": 0}),
         ),
     ),
     # FlashMLA and FlashAttention 3: 64 heads, whatever their number, against tiles of 64 keys.
@@ -111,7 +111,7 @@ LATENT: tuple[Library, ...] = (
         "mla_decode",
         "default flash_attention",
         "wgmma",
-        choices=((always, {"block_h": 64, "block_n": 64}),),
+        choices=((always, {"block_h": 64, "block_n": 64, "block_d": 0}),),
     ),
     # TensorRT-LLM's context kernel of 576 against 512 does decode where there is no other: 64 heads a block
     # whatever their number, keys not split, half of the values each for two blocks, the depth in pieces. Two
