@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from foretile.kernels.errors import TraceError
 from foretile.kernels.ir import TileProgram
 
 if TYPE_CHECKING:
@@ -17,6 +19,36 @@ def is_tilelang(op: object) -> bool:
     from foretile.kernels.tilelang import is_held
 
     return is_held(op)
+
+
+def of_factory(
+    factory: Callable[..., Any], shape: Mapping[str, Any]
+) -> TileProgram | tuple[TileProgram, ...]:
+    """What a function returns for these arguments: a program, or a kernel of TileLang's.
+
+    Arguments that a TileLang factory does not take bind symbolic dimensions.
+
+    Raises:
+        TraceError: an argument is wrong, or what it returns is neither.
+    """
+    from foretile.kernels.load import converted_arguments
+
+    modules = {v.__name__ for v in factory.__globals__.values() if inspect.ismodule(v)}
+    if any(name.partition(".")[0] == "tilelang" for name in modules):
+        from foretile.kernels.tilelang import from_tilelang
+
+        return from_tilelang(factory, **shape)
+    name = f"{factory.__module__}:{factory.__name__}"
+    made = factory(**converted_arguments(name, inspect.signature(factory), shape))
+    if is_tilelang(made):
+        from foretile.kernels.tilelang import from_tilelang
+
+        return from_tilelang(made)
+    several = made if isinstance(made, tuple) else (made,)
+    if not several or not all(isinstance(p, TileProgram) for p in several):
+        raise TraceError(f"{name} returns a {type(made).__name__}; a tile program is needed")
+    found: TileProgram | tuple[TileProgram, ...] = made
+    return found
 
 
 def load(op: str, shape: Mapping[str, Any], chip: Chip | None) -> TileProgram | tuple[TileProgram, ...]:

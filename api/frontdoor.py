@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from foretile.foreign import is_tilelang, load
+from foretile.foreign import is_tilelang, load, of_factory
 from foretile.hwmodels import Chip, load_chip
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Operator, OperatorError, Shape, load_operator, operator_names
@@ -24,8 +25,9 @@ ChipRef = str | Path | Chip
 Cache = Literal["cold", "warm"]
 Toolchain = Literal["library", "tilelang"]
 Op = Any
-"""A library name, ``path/to/file.py:function``, a traced program (or several launches), or a kernel of
-TileLang's: a PrimFunc, or a ``@tilelang.jit`` function (the shape is its arguments)."""
+"""A library name, ``path/to/file.py:function``, a traced program (or several launches), a kernel of
+TileLang's (a PrimFunc, or a ``@tilelang.jit`` function), or a function that returns one of these; the
+shape is a function's arguments."""
 
 
 def list_operators() -> list[str]:
@@ -92,7 +94,8 @@ def resolve(
     """The operator and its full shape.
 
     ``op`` is a library name, ``path/to/file.py:function`` (its keyword arguments are the shape), a
-    traced program, or a kernel of TileLang's. ``chip`` is the GPU that a TileLang file finds.
+    traced program, a kernel of TileLang's, or a function that returns one of these (its keyword arguments
+    are the shape). ``chip`` is the GPU that a TileLang file finds.
 
     Raises:
         OperatorError, TraceError: a wrong name, parameter or kernel file.
@@ -111,6 +114,8 @@ def resolve(
         from foretile.kernels.tilelang import from_tilelang
 
         return as_operator(from_tilelang(op, **shape), tensors=tensors), dict(shape)
+    if inspect.isfunction(op):
+        return as_operator(of_factory(op, shape), op.__name__, tensors), dict(shape)
     if shape:
         raise OperatorError(f"a traced program takes no shape; bind {', '.join(shape)} with TileProgram.bind")
     return as_operator(op, tensors=tensors), {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,15 +129,27 @@ def _split(held: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 def _constants(held: Any) -> frozenset[str]:
     """Names that an eager function declares with ``T.const``, by its source."""
     inner = getattr(held, "jit_impl", held)
-    function = getattr(getattr(inner, "func", None), "orig_func", None)
+    function: Any = getattr(getattr(inner, "func", None), "orig_func", None)
     code = getattr(function, "__code__", None)
     if code is None:
         return frozenset()
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset(code.co_varnames)
     words: set[str] = set()
-    for constant in code.co_consts:
-        if isinstance(constant, str):
-            words.update(constant.replace(",", " ").split())
-    return frozenset(words) | frozenset(code.co_varnames)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _called(node) == "const":
+            for given in node.args:
+                if not (isinstance(given, ast.Constant) and isinstance(given.value, str)):
+                    return frozenset(code.co_varnames)
+                words.update(given.value.replace(",", " ").split())
+    return frozenset(words)
+
+
+def _called(call: ast.Call) -> str:
+    """The last name of what is called: ``const`` of ``T.const``."""
+    return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
 
 
 def _prim_func(held: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from foretile.kernels.expr import Call, Const, Expr, Load, binary
+from foretile.kernels.expr import Call, Cast, Const, Expr, Load, binary
 from foretile.kernels.ir import (
     AsyncCommit,
     AsyncWait,
@@ -224,6 +224,8 @@ def other(context: Context, node: Any, source: str) -> list[Stmt] | None:
         called = text_of(node.args[0])
         if called.startswith(_PRINTS):
             return [Hint("print", tuple(repr(text_of(a)) for a in node.args[1:2]), loc=context.loc)]
+        if called == "DP4A" and called not in source:
+            return [_dot_of_four(context, list(node.args[1:4]))]
         return [_extern(context, called, list(node.args[1:]), source)]
     if name in _RAW_NAMES or name.startswith(_RAW):
         return [_extern(context, short, list(node.args), "")]
@@ -236,6 +238,16 @@ def _shown(context: Context, node: Any) -> tuple[str, ...]:
         return ()
     values = [a for a in node.args if kind(a) in ("IntImm", "FloatImm")]
     return tuple(repr(a.value) for a in values)
+
+
+def _dot_of_four(context: Context, args: list[Any]) -> Store:
+    """``T.dp4a``: four products of int8 added to an int32, written out as what it stands for."""
+    first, second, total = (context.convert.place(a) for a in args)
+    value: Expr = total
+    for lane in range(4):
+        factors = [Cast("int32", place) for p in (first, second) if (place := _behind(p, lane)) is not None]
+        value = binary("add", value, binary("mul", *factors))
+    return Store(total.buffer, total.indices, value, loc=context.loc)
 
 
 def _extern(context: Context, name: str, args: list[Any], source: str) -> Extern:

@@ -20,7 +20,7 @@ def trace_error(error: BaseException, held: Any = None) -> TraceError:
         if of_author(frame.filename) and frame.lineno is not None:
             place = Loc(frame.filename, frame.lineno)
     text = str(error).strip().splitlines()
-    shown = text[0] if text else ""
+    shown = text[0] if text else _refused_by(error)
     advice = ""
     if isinstance(error, AttributeError | ImportError | TypeError):
         advice = _advice(error)
@@ -31,6 +31,14 @@ def trace_error(error: BaseException, held: Any = None) -> TraceError:
     name = getattr(held, "__name__", None) or getattr(getattr(held, "func", None), "__name__", "")
     of = f"{name}: " if name else ""
     return TraceError(f"{of}TileLang does not trace it: {type(error).__name__}: {shown}{advice}", place)
+
+
+def _refused_by(error: BaseException) -> str:
+    """The statement that raised an error without words, and the module it stands in."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    return f"{frames[-1].line} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
 def of_author(file: str) -> bool:

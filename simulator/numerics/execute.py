@@ -79,6 +79,10 @@ def execute(
         NumericsError: operands that do not fit, or a program that does what a chip leaves undefined.
     """
     launches = (programs,) if isinstance(programs, TileProgram) else tuple(programs)
+    for name, array in tensors.items():
+        if not isinstance(array, np.ndarray):
+            kind = f"{type(array).__module__}.{type(array).__name__}"
+            raise NumericsError(f"{name} is a {kind}; a NumPy array is needed", launches[0].loc)
     memory: dict[str, GlobalTensor] = {}
     bound = dimensions(launches, tensors, dims or {})
     wanted = set(outputs) if outputs is not None else None

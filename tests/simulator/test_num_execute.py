@@ -356,6 +356,7 @@ def test_large_grids_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"A": np.zeros((8, 9), np.float32)}, r"A is \(8, 9\); narrow takes \(8, 8\)"),
         ({"A": np.zeros((8, 8), np.float16)}, "A holds float16; narrow takes float32"),
+        ({"A": [[0.0] * 8] * 8}, "A is a builtins.list; a NumPy array is needed"),
     ],
 )
 def test_operands_that_do_not_fit_are_named(tensors: dict[str, np.ndarray], message: str) -> None:

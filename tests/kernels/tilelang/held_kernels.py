@@ -67,3 +67,27 @@ def unknown(rows=8):
                 A[bx, i] = T.nextafter(A[bx, i], A[bx, i])
 
     return rare
+
+
+@tilelang.jit
+def symbolic_rows(N):
+    m = T.dynamic("m")
+
+    @T.prim_func
+    def main(A: T.Tensor((m, N), "float32"), B: T.Tensor((m, N), "float32")):
+        with T.Kernel(T.ceildiv(m, 4), threads=32) as bx:
+            tile = T.alloc_fragment((4, N), "float32")
+            T.copy(A[bx * 4, 0], tile)
+            T.copy(tile, B[bx * 4, 0])
+
+    return main
+
+
+def uneven(rows=8):
+    @T.prim_func
+    def extents(A: T.Tensor((rows, 64), "float32")):
+        with T.Kernel(1, threads=64) as bx:
+            tiles = T.alloc_shared((2, rows, 64), "float32")
+            T.copy(A[0, 0], tiles[bx, :, :])
+
+    return extents

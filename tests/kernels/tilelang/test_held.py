@@ -56,6 +56,21 @@ def test_factories_and_prim_funcs_and_what_is_left_binds_dimensions(held):
         from_tilelang(function, q=7)
 
 
+def test_a_symbol_of_a_jit_functions_own_is_bound_by_its_name(held):
+    assert [v.name for v in from_tilelang(held.symbolic_rows, N=64).dims] == ["m"]
+    bound = from_tilelang(held.symbolic_rows, N=64, m=8)
+    assert [[e.value for e in p.shape] for p in bound.params] == [[8, 64], [8, 64]]
+    with pytest.raises(TraceError, match="'q'"):
+        from_tilelang(held.symbolic_rows, N=64, q=8)
+
+
+def test_an_error_without_words_is_the_statement_that_failed(held):
+    with pytest.raises(
+        TraceError, match=r"held_kernels.py:\d+: .*AssertionError: assert .*\(language.py:\d+\)"
+    ):
+        from_tilelang(held.uneven)
+
+
 def test_a_function_that_compiles_gives_the_kernel_it_would_compile(held):
     assert from_tilelang(held.compiled, rows=16) == from_tilelang(held.lazy, rows=16)
 
