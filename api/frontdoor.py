@@ -243,6 +243,7 @@ def explain(
     chip: ChipRef,
     *,
     config: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
     extern: Mapping[str, float] | None = None,
     trips: Mapping[int, float] | None = None,
     toolchain: Toolchain | None = None,
@@ -256,14 +257,19 @@ def explain(
     from foretile.simulator.explain import explain as run
     from foretile.simulator.predictor import assumed
 
-    operator, full, machine, note = _on(op, shape, chip)
-    operator, note = _settled(assumed(operator, extern, trips, toolchain), machine, note)
+    operator, full, machine, note = _on(op, shape, chip, tensors)
+    operator, note = _settled(assumed(operator, extern, trips, toolchain), machine, note, tensors)
     found = run(operator, full, machine, dict(config) if config is not None else None)
     return replace(found, prediction=_noted(found.prediction, note))
 
 
 def trace_events(
-    op: Op, chip: ChipRef, *, config: Mapping[str, Any] | None = None, **shape: Any
+    op: Op,
+    chip: ChipRef,
+    *,
+    config: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    **shape: Any,
 ) -> dict[str, Any]:
     """A timeline for Perfetto (Chrome trace format): one track an engine, named slices.
 
@@ -272,8 +278,8 @@ def trace_events(
     """
     from foretile.simulator.trace import trace
 
-    operator, full, machine, note = _on(op, shape, chip)
-    operator, _ = _settled(operator, machine, note)
+    operator, full, machine, note = _on(op, shape, chip, tensors)
+    operator, _ = _settled(operator, machine, note, tensors)
     return trace(operator, full, machine, dict(config) if config is not None else None)
 
 

@@ -130,7 +130,7 @@ def fill(
     if unbound:
         raise SimulationError(
             f"{workload.program.name}: trip counts depend on the values of {', '.join(sorted(unbound))}; "
-            "give them to predict as tensors={name: array}"
+            "give them as tensors={name: array} (on the command line --tensors operands.npz)"
         )
     env, samples, period = _with_samples(workload, env, resolution)
     counter = _Counter(workload, env, blocks)

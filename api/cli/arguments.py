@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class ArgumentError(ValueError):
@@ -54,6 +59,23 @@ def comma_list(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
+def arrays(path: Path | None) -> dict[str, np.ndarray] | None:
+    """The operands of an ``.npz`` file by name; None for no file.
+
+    Raises:
+        ArgumentError: the file is not there, or none of arrays.
+    """
+    if path is None:
+        return None
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--tensors {path}: not an .npz file of arrays ({error})") from error
+
+
 JSON = typer.Option(False, "--json", help="Print JSON instead of tables.")
 SHAPE = typer.Argument(
     None, metavar="KEY=VALUE …", help="Shape parameters; [bold]foretile ops[/bold] lists them."
@@ -69,5 +91,12 @@ CONFIG = typer.Option(
     "--config",
     metavar="KEY=VALUE …",
     help="Configuration to use (tile sizes, stages); what is not given is chosen.",
+    show_default=False,
+)
+TENSORS = typer.Option(
+    None,
+    "--tensors",
+    metavar="FILE.npz",
+    help="Operands by name on whose values the kernel's work depends (indices, lengths, …).",
     show_default=False,
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from foretile.cli.arguments import JSON, SHAPE, ArgumentError, pairs
+from foretile.cli.arguments import JSON, SHAPE, TENSORS, arrays, pairs
 from foretile.cli.errors import reported
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ _REFERENCE = typer.Option(
     help="A function of the operands by name that gives the right outputs.",
     show_default=False,
 )
-_TENSORS = typer.Option(
-    None, "--tensors", help="An .npz file of operands by name (indices, lengths, …).", show_default=False
-)
 _RUN = typer.Option(True, "--run/--no-run", help="Execute the kernel on the CPU.")
 _CHIPS = typer.Option(True, "--portability/--no-portability", help="Ask every chip of the catalogue.")
 
@@ -36,7 +33,7 @@ def check(
     shape: list[str] = SHAPE,
     chip: str = _CHIP,
     reference: str = _REFERENCE,
-    tensors: Path = _TENSORS,
+    tensors: Path = TENSORS,
     run: bool = _RUN,
     portability: bool = _CHIPS,
     as_json: bool = JSON,
@@ -50,7 +47,7 @@ def check(
             op,
             chip,
             reference=reference,
-            tensors=_arrays(tensors),
+            tensors=arrays(tensors),
             run=run,
             portability=portability,
             **pairs(shape or (), example="m=256 n=256 k=256"),
@@ -61,18 +58,6 @@ def check(
             _print(found)
     if not found.ok:
         raise typer.Exit(FAILED)
-
-
-def _arrays(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--tensors {path}: not an .npz file of arrays ({error})") from error
 
 
 def _print(found: Review) -> None:

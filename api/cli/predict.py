@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from foretile.cli.arguments import CONFIG, JSON, OPERATOR, SHAPE, ArgumentError, comma_list, pairs
+from foretile.cli.arguments import (
+    CONFIG,
+    JSON,
+    OPERATOR,
+    SHAPE,
+    TENSORS,
+    ArgumentError,
+    arrays,
+    comma_list,
+    pairs,
+)
 from foretile.cli.errors import WRONG_REQUEST, reported
 
 if TYPE_CHECKING:
@@ -99,6 +109,7 @@ _OPTIONS = {
     "cache",
     "compiled",
     "extern",
+    "tensors",
     "toolchain",
     "trips",
 }  # of predict(): not names a shape parameter can have
@@ -114,10 +125,12 @@ def _given(shape: list[str], config: list[str]) -> tuple[dict[str, Any], dict[st
 
 
 def _assumed(
-    extern: list[str] | None, trips: list[str] | None, toolchain: Toolchain | None
+    extern: list[str] | None, trips: list[str] | None, tensors: Path | None, toolchain: Toolchain | None
 ) -> dict[str, Any]:
-    """What the user says of opaque code, of loops and of the compiler."""
+    """What the user says of opaque code, of loops, of operands and of the compiler."""
     found: dict[str, Any] = {} if toolchain is None else {"toolchain": toolchain.value}
+    if tensors is not None:
+        found["tensors"] = arrays(tensors)
     if extern:
         found["extern"] = {
             name: _number(text, f"--extern {name}={text}", float)
@@ -147,6 +160,7 @@ def predict(
     cache: Cache = _CACHE,
     extern: list[str] | None = _EXTERN,
     trips: list[str] | None = _TRIPS,
+    tensors: Path | None = TENSORS,
     toolchain: Toolchain | None = _TOOLCHAIN,
     as_json: bool = JSON,
 ) -> None:
@@ -165,7 +179,7 @@ def predict(
 
         kind: Literal["engine", "cost_model"] = "engine" if model is Model.ENGINE else "cost_model"
         state: Literal["cold", "warm"] = "cold" if cache is Cache.COLD else "warm"
-        known = _assumed(extern, trips, toolchain)
+        known = _assumed(extern, trips, tensors, toolchain)
 
         def on(name: str) -> Prediction:
             return run(op, name, config=chosen or None, model=kind, cache=state, **known, **sizes)
@@ -300,6 +314,7 @@ def explain(
     compiled: bool = _COMPILED,
     extern: list[str] | None = _EXTERN,
     trips: list[str] | None = _TRIPS,
+    tensors: Path | None = TENSORS,
     toolchain: Toolchain | None = _TOOLCHAIN,
     as_json: bool = JSON,
 ) -> None:
@@ -314,7 +329,8 @@ def explain(
         if compiled:
             require_compiler(chip)
             toolchain = toolchain or Toolchain.TILELANG
-        found = run(op, chip, config=chosen or None, **_assumed(extern, trips, toolchain), **sizes)
+        known = _assumed(extern, trips, tensors, toolchain)
+        found = run(op, chip, config=chosen or None, **known, **sizes)
         launches = of_prediction(op, chip, found.prediction, compile_now=compiled)
         if as_json:
             more = {"compiled": [one.to_json() for one in launches]} if launches else {}
@@ -375,6 +391,7 @@ def trace(
     chip: str = _CHIP,
     out: Path = _OUT,
     config: list[str] = CONFIG,
+    tensors: Path | None = TENSORS,
     as_json: bool = JSON,
 ) -> None:
     """Write the simulated timeline as a trace that ui.perfetto.dev opens."""
@@ -387,7 +404,7 @@ def trace(
         require_file(out)
         from foretile.frontdoor import trace_events
 
-        events = trace_events(op, chip, config=chosen or None, **sizes)
+        events = trace_events(op, chip, config=chosen or None, tensors=arrays(tensors), **sizes)
         write_all({out: json.dumps(events, default=show.plain, separators=(",", ":"))})
         count = len(events.get("traceEvents", ()))
         if as_json:

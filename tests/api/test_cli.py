@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from foretile.simulator.prediction import Prediction
@@ -302,3 +303,38 @@ def test_verify_refuses_with_what_would_be_right(run: Run, words: tuple[str, ...
     said = run(*words)
     assert said.code == 2
     assert message in said.err
+
+
+RAGGED = """
+from foretile.kernels import language as T
+
+@T.prim_func
+def ragged(X: T.Tensor((64, 4096, 512), "float16"), Lengths: T.Tensor((64,), "int32"),
+           Y: T.Tensor((64, 4096, 512), "float16")):
+    with T.Kernel(64, threads=128) as b:
+        x = T.alloc_fragment((1, 512), "float16")
+        for i in T.serial(Lengths[b]):
+            T.copy(X[b, i, 0], x)
+            T.copy(x, Y[b, i, 0])
+"""
+
+
+def test_operands_on_which_the_work_depends_come_from_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "ragged.py").write_text(RAGGED)
+    op = f"{tmp_path / 'ragged.py'}:ragged"
+    said = run("predict", op, "--chip", "h200")
+    assert said.code == 2
+    assert "--tensors operands.npz" in said.err
+    times = []
+    for length in (100, 3000):
+        operands = tmp_path / f"{length}.npz"
+        np.savez(operands, Lengths=np.full(64, length, np.int32))
+        times.append(
+            json.loads(run("predict", op, "--chip", "h200", "--tensors", str(operands), "--json").out)
+        )
+        assert run("explain", op, "--chip", "h200", "--tensors", str(operands)).code == 0
+    assert times[1]["time_s"] > 10 * times[0]["time_s"]
+    out = tmp_path / "t.json"
+    assert run("trace", op, "--chip", "h200", "--tensors", str(operands), "--out", str(out)).code == 0
+    assert len(json.loads(out.read_text())["traceEvents"]) > 10
+    assert "not an .npz file" in run("predict", op, "--chip", "h200", "--tensors", op.partition(":")[0]).err

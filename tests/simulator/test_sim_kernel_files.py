@@ -173,9 +173,7 @@ def test_trip_counts_read_from_a_tensor_follow_its_values(tmp_path: Path) -> Non
     path = tmp_path / "varlen.py"
     path.write_text(VARLEN)
     op = f"{path}:varlen"
-    with pytest.raises(
-        ValueError, match=r"depend on the values of Lengths; give them to predict as tensors="
-    ):
+    with pytest.raises(ValueError, match=r"depend on the values of Lengths; give them as tensors="):
         predict(op, "h100", batch=64)
     lengths = np.full(64, 200, dtype=np.int32)
     short = predict(op, "h100", batch=64, tensors={"Lengths": lengths})
