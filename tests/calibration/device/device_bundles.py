@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,3 +104,13 @@ class Player(FakeDriver):
         play = self._plays[kernel.symbol, tuple(grid), scalars]
         self._executors[kernel.symbol] = play
         super().launch(kernel, grid, block, parameters, **more)
+
+
+def need_compilers() -> None:
+    """Skip what needs TileLang and nvcc, with the reason."""
+    if importlib.util.find_spec("tilelang") is None:
+        pytest.skip("TileLang is not installed (pip install 'foretile[tilelang]')")
+    try:
+        find_nvcc()
+    except NvccError as error:
+        pytest.skip(str(error))

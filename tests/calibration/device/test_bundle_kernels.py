@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from device_bundles import need_compilers
 
 from foretile.calibration.device.suites import load_suite
-from foretile.kernels.cuda.nvcc import Compiled, NvccError, compile_kernel, find_nvcc
+from foretile.kernels.cuda.nvcc import Compiled, compile_kernel
 from foretile.kernels.cuda.recipe import LaunchRecipe
 from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import Config, Operator, Shape
@@ -69,12 +69,7 @@ class Kernels:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Kernels]]:
-    if importlib.util.find_spec("tilelang") is None:
-        pytest.skip("TileLang is not installed (pip install 'foretile[tilelang]')")
-    try:
-        find_nvcc()
-    except NvccError as error:
-        pytest.skip(str(error))
+    need_compilers()
     with ThreadPoolExecutor(1) as pool, Compiler(timeout_s=240) as compiler:
         yield {arch: Kernels(arch, compiler, pool) for arch in CAPABILITY}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from device_bundles import need_compilers
 
 from foretile.calibration.device.archive import open_bundle
 from foretile.calibration.device.build import ARCHITECTURES, build_bundle
@@ -15,7 +15,6 @@ from foretile.calibration.device.main import check
 from foretile.calibration.device.suites import load_suite
 from foretile.calibration.device.tables import canonical
 from foretile.hwmodels import load_chip
-from foretile.kernels.cuda.nvcc import NvccError, find_nvcc
 
 SUITE = load_suite("operators")
 CASES = [(e, operator, shape) for e in SUITE.entries for operator, shape in e.resolved()]
@@ -24,12 +23,7 @@ MOST_BYTES, MOST_S = 40e6, 480.0
 
 @pytest.fixture(scope="module", autouse=True)
 def compilers() -> None:
-    if importlib.util.find_spec("tilelang") is None:
-        pytest.skip("TileLang is not installed (pip install 'foretile[tilelang]')")
-    try:
-        find_nvcc()
-    except NvccError as error:
-        pytest.skip(str(error))
+    need_compilers()
 
 
 @pytest.mark.slow
