@@ -289,6 +289,8 @@ def _also_busy(prediction: Prediction) -> str:
 def _occupancy(occupancy: Mapping[str, Any]) -> str:
     parts = []
     for name, value in occupancy.items():
+        if name == "spilled_bytes_per_thread" and not value:
+            continue
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
         parts.append(f"{name.replace('_', ' ')} {text}")
     return ", ".join(parts)
