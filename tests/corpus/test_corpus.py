@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from foretile.kernels.tilelang.versions import installed
+
 RECORDER = Path(__file__).with_name("record_coverage.py")
 MODULES = {"tile-kernels": "tile_kernels", "flash-qla": "flash_qla", "rwkv-tl": "rwkv_tl"}
 
@@ -19,7 +21,7 @@ MODULES = {"tile-kernels": "tile_kernels", "flash-qla": "flash_qla", "rwkv-tl": 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", list(MODULES))
 def test_nine_in_ten_of_a_package(package: str) -> None:
-    if find_spec("tilelang") is None or find_spec(MODULES[package]) is None:
+    if installed() is None or find_spec(MODULES[package]) is None:
         pytest.skip(f"{package} is not installed; get it with: pip install 'foretile[corpus]'")
     ran = subprocess.run(
         [sys.executable, str(RECORDER), "--package", package],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from foretile.calibration.device.suites import load_suite
 from foretile.hwmodels import load_chip
 from foretile.kernels.cuda.nvcc import NvccError, find_nvcc
 from foretile.kernels.cuda.recipe import LaunchRecipe, TensorArg
+from foretile.kernels.tilelang.versions import installed
 
 SUITE = {
     "name": "small",
@@ -108,7 +108,7 @@ class Player(FakeDriver):
 
 def need_compilers() -> None:
     """Skip what needs TileLang and nvcc, with the reason."""
-    if importlib.util.find_spec("tilelang") is None:
+    if installed() is None:
         pytest.skip("TileLang is not installed (pip install 'foretile[tilelang]')")
     try:
         find_nvcc()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,11 +18,12 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import load_operator
 from foretile.kernels.tilelang.compiled import CompileError
 from foretile.kernels.tilelang.compiler import Compiler, compile_cuda
+from foretile.kernels.tilelang.versions import installed
 from foretile.simulator.lowering.analysis import roles
 from foretile.simulator.lowering.codegen import schedule
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tilelang") is None,
+    installed() is None,
     reason="TileLang is not installed (pip install 'foretile[tilelang]')",
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 
@@ -15,10 +14,11 @@ from foretile.kernels.ir import TileProgram
 from foretile.kernels.operator import load_operator, operator_names
 from foretile.kernels.tilelang.compile_worker import prim_func
 from foretile.kernels.tilelang.export import source
+from foretile.kernels.tilelang.versions import installed
 from foretile.simulator.numerics.execute import execute
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tilelang") is None,
+    installed() is None,
     reason="TileLang is not installed (pip install 'foretile[tilelang]')",
 )
 
