@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 
+from foretile.calibration.libraries import engine_of, entries_of
 from foretile.calibration.parameters import (
     CHIP_PARAMETERS,
     FAMILY_PARAMETERS,
@@ -19,7 +20,7 @@ from foretile.calibration.parameters import (
 from foretile.hwmodels import Chip, list_chips, load_chip
 from foretile.hwmodels.quantity import Quantity
 from foretile.hwmodels.schema import Calibration, KernelProfile
-from foretile.kernels.families import multiplies
+from foretile.kernels.families import multiplies, operators_of
 
 # Products of one die, whatever part of it they have switched on, are never each other's evidence.
 DIES: tuple[frozenset[str], ...] = (
@@ -33,6 +34,8 @@ DIES: tuple[frozenset[str], ...] = (
 # Weights of a measured chip for another: those of its architecture count most, then those whose memory
 # system is alike (a divided L2 before HBM, or one cache before GDDR).
 _SAME_FAMILY, _SAME_MEMORY = 4.0, 2.0
+# For a kernel source: those on whose engine its library is known to launch the same kernels.
+_SAME_KERNELS = 4.0
 _LEAST_SIGMA = 0.05
 _MIDDLE = 10**0.5  # of a decade
 _LAUNCH = next(p for p in CHIP_PARAMETERS if p.name == "launch")
@@ -256,21 +259,37 @@ def _kernels(
     found: dict[str, KernelProfile] = {}
     for key in sorted({k for kernels in own.values() for k in kernels}):
         held = {n: kernels[key] for n, kernels in own.items() if key in kernels}
+        if "/" in key:
+            family = key.split("/")[0]
+            alike = _launching_alike(key, chip, {n: c for n, c in teachers.items() if family in own[n]})
+            if alike and not alike & held.keys():
+                continue  # other kernels of this name: the family's mean is nearer
+            counts = {n: w * (_SAME_KERNELS if n in alike else 1.0) for n, w in weight.items()}
+        else:
+            counts = dict(weight)
         fields = {}
         for p in FAMILY_PARAMETERS:
-            value = float(np.exp(_pooled(_logs(p, held, teachers), weight)[0]))
+            value = float(np.exp(_pooled(_logs(p, held, teachers), counts)[0]))
             if p.name == "launch_fraction":
                 value /= launch_s
             elif p.name == "core_fraction" and multiplies(key.split("/")[0]):
-                value = float(np.exp(_pooled(_kept_logs(held, chip, teachers), weight)[0]))
+                value = float(np.exp(_pooled(_kept_logs(held, chip, teachers), counts)[0]))
             fields[p.name] = Quantity[float](
                 value=float(np.clip(value, p.low, p.high)),
                 source=f"mean of {', '.join(sorted(held))}",
                 confidence="inferred",
             )
-        tiles = max(held, key=lambda n: weight[n])
+        tiles = max(held, key=counts.__getitem__)
         found[key] = KernelProfile(**fields, tiles=held[tiles].tiles)
     return found
+
+
+def _launching_alike(key: str, chip: Chip, teachers: Mapping[str, Chip]) -> set[str]:
+    """The teachers on which a source's library is known to do as it does on ``chip``: the same entries."""
+    family, source = key.split("/", 1)
+    operators = operators_of(family)
+    own = entries_of(operators, source, engine_of(chip))
+    return {n for n, c in teachers.items() if entries_of(operators, source, engine_of(c)) == own}
 
 
 def _logs(

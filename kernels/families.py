@@ -13,6 +13,8 @@ from foretile.kernels.operator import load_operator
 
 # Operators that have a family of their own for each type of operand.
 _BY_DTYPE = ("gemm", "grouped_gemm", "moe")
+# Operators that quantise their own operand: of the family of products of that type.
+_QUANTISING = ("gemm_fp8", "gemm_nvfp4")
 
 
 def family_of(operator: str, shape: Mapping[str, Any]) -> str:
@@ -21,7 +23,7 @@ def family_of(operator: str, shape: Mapping[str, Any]) -> str:
     Products are told apart by type (``gemm.bf16``), batched ones from single ones (``bmm.bf16``),
     attention without a mask (encoders) from prefill.
     """
-    if operator in ("gemm_fp8", "gemm_nvfp4"):
+    if operator in _QUANTISING:
         return operator.replace("_", ".")
     if operator == "attention_prefill" and shape.get("causal") is False:
         return "attention_encoder"
@@ -36,11 +38,16 @@ def family_of(operator: str, shape: Mapping[str, Any]) -> str:
 _OPERATOR = {"bmm": "gemm", "attention_encoder": "attention_prefill"}
 
 
+def operators_of(family: str) -> tuple[str, ...]:
+    """The operators that a family's rows may be of."""
+    name = family.partition(".")[0]
+    return (_OPERATOR.get(name, name), *(o for o in _QUANTISING if family == o.replace("_", ".")))
+
+
 @cache
 def multiplies(family: str) -> bool:
     """Whether the kernels of this family use the matrix engine."""
-    name = family.partition(".")[0]
-    operator = load_operator(_OPERATOR.get(name, name))
+    operator = load_operator(operators_of(family)[0])
     shape = operator.shape(**operator.example)
     traced = operator.program(shape, operator.configs(shape)[0])
     programs = (traced,) if isinstance(traced, TileProgram) else traced

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -75,14 +76,17 @@ def core_slowdown(plan: Plan) -> Array:
     Two causes: what these kernels make of the cores (``machine.pace``), and the clock. Dense matrix
     work draws the power that lowers the clock, so what counts is how long the matrix engines are
     busy, in all runs that follow each other: a kernel that waits for memory cools meanwhile. Operands
-    that switch fewer bits draw less, and the clock sinks by as much less.
+    that switch fewer bits draw less, and the clock sinks by as much less; so do matrix engines that
+    wait for another engine of their core, as those of attention do for its exponentials.
     """
     machine = plan.workload.machine
     if not plan.workload.dtype or np.all(machine.matrix_sustained_ratio >= 1.0):
         return np.ones((1, 1)) / machine.pace
     busy = plan.core_busy["matrix"] * plan.blocks / machine.cores * column(plan.conditions.runs)
     decades = np.log10(np.maximum(1.0, busy / machine.settle_s))
-    settled = np.minimum(1.0, decades / SETTLE_DECADES) * column(plan.conditions.switching)
+    busiest = reduce(np.maximum, plan.core_busy.values())
+    duty = plan.core_busy["matrix"] / np.maximum(1e-30, busiest)
+    settled = np.minimum(1.0, decades / SETTLE_DECADES) * column(plan.conditions.switching) * duty
     return 1.0 / (1.0 - (1.0 - machine.matrix_sustained_ratio) * settled) / machine.pace
 
 

@@ -6,6 +6,8 @@ shape. A library has few kernels, and picks by rules of its own. Entries name co
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from foretile.calibration.libraries.attention import ATTENTION
 from foretile.calibration.libraries.latent import LATENT
 from foretile.calibration.libraries.library import Library, engine_of
@@ -17,7 +19,7 @@ from foretile.kernels.operator import Shape
 
 LIBRARIES: tuple[Library, ...] = (*ATTENTION, *LATENT, *MOE, *PRODUCTS, *RECURRENT, *SELECTION)
 
-__all__ = ["LIBRARIES", "Library", "engine_of", "library_of"]
+__all__ = ["LIBRARIES", "Library", "engine_of", "entries_of", "library_of"]
 
 
 def library_of(operator: str, kernel: str, engine: str, shape: Shape) -> Library | None:
@@ -26,3 +28,8 @@ def library_of(operator: str, kernel: str, engine: str, shape: Shape) -> Library
         if library.describes(operator, kernel, engine, shape):
             return library
     return None
+
+
+def entries_of(operators: Collection[str], kernel: str, engine: str) -> list[Library]:
+    """Everything known of a kernel source on such chips, whatever the shape, the first to ask first."""
+    return [entry for entry in LIBRARIES if entry.operator in operators and entry.concerns(kernel, engine)]

@@ -85,12 +85,11 @@ class Library:
 
     def describes(self, operator: str, kernel: str, engine: str, shape: Shape) -> bool:
         """Whether these are the kernels of a source on such chips at a static shape."""
-        return (
-            self.operator == operator
-            and _named(kernel, self.kernels)
-            and _named(engine, self.engines)
-            and self.shapes(shape)
-        )
+        return self.operator == operator and self.concerns(kernel, engine) and self.shapes(shape)
+
+    def concerns(self, kernel: str, engine: str) -> bool:
+        """Whether these are kernels of a source on such chips at some shape."""
+        return _named(kernel, self.kernels) and _named(engine, self.engines)
 
     def launched(self, configs: Sequence[Config], shape: Shape, rows: int) -> Array:
         """By configuration and row, whether the library launches it: of shape (configs, rows).

@@ -38,6 +38,15 @@ def test_a_prior_never_knows_the_chip_or_another_product_of_its_die(name: str) -
     assert name not in seen.data
 
 
+def test_a_source_that_launches_other_kernels_there_is_taught_by_its_family() -> None:
+    """FlashInfer's CUTLASS mixtures take an untuned tile on Hopper; the fractions are those of that tile."""
+    untuned = "moe.fp8/vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts"
+    assert untuned in fitted_chips()["h100-sxm5-80gb"].kernels
+    taught = without_die("rtx-pro-6000").kernels
+    assert untuned not in taught
+    assert {"moe.fp8", "moe.fp8/moe_torch_flow_cutlass"} <= taught.keys()
+
+
 @pytest.mark.parametrize("name", FITTED)
 def test_left_out_a_chip_is_told_by_the_others_alone(name: str) -> None:
     """Other factors in the chip's own calibration change nothing."""

@@ -14,8 +14,10 @@ from foretile.hwmodels.quantity import Quantity
 from foretile.hwmodels.schema import KernelProfile
 from foretile.kernels.operator import load_operator
 from foretile.simulator.conditions import COLD, REPEATED, Conditions, resident
-from foretile.simulator.cost import overlapped
+from foretile.simulator.cost import core_slowdown, overlapped
+from foretile.simulator.launches import dynamic_part, workloads
 from foretile.simulator.machine import core_numbers, for_kernels, machine
+from foretile.simulator.plan import plan
 from foretile.simulator.search import evaluate_config, play
 
 MB = 1e6
@@ -86,6 +88,21 @@ def test_more_runs_in_a_row_and_busier_operands_lower_the_clock() -> None:
 
     assert time_s(runs=1) < time_s(runs=10) < time_s(runs=100)
     assert time_s(runs=100, switching=0.0) < time_s(runs=100, switching=0.4) < time_s(runs=100)
+
+
+def test_matrix_engines_that_wait_for_another_let_the_clock_sink_less() -> None:
+    """Twice as long busy exponentials halve the matrix engines' duty, and with it the clock's fall."""
+    operator = load_operator("gemm")
+    shape = operator.shape(m=8192, n=8192, k=8192)
+    (workload,) = workloads(operator, shape, operator.configs(shape)[0], machine(load_chip("h200-sxm")))
+    dense = plan(workload, dynamic_part(operator, shape))
+    busiest = max(float(np.max(seconds)) for seconds in dense.core_busy.values())
+    waiting = replace(dense, core_busy={**dense.core_busy, "special": np.full((1, 1), 2.0 * busiest)})
+    duty = float(dense.core_busy["matrix"][0, 0]) / busiest
+    fall, less = (1.0 - 1.0 / float(core_slowdown(p)[0, 0]) for p in (dense, waiting))
+    assert fall > 0.0
+    assert 0.5 < duty <= 1.0
+    assert less == pytest.approx(fall / 2)
 
 
 busy_times = st.dictionaries(st.sampled_from(["matrix", "dram", "l2"]), st.floats(0, 1), min_size=1)
